@@ -1,0 +1,39 @@
+"""The base of every configuration: frozen, strict, and helpful about misspelt names."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+def unknown_name(name: str, known: Iterable[str], noun: str) -> str:
+    """A sentence that names what was not known, its nearest neighbour and everything that is known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {noun} {name!r}: {hint}known are {', '.join(known)}"
+
+
+class Config(BaseModel):
+    """A frozen value object; unknown keys are errors that name the nearest key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown_name(str(key), cls.model_fields, f"field of {cls.__name__}"))
+        return values
+
+    def fingerprint(self, **extra: Any) -> str:
+        """32 hexadecimal digits that change whenever a field, or one of `extra`, changes."""
+        text = json.dumps({"config": self.model_dump(mode="json"), "extra": extra}, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

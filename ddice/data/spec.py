@@ -1,0 +1,160 @@
+"""What is known about a dataset before any training: shapes, spaces, normaliser, environment, references, fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ddice.config import Config
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+
+
+def _like(values: tuple[float, ...], reference: ArrayOrTensor) -> Any:
+    if isinstance(reference, Tensor):
+        return torch.tensor(values, dtype=reference.dtype, device=reference.device)
+    return np.asarray(values, dtype=reference.dtype)
+
+
+class BoxActions(Config):
+    """Continuous actions in the box [low, high]; training sees them mapped to [-1, 1]. Only this class reads the bounds."""
+
+    kind: Literal["box"] = "box"
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.low)
+
+    def to_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
+        """Environment actions (..., A) in [low, high] -> (..., A) in [-1, 1]."""
+        low, high = _like(self.low, actions), _like(self.high, actions)
+        return 2 * (actions - low) / (high - low) - 1
+
+    def from_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
+        """The inverse of `to_unit`: (..., A) in [-1, 1] -> environment actions (..., A)."""
+        low, high = _like(self.low, actions), _like(self.high, actions)
+        return low + (actions + 1) * (high - low) / 2
+
+
+class ObservationPart(Config):
+    """One leaf of an observation: its path (keys joined by "/"; "" for a plain array) and its shape."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+class Observations(Config):
+    """The stated order in which the leaves of an observation are flattened and concatenated; leaves not listed are dropped."""
+
+    parts: tuple[ObservationPart, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(part.shape)) for part in self.parts)
+
+    def flatten(self, observation: Any) -> Any:
+        """A native observation (an array, a tensor, or nested dicts of them) with any leading batch axes -> (*batch, S).
+
+        Raises ValueError naming the leaf whose key is missing or whose trailing shape differs.
+        """
+        leaves = []
+        for part in self.parts:
+            leaf = observation
+            for key in part.path.split("/") if part.path else ():
+                if not isinstance(leaf, Mapping) or key not in leaf:
+                    have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
+                    raise ValueError(f"expected an observation with the key {part.path!r}, got {have}: is this the environment of the dataset?")
+                leaf = leaf[key]
+            if isinstance(leaf, Mapping):
+                raise ValueError(f"expected an array of shape {part.shape}, got a dict with the keys {sorted(leaf)}: is this the dataset's environment?")
+            if not isinstance(leaf, Tensor):
+                leaf = np.asarray(leaf)
+            rank = len(part.shape)
+            if leaf.ndim < rank or tuple(leaf.shape[leaf.ndim - rank :]) != part.shape:
+                name = f"observation[{part.path!r}]" if part.path else "observation"
+                raise ValueError(f"expected {name} of shape (..., {', '.join(map(str, part.shape))}), got {tuple(leaf.shape)}")
+            leaves.append(leaf.reshape(*leaf.shape[: leaf.ndim - rank], -1))
+        if isinstance(leaves[0], Tensor):
+            return torch.cat(leaves, dim=-1)
+        return np.concatenate(leaves, axis=-1)
+
+
+class Normalizer(Config):
+    """Mean and standard deviation of the flat observations; constant dimensions have a deviation of 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class FixedGoal(Config):
+    """One goal, that of the evaluation environment: reward 1 when the next position lies within `radius` of it, else 0 (D4RL's maze2d convention)."""
+
+    kind: Literal["fixed"] = "fixed"
+    goal: tuple[float, ...]
+    radius: float
+
+
+class ObservedGoal(Config):
+    """The goal stays in the observation and rewards are the recorded ones; also the view of data without goals."""
+
+    kind: Literal["observed"] = "observed"
+
+
+class EnvRecord(Config):
+    """The evaluation environment as Gymnasium describes it: `EnvSpec.to_json()`."""
+
+    spec: str
+
+    @property
+    def id(self) -> str:
+        import json
+
+        return str(json.loads(self.spec)["id"])
+
+
+class ReferenceScores(Config):
+    """Returns that score 0 and 1, and where they come from."""
+
+    random: float
+    expert: float
+    source: str
+
+
+class RewardSummary(Config):
+    """Statistics of the raw rewards from which reward transforms take their constants.
+
+    The `*_return` numbers are over whole episodes and None without episodes; `*_nonpositive` count the steps of an episode with reward <= 0.
+    """
+
+    mean: float
+    std: float
+    positive_share: float
+    min_return: float | None = None
+    max_return: float | None = None
+    min_nonpositive: int | None = None
+    max_nonpositive: int | None = None
+
+
+class Spec(Config):
+    """Everything that a part needs to know of a dataset. Frozen and saved with every policy."""
+
+    observations: Observations
+    actions: BoxActions
+    normalizer: Normalizer
+    view: FixedGoal | ObservedGoal = Field(default_factory=ObservedGoal, discriminator="kind")
+    env: EnvRecord | None = None
+    reference: ReferenceScores | None = None
+    rewards: RewardSummary
+    transitions: int
+    episodes: int
+    source_rows: int
+    has_initial: bool
+    fingerprint: str
+    behaviour_fingerprint: str

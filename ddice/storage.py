@@ -1,0 +1,65 @@
+"""Tensors and JSON on disk: written whole or not at all, read without ever unpickling."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+SCHEMA = 1
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: after a crash or on a full disk the old content is still there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())
+
+
+def save_tensors(path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """One safetensors file that carries its kind, the schema version and `meta` (JSON) in its header."""
+    header = {"ddice": json.dumps({"kind": kind, "schema": SCHEMA, **meta})}
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header))
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the meta data of a file that `save_tensors` wrote.
+
+    Raises ValueError when the file is truncated, foreign, of another kind or of a newer schema; FileNotFoundError when it is not there.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            header = (file.metadata() or {}).get("ddice")
+            if header is None:
+                raise ValueError(f"{path} is a safetensors file, but not one of ddice: expected a {kind}")
+            meta = json.loads(header)
+            check_kind(path, meta, kind)
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read as a {kind} ({error}): it is truncated or not a safetensors file; delete it and train again") from error
+
+
+def check_kind(path: Path, meta: dict[str, Any], kind: str) -> None:
+    """Raise ValueError unless `meta` says that the file at `path` is a `kind` that this version reads."""
+    if meta.get("kind") != kind:
+        raise ValueError(f"expected {path} to hold a {kind}, got a {meta.get('kind', 'file without a kind')}")
+    if meta.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {meta.get('schema')}, this version of ddice reads schema {SCHEMA}: use the version that wrote it")
