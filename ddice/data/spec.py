@@ -73,7 +73,7 @@ class Observations(Config):
                     raise ValueError(f"expected an observation with the key {part.path!r}, got {have}: is this the environment of the dataset?")
                 leaf = leaf[key]
             if isinstance(leaf, Mapping):
-                raise ValueError(f"expected an array of shape {part.shape}, got a dict with the keys {sorted(leaf)}: is this the dataset's environment?")
+                raise ValueError(f"expected an array of shape {part.shape}, got a dict of {sorted(leaf)}: is this the dataset's environment?")
             if not isinstance(leaf, Tensor):
                 leaf = np.asarray(leaf)
             rank = len(part.shape)

@@ -1,0 +1,7 @@
+"""Datasets: sources, transitions and what is known about them. The only package that imports Minari or h5py."""
+
+from ddice.data.loading import load_dataset
+from ddice.data.spec import BoxActions, Normalizer, Spec
+from ddice.data.transitions import Batch, InitialBatch, Transitions
+
+__all__ = ["Batch", "BoxActions", "InitialBatch", "Normalizer", "Spec", "Transitions", "load_dataset"]

@@ -1,0 +1,132 @@
+"""Environments as facts: their spec as JSON, the shapes of their spaces, and their goal locations if they are goal mazes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddice.data.source import Bounds
+from ddice.data.spec import EnvRecord
+
+if TYPE_CHECKING:
+    import gymnasium
+
+ENV_SPEC_FIELDS = frozenset(
+    (
+        *("id", "entry_point", "vector_entry_point", "kwargs", "additional_wrappers"),
+        *("reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce", "disable_env_checker"),
+    )
+)
+"""What the JSON of `gymnasium.envs.registration.EnvSpec` holds since 1.0; older records have more, which it refuses."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a dataset needs to know of an environment."""
+
+    record: EnvRecord
+    shapes: dict[str, tuple[int, ...]] | None
+    bounds: Bounds | None
+    action_shape: tuple[int, ...] | None
+    goals: tuple[tuple[float, ...], ...] | None
+    """Distinct goal locations, None unless the environment is a maze that lists them."""
+
+
+def clean_record(text: str) -> EnvRecord:
+    """A recorded `EnvSpec.to_json()`, of Gymnasium 0.26 or later, without the fields that today's Gymnasium refuses."""
+    fields = json.loads(text)
+    return EnvRecord(spec=json.dumps({key: value for key, value in fields.items() if key in ENV_SPEC_FIELDS}))
+
+
+def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
+    """The environment that a record describes. Raises ImportError, with what to install, when it cannot be made here."""
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+    try:
+        return gymnasium.make(EnvSpec.from_json(record.spec))
+    except (ImportError, gymnasium.error.Error) as error:
+        raise ImportError(
+            f"expected to be able to make the environment {record.id!r}, got {type(error).__name__}: {error}; install what it needs "
+            "(`pip install 'ddice[robotics]'` for mazes and Gymnasium-Robotics) or give env="
+        ) from error
+
+
+def record_of(env: Any) -> EnvRecord:
+    """The record of an env id, a `gymnasium.Env` or an `EnvSpec`. Raises ValueError when it has none that could be saved."""
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+    if isinstance(env, EnvRecord):
+        return env
+    if isinstance(env, str):
+        if env not in gymnasium.registry and importlib.util.find_spec("gymnasium_robotics") is not None:
+            import gymnasium_robotics
+
+            gymnasium.register_envs(gymnasium_robotics)
+        try:
+            spec = gymnasium.spec(env)
+        except gymnasium.error.Error as error:
+            raise ValueError(f"expected env to be a registered Gymnasium id, got {env!r}: {error}") from error
+    elif isinstance(env, EnvSpec):
+        spec = env
+    elif isinstance(env, gymnasium.Env):
+        if env.spec is None:
+            raise ValueError(f"expected an env made by gymnasium.make, got {env} without a spec: register it and give its id")
+        spec = env.spec
+    else:
+        raise TypeError(f"expected env to be an id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}")
+    try:
+        return EnvRecord(spec=spec.to_json())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected an env that can be written as JSON, got {spec.id!r}: {error}; register it with plain arguments") from error
+
+
+def inspect(env: Any, *, record: EnvRecord) -> Environment:
+    """Make the environment (unless it is given ready made), read what is needed, and close it again."""
+    import gymnasium
+
+    given = isinstance(env, gymnasium.Env)
+    made: gymnasium.Env[Any, Any] = env if given else make_env(record)
+    try:
+        space = made.action_space
+        box = isinstance(space, gymnasium.spaces.Box)
+        return Environment(
+            record=record,
+            shapes=space_shapes(made.observation_space),
+            bounds=(np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)) if isinstance(space, gymnasium.spaces.Box) else None,
+            action_shape=tuple(space.shape or ()) if box else None,
+            goals=_goals(made),
+        )
+    finally:
+        if not given:
+            with suppress(Exception):
+                made.close()
+
+
+def space_shapes(space: Any) -> dict[str, tuple[int, ...]] | None:
+    """{path: shape} of the leaves of an observation space, None when a leaf is no box."""
+    import gymnasium
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for key in sorted(space.spaces):
+            inner = space_shapes(space.spaces[key])
+            if inner is None:
+                return None
+            shapes.update({f"{key}/{path}" if path else key: shape for path, shape in inner.items()})
+        return shapes
+    return {"": tuple(space.shape)} if isinstance(space, gymnasium.spaces.Box) else None
+
+
+def _goals(env: Any) -> tuple[tuple[float, ...], ...] | None:
+    maze = getattr(env.unwrapped, "maze", None)
+    locations = getattr(maze, "unique_goal_locations", None)
+    if locations is None:
+        return None
+    return tuple(sorted({tuple(float(x) for x in location) for location in locations}))

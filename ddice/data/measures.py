@@ -1,0 +1,93 @@
+"""Numbers read off the flat table of a dataset: normaliser, reward statistics, returns, fingerprints. All on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddice.config import Config
+from ddice.data.spec import Normalizer, RewardSummary
+
+CHUNK = 1 << 17
+"""Rows handled at a time, so that float64 accumulators never need a second copy of the dataset."""
+
+CONSTANT = 1e-6
+"""A dimension whose deviation is below this share of its largest value is constant up to float32 rounding."""
+
+
+def normalizer_of(observations: Tensor) -> Normalizer:
+    """Mean and deviation of (N, S) observations, accumulated in float64; constant dimensions get a deviation of 1."""
+    chunks = observations.split(CHUNK)
+    count = len(observations)
+    mean = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in chunks]).sum(0) / count
+    square = torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks]).sum(0) / count
+    largest = torch.stack([chunk.abs().amax(0) for chunk in chunks]).amax(0).double()
+    std = square.sqrt()
+    std = torch.where(std <= CONSTANT * largest, torch.ones_like(std), std)
+    # Rounded to float32, so that the last bits of a sum, which differ between machines, do not reach the fingerprint.
+    return Normalizer(mean=tuple(mean.float().tolist()), std=tuple(std.float().tolist()))
+
+
+def episode_returns(rewards: Tensor, episode: Tensor) -> NDArray[np.float64]:
+    """Undiscounted sum of (N,) rewards per episode, (E,)."""
+    return np.bincount(episode.numpy(), weights=rewards.double().numpy()).astype(np.float64)
+
+
+def reward_summary(rewards: Tensor, episode: Tensor | None) -> RewardSummary:
+    """Statistics of raw rewards (N,); the numbers over episodes are None for independent transitions."""
+    values = rewards.double()
+    common = {"mean": values.mean().item(), "std": values.std(correction=0).item(), "positive_share": (values > 0).double().mean().item()}
+    if episode is None:
+        return RewardSummary(**common)
+    returns = episode_returns(rewards, episode)
+    nonpositive = np.bincount(episode.numpy(), weights=(rewards <= 0).double().numpy())
+    return RewardSummary(
+        **common,
+        min_return=float(returns.min()),
+        max_return=float(returns.max()),
+        min_nonpositive=int(nonpositive.min()),
+        max_nonpositive=int(nonpositive.max()),
+    )
+
+
+def discounted_to_go(rewards: Tensor, episode: Tensor, discount: float) -> Tensor:
+    """G_t = r_t + discount * G_{t+1} within each episode, (N,), in the dtype of `rewards`.
+
+    Sums over 1, 2, 4, ... steps are doubled until they span the longest episode: as many passes as its logarithm, in float64.
+    """
+    count = len(rewards)
+    change = torch.ones(count, dtype=torch.bool, device=rewards.device)
+    change[:-1] = episode[1:] != episode[:-1]
+    ends = torch.nonzero(change).squeeze(1)
+    lengths = torch.diff(ends, prepend=ends.new_tensor([-1]))
+    last = torch.repeat_interleave(ends, lengths)
+    position = torch.arange(count, device=rewards.device)
+    total, span, factor = rewards.double().clone(), 1, float(discount)
+    longest = int(lengths.max())
+    while span < longest:
+        inside = position[:-span] + span <= last[:-span]
+        total[:-span] = total[:-span] + torch.where(inside, factor * total[span:], 0.0)
+        span, factor = 2 * span, factor * factor
+    return total.to(rewards.dtype)
+
+
+def fingerprint(header: Iterable[Config | str], arrays: Iterable[Tensor | None]) -> str:
+    """32 hexadecimal digits over configurations and the bytes of arrays, their shapes and dtypes included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for item in header:
+        text = item if isinstance(item, str) else json.dumps(item.model_dump(mode="json"), sort_keys=True)
+        digest.update(text.encode() + b"\0")
+    for array in arrays:
+        if array is None:
+            digest.update(b"none\0")
+            continue
+        digest.update(f"{tuple(array.shape)} {array.dtype}\0".encode())
+        for chunk in array.split(CHUNK):
+            digest.update(chunk.contiguous().numpy().data)
+    return digest.hexdigest()

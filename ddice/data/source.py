@@ -1,0 +1,154 @@
+"""What every reader hands over: the leaves of the observations, untouched, and which of their rows make a transition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Leaves = dict[str, np.ndarray]
+Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass
+class Source:
+    """One dataset as read, before view, action map and checks of values.
+
+    Observations are kept once: transition i goes from row `here[i]` of `leaves` to row `there[i]` of `next_leaves`, which is
+    the same object unless the source brought next observations of its own. N transitions, E episodes.
+    """
+
+    name: str
+    leaves: Leaves
+    next_leaves: Leaves
+    here: NDArray[np.int64]
+    there: NDArray[np.int64]
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+    source_rows: int
+    episode: NDArray[np.int64] | None
+    weights: np.ndarray | None = None
+    initial_leaves: Leaves | None = None
+    initial_weights: np.ndarray | None = None
+    initial_by_episode: bool = False
+    bounds: Bounds | None = None
+    dataset_id: str | None = None
+    env_spec: str | None = None
+    reference: tuple[float, float] | None = None
+    dropped_rows: int = 0
+    empty_episodes: int = 0
+    unknown_next: NDArray[np.bool_] | None = None
+    """True where the next observation is a stand-in (the row's own): terminated rows of sources that do not record it."""
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def leaves_of(observations: Any, name: str) -> Leaves:
+    """An array, or nested dicts of arrays, as {path: array}; keys are sorted, as Gymnasium sorts those of its dict spaces.
+
+    Raises TypeError for lists of mixed lengths and for objects, ValueError for empty dicts.
+    """
+    if isinstance(observations, Mapping):
+        if not observations:
+            raise ValueError(f"expected {name} to hold at least one array, got an empty dict")
+        leaves: Leaves = {}
+        for key in sorted(observations, key=str):
+            for path, leaf in leaves_of(observations[key], f"{name}[{key!r}]").items():
+                leaves[f"{key}/{path}" if path else str(key)] = leaf
+        return leaves
+    return {"": numeric(observations, name)}
+
+
+def numeric(values: Any, name: str) -> np.ndarray:
+    """`values` (an array, a tensor or a list) as a numpy array of numbers. Raises TypeError when it is none."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"expected {name} to be one array, got a ragged sequence: concatenate the episodes along the first axis") from error
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise TypeError(f"expected {name} to be an array of numbers, got dtype {array.dtype}: concatenate the episodes along the first axis")
+    return array
+
+
+def concatenate(sources: Sequence[Source]) -> Source:
+    """Several sources as one, in order; rows and episodes go on counting. Raises ValueError when they do not fit together."""
+    if len(sources) == 1:
+        return sources[0]
+    first = sources[0]
+    for other in sources[1:]:
+        _must_fit(first, other)
+    row_offsets = np.cumsum([0] + [s.source_rows for s in sources])
+    here_offsets = np.cumsum([0] + [_length(s.leaves) for s in sources])
+    there_offsets = np.cumsum([0] + [_length(s.next_leaves) for s in sources])
+    same = all(s.next_leaves is s.leaves for s in sources)
+    leaves = _concatenate_leaves([s.leaves for s in sources])
+    episode = None
+    if first.episode is not None:
+        counts = np.cumsum([0] + [int(s.episode[-1]) + 1 if s.episode is not None and len(s) else 0 for s in sources])
+        episode = np.concatenate([s.episode + k for s, k in zip(sources, counts, strict=False) if s.episode is not None])
+    initial = [s.initial_leaves for s in sources if s.initial_leaves is not None]
+    return Source(
+        name=" + ".join(s.name for s in sources),
+        leaves=leaves,
+        next_leaves=leaves if same else _concatenate_leaves([s.next_leaves for s in sources]),
+        here=np.concatenate([s.here + k for s, k in zip(sources, here_offsets, strict=False)]),
+        there=np.concatenate([s.there + k for s, k in zip(sources, there_offsets, strict=False)]),
+        actions=np.concatenate([s.actions for s in sources]),
+        rewards=np.concatenate([s.rewards for s in sources]),
+        terminations=np.concatenate([s.terminations for s in sources]),
+        rows=np.concatenate([s.rows + k for s, k in zip(sources, row_offsets, strict=False)]),
+        source_rows=int(row_offsets[-1]),
+        episode=episode,
+        weights=_concatenate_weights([s.weights for s in sources], [len(s) for s in sources]),
+        initial_leaves=_concatenate_leaves(initial) if len(initial) == len(sources) else None,
+        initial_weights=_concatenate_weights([s.initial_weights for s in sources], [_length(i) for i in initial])
+        if len(initial) == len(sources)
+        else None,
+        initial_by_episode=all(s.initial_by_episode for s in sources),
+        bounds=first.bounds,
+        dataset_id=next((s.dataset_id for s in sources if s.dataset_id), None),
+        env_spec=next((s.env_spec for s in sources if s.env_spec), None),
+        reference=next((s.reference for s in sources if s.reference), None),
+        dropped_rows=sum(s.dropped_rows for s in sources),
+        empty_episodes=sum(s.empty_episodes for s in sources),
+        unknown_next=np.concatenate([np.zeros(len(s), bool) if s.unknown_next is None else s.unknown_next for s in sources]),
+        notes=[note for s in sources for note in s.notes],
+    )
+
+
+def _must_fit(first: Source, other: Source) -> None:
+    def shapes(leaves: Leaves) -> dict[str, tuple[int, ...]]:
+        return {path: leaf.shape[1:] for path, leaf in leaves.items()}
+
+    names = f"{first.name} and {other.name}"
+    if shapes(first.leaves) != shapes(other.leaves):
+        raise ValueError(f"expected sources with the same observations, got {shapes(first.leaves)} and {shapes(other.leaves)} in {names}")
+    if first.actions.shape[1:] != other.actions.shape[1:]:
+        raise ValueError(f"expected sources with the same actions, got {first.actions.shape[1:]} and {other.actions.shape[1:]} in {names}")
+    if (first.episode is None) != (other.episode is None):
+        raise ValueError(f"expected either whole episodes or independent transitions in every source, got both in {names}")
+    if first.bounds is not None and other.bounds is not None and not all(map(np.array_equal, first.bounds, other.bounds)):
+        raise ValueError(f"expected sources with the same action space, got {first.bounds} and {other.bounds} in {names}")
+
+
+def _length(leaves: Leaves) -> int:
+    return len(next(iter(leaves.values())))
+
+
+def _concatenate_leaves(parts: Sequence[Leaves]) -> Leaves:
+    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+
+
+def _concatenate_weights(parts: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray | None:
+    if all(part is None for part in parts):
+        return None
+    return np.concatenate([np.ones(n, np.float32) if part is None else part for part, n in zip(parts, lengths, strict=True)])

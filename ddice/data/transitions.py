@@ -1,0 +1,297 @@
+"""Flat transitions: one packed float32 table, read in random batches, in order, or whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddice.data.description import Description, Provenance, describe
+from ddice.data.measures import discounted_to_go, fingerprint, normalizer_of, reward_summary
+from ddice.data.spec import Spec
+from ddice.randomness import Seed, generator, randint
+
+
+@dataclass(frozen=True)
+class InitialBatch:
+    """First observations of episodes, with weights (default 1)."""
+
+    observations: Tensor  # (*seeds, B0, S) float32, raw
+    weights: Tensor  # (*seeds, B0)
+
+    def to(self, device: torch.device | str) -> InitialBatch:
+        return InitialBatch(self.observations.to(device), self.weights.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B transitions; a sequence of seeds adds a leading axis to every field. Every loss is a mean weighted by `weights`."""
+
+    observations: Tensor  # (*seeds, B, S) float32, raw and flat
+    actions: Tensor  # (*seeds, B, A) in [-1, 1]
+    rewards: Tensor  # (*seeds, B) raw
+    next_observations: Tensor  # (*seeds, B, S); meaningless where terminations
+    terminations: Tensor  # (*seeds, B) bool; truncation is not termination
+    rows: Tensor  # (*seeds, B) int64, index into the source arrays
+    weights: Tensor  # (*seeds, B)
+    initial: InitialBatch | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {field.name: value.to(device) for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None}
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the packed table keeps what: observations | next observations | actions | reward, termination, weight."""
+
+    observation: int
+    action: int
+
+    @property
+    def width(self) -> int:
+        return 2 * self.observation + self.action + 3
+
+
+class Transitions:
+    """N transitions and what is known about them (`spec`). Made by `ddice.load_dataset`; `sample` is the only random reader.
+
+    `episode` (N,) numbers the episodes from 0, None for independent transitions. `initial_observations` (E, S) are the first
+    observations of the episodes, or those given with the data, else None.
+    """
+
+    def __init__(
+        self,
+        table: Tensor,  # (N, 2S + A + 3), laid out as `Columns` says
+        rows: Tensor,  # (N,)
+        *,
+        spec: Spec,
+        episode: Tensor | None,
+        initial_observations: Tensor | None,
+        initial_weights: Tensor | None,
+        initial_by_episode: bool,
+        provenance: Provenance,
+    ) -> None:
+        self.spec = spec
+        self.rows = rows
+        self.episode = episode
+        self.initial_observations = initial_observations
+        self.initial_weights = initial_weights
+        self._table = table
+        self._columns = Columns(spec.observations.size, spec.actions.size)
+        self._initial_by_episode = initial_by_episode
+        self._provenance = provenance
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        columns = self._columns
+        return f"Transitions({len(self)} steps, {self.spec.episodes} episodes, S={columns.observation}, A={columns.action}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return self._table.device
+
+    @property
+    def observations(self) -> Tensor:
+        """(N, S) float32, raw; a view."""
+        return self._table[:, : self._columns.observation]
+
+    @property
+    def next_observations(self) -> Tensor:
+        """(N, S) float32, raw; a view. Not meaningful in terminated rows."""
+        return self._table[:, self._columns.observation : 2 * self._columns.observation]
+
+    @property
+    def actions(self) -> Tensor:
+        """(N, A) in [-1, 1]; a view. `spec.actions.from_unit` gives the environment's."""
+        return self._table[:, 2 * self._columns.observation : -3]
+
+    @property
+    def rewards(self) -> Tensor:
+        """(N,) raw; a view."""
+        return self._table[:, -3]
+
+    @property
+    def terminations(self) -> Tensor:
+        """(N,) bool."""
+        return self._table[:, -2] != 0
+
+    @property
+    def weights(self) -> Tensor:
+        """(N,), 1 unless the source gave others; a view."""
+        return self._table[:, -1]
+
+    def sample(self, batch_size: int, *, seed: Seed, step: int) -> Batch:
+        """`batch_size` transitions drawn uniformly with replacement, and as many first observations where there are any.
+
+        A pure function of (seed, step) and the kind of device; a sequence of seeds gives a leading axis whose slice i is what seed i draws alone.
+        """
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
+        index = randint(seed, "batch", step, len(self), (batch_size,), self.device)
+        initial = None
+        if self.initial_observations is not None and self.initial_weights is not None:
+            first = randint(seed, "initial", step, len(self.initial_observations), (batch_size,), self.device)
+            initial = InitialBatch(self.initial_observations[first], self.initial_weights[first])
+        flat = index.reshape(-1)
+        packed = self._table.index_select(0, flat).view(*index.shape, self._columns.width)
+        return self._batch(packed, self.rows.index_select(0, flat).view(index.shape), initial)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Every transition once, in order, in batches of at most `size`, without initial observations."""
+        if size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {size}")
+        for packed, rows in zip(self._table.split(size), self.rows.split(size), strict=True):
+            yield self._batch(packed, rows, None)
+
+    def full(self) -> Batch:
+        """Everything as one batch, with all initial observations: the exact objective of a tabular problem."""
+        initial = None
+        if self.initial_observations is not None and self.initial_weights is not None:
+            initial = InitialBatch(self.initial_observations, self.initial_weights)
+        return self._batch(self._table, self.rows, initial)
+
+    def _batch(self, packed: Tensor, rows: Tensor, initial: InitialBatch | None) -> Batch:
+        size, actions = self._columns.observation, self._columns.action
+        observations, following, taken, rest = packed.split((size, size, actions, 3), dim=-1)
+        rewards, terminations, weights = rest.unbind(-1)
+        return Batch(
+            observations=observations.contiguous(),
+            actions=taken.contiguous(),
+            rewards=rewards.contiguous(),
+            next_observations=following.contiguous(),
+            terminations=terminations != 0,
+            rows=rows,
+            weights=weights.contiguous(),
+            initial=initial,
+        )
+
+    def to(self, device: torch.device | str) -> Transitions:
+        """The same transitions on another device."""
+        moved = [None if t is None else t.to(device) for t in (self.episode, self.initial_observations, self.initial_weights)]
+        return Transitions(
+            self._table.to(device),
+            self.rows.to(device),
+            spec=self.spec,
+            episode=moved[0],
+            initial_observations=moved[1],
+            initial_weights=moved[2],
+            initial_by_episode=self._initial_by_episode,
+            provenance=self._provenance,
+        )
+
+    def subset(self, fraction: float, seed: int) -> Transitions:
+        """A random share of the episodes (of the rows, for independent transitions), in their order; at least one."""
+        if not 0 < fraction <= 1:
+            raise ValueError(f"expected a fraction in (0, 1], got {fraction}")
+        units = self._units()
+        chosen = max(1, round(fraction * units))
+        return self._take(self._draw(units, seed, "subset")[:chosen])
+
+    def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
+        """Two disjoint parts by whole episodes (by rows, for independent transitions): about `fraction` of them, and the rest."""
+        if not 0 < fraction < 1:
+            raise ValueError(f"expected a fraction in (0, 1), got {fraction}")
+        units = self._units()
+        if units < 2:
+            raise ValueError(f"expected at least 2 {'episodes' if self.episode is not None else 'rows'} to split, got {units}")
+        order = self._draw(units, seed, "split")
+        chosen = min(units - 1, max(1, round(fraction * units)))
+        return self._take(order[:chosen]), self._take(order[chosen:])
+
+    def returns_to_go(self, rewards: Tensor, discount: float) -> Tensor:
+        """G_t = sum of discount^k rewards[t + k] to the end of the episode, (N,), for (N,) rewards aligned with the rows of this object.
+
+        A truncated episode's sum ends at the cut. Raises ValueError for independent transitions and for another shape.
+        """
+        if self.episode is None:
+            raise ValueError("expected whole episodes, got independent transitions: returns-to-go need terminations and truncations, or episode_ids")
+        if tuple(rewards.shape) != (len(self),):
+            raise ValueError(f"expected rewards of shape ({len(self)},), got {tuple(rewards.shape)}")
+        if not 0 <= discount <= 1:
+            raise ValueError(f"expected a discount in [0, 1], got {discount}")
+        return discounted_to_go(rewards, self.episode.to(rewards.device), discount)
+
+    def describe(self) -> Description:
+        """What the dataset holds, in numbers; `print` it."""
+        cpu = self.to("cpu")
+        return describe(cpu.spec, cpu._provenance, cpu.observations, cpu.actions, cpu.rewards, cpu.terminations, cpu.episode)
+
+    def _units(self) -> int:
+        return len(self) if self.episode is None else int(self.episode[-1]) + 1
+
+    def _draw(self, units: int, seed: int, stream: str) -> Tensor:
+        return torch.randperm(units, generator=generator(seed, stream))
+
+    def _take(self, units: Tensor) -> Transitions:
+        units = units.sort().values.to(self.device)
+        initial, initial_weights, episode = self.initial_observations, self.initial_weights, None
+        if self.episode is None:
+            index = units
+        else:
+            number = torch.full((self._units(),), -1, dtype=torch.int64, device=self.device)
+            number[units] = torch.arange(len(units), device=self.device)
+            index = torch.nonzero(number[self.episode] >= 0).squeeze(1)
+            episode = number[self.episode[index]]
+            if self._initial_by_episode and initial is not None and initial_weights is not None:
+                initial, initial_weights = initial[units], initial_weights[units]
+        return build(
+            self._table[index],
+            self.rows[index],
+            spec=self.spec,
+            episode=episode,
+            initial_observations=initial,
+            initial_weights=initial_weights,
+            initial_by_episode=self._initial_by_episode,
+            provenance=dataclasses.replace(self._provenance, part_of=self.spec.fingerprint),
+        )
+
+
+def build(
+    table: Tensor,
+    rows: Tensor,
+    *,
+    spec: Spec,
+    episode: Tensor | None,
+    initial_observations: Tensor | None,
+    initial_weights: Tensor | None,
+    initial_by_episode: bool,
+    provenance: Provenance,
+) -> Transitions:
+    """`Transitions` whose spec is `spec` with all that the content decides measured anew: normaliser, rewards, counts, fingerprints."""
+    size = spec.observations.size
+    cpu = table.cpu()
+    observations, following = cpu[:, :size], cpu[:, size : 2 * size]
+    actions, rewards, terminations, weights = cpu[:, 2 * size : -3], cpu[:, -3], cpu[:, -2], cpu[:, -1]
+    episodes = None if episode is None else episode.cpu()
+    normalizer = normalizer_of(observations)
+    behaviour = fingerprint((spec.observations, spec.actions, spec.view, normalizer), (observations, actions, weights))
+    # The next observation of a terminated row is never read, and not every source records it.
+    read = following if not terminations.any() else torch.where(terminations[:, None] != 0, torch.zeros(()), following)
+    starts = None if initial_observations is None or initial_weights is None else (initial_observations.cpu(), initial_weights.cpu())
+    content = fingerprint((behaviour,), (read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None))))
+    measured = {
+        "normalizer": normalizer,
+        "rewards": reward_summary(rewards, episodes),
+        "transitions": len(table),
+        "episodes": 0 if episodes is None else int(episodes[-1]) + 1,
+        "has_initial": starts is not None,
+        "fingerprint": content,
+        "behaviour_fingerprint": behaviour,
+    }
+    return Transitions(
+        table,
+        rows,
+        spec=spec.model_copy(update=measured),
+        episode=episode,
+        initial_observations=initial_observations,
+        initial_weights=initial_weights,
+        initial_by_episode=initial_by_episode,
+        provenance=provenance,
+    )
