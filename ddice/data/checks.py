@@ -38,7 +38,7 @@ def require_vectors(leaves: Leaves) -> None:
 def require_continuous(actions: np.ndarray) -> None:
     """Raise for actions that are not (N, A) real numbers."""
     if actions.dtype.kind in "biu":
-        raise ValueError(f"discrete actions are not supported yet: actions are {actions.dtype} of shape {actions.shape}; continuous ones must be floats")
+        raise ValueError(f"discrete actions are not supported yet: actions are {actions.dtype} of shape {actions.shape}; continuous ones are floats")
     if actions.ndim != 2 or actions.shape[1] == 0:
         hint = ": use actions[:, None]" if actions.ndim == 1 else ""
         raise ValueError(f"expected actions of shape (N, A), got {actions.shape}{hint}")

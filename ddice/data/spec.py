@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ddice.config import Config
@@ -128,22 +128,27 @@ class ReferenceScores(Config):
 
 
 class RewardSummary(Config):
-    """Statistics of the raw rewards from which reward transforms take their constants.
+    """Statistics of rewards from which reward transforms take their constants.
 
     The `*_return` numbers are over whole episodes and None without episodes; `*_nonpositive` count the steps of an episode with reward <= 0.
     """
 
     mean: float
     std: float
-    positive_share: float
+    positive_share: float | None = None
     min_return: float | None = None
     max_return: float | None = None
     min_nonpositive: int | None = None
     max_nonpositive: int | None = None
 
 
-class Spec(Config):
-    """Everything that a part needs to know of a dataset. Frozen and saved with every policy."""
+class Spec(BaseModel):
+    """Everything that a part needs to know of a dataset. Frozen and saved with every policy.
+
+    As strict as a `Config`, but none: its `fingerprint` is that of the data, not of its own fields.
+    """
+
+    model_config = Config.model_config
 
     observations: Observations
     actions: BoxActions
