@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +102,6 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
             "do not hold (give next_observations to keep them)"
         )
         source.notes.append(note)
-        warnings.warn(note, UserWarning, stacklevel=4)
     source.empty_episodes = int(ends.sum()) - len(np.unique(episode[keep]))
     rows = np.flatnonzero(keep)
     source.here, source.rows = rows, rows

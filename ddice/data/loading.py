@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ddice.data.bounds import ActionBounds, choose_bounds, to_unit
 from ddice.data.checks import require_content, require_continuous, require_finite, require_vectors, require_weights
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
+from ddice.data.scores import bundled_reference
 from ddice.data.source import Leaves, Source, concatenate
 from ddice.data.spec import BoxActions, EnvRecord, FixedGoal, Normalizer, Observations, ObservedGoal, ReferenceScores, RewardSummary, Spec
 from ddice.data.transitions import Transitions, build
@@ -51,14 +53,26 @@ def load_dataset(
     _check_and_convert(data)
     record = given or (None if data.env_spec is None else clean_record(data.env_spec))
     needs_goal = goal == "fixed" or (goal is None and has_goals(data))
-    facts = inspect(env, record=record) if record is not None and (given is not None or needs_goal) else None
+    facts = None
+    if record is not None and (given is not None or needs_goal):
+        facts = _inspect(env, record)
     view = choose_view(data, goal, facts)
     if given is not None and facts is not None:
         _check_fit(data, facts)
     relabel(data, view)
     observations = observations_of(data, view)
     box = choose_bounds(data, action_bounds)
+    for note in data.notes:
+        warnings.warn(f"{data.name}: {note}", UserWarning, stacklevel=2)
     return _assemble(data, observations, view, box, out_of_bounds, record, _reference(data, record, reference_scores))
+
+
+def _inspect(env: Any, record: EnvRecord) -> Environment:
+    try:
+        return inspect(env, record=record)
+    except ImportError as error:
+        # Going on without the environment would let the view depend on what happens to be installed.
+        raise ImportError(f'{error}; with goal="observed" a recorded environment is not needed to load the data') from error
 
 
 def _read(item: Any, download: bool, name: str) -> Source:
@@ -121,8 +135,7 @@ def _check_fit(data: Source, env: Environment) -> None:
     if env.action_shape != data.actions.shape[1:]:
         expected = data.actions.shape[1:]
         raise ValueError(f"expected an env with the actions of the dataset, {expected}, got {env.action_shape} in {env.record.id!r}: they do not fit")
-    if data.bounds is None:
-        data.bounds = env.bounds
+    data.bounds = data.bounds if env.bounds is None else env.bounds
 
 
 def _reference(data: Source, record: EnvRecord | None, given: tuple[float, float] | None) -> ReferenceScores | None:
@@ -135,8 +148,6 @@ def _reference(data: Source, record: EnvRecord | None, given: tuple[float, float
         return ReferenceScores(random=data.reference[0], expert=data.reference[1], source="Minari")
     if record is None:
         return None
-    from ddice.data.scores import bundled_reference
-
     return bundled_reference(record.id, data.dataset_id)
 
 
@@ -165,7 +176,10 @@ def _assemble(
     table[:, 2 * size : -3] = actions
     table[:, -3], table[:, -2], table[:, -1] = data.rewards, data.terminations, 1 if data.weights is None else data.weights
     initial = data.initial_leaves
-    first = None if initial is None else torch.from_numpy(np.ascontiguousarray(observations.flatten(initial.get("", initial))))
+    first = None
+    if initial is not None:
+        flat = [initial[part.path].reshape(len(initial[part.path]), -1) for part in observations.parts]
+        first = torch.from_numpy(np.concatenate(flat, axis=1))
     initial_weights = None
     if first is not None:
         initial_weights = torch.ones(len(first)) if data.initial_weights is None else torch.from_numpy(data.initial_weights)

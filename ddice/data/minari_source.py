@@ -86,7 +86,7 @@ def _supported(dataset: Any) -> tuple[dict[str, tuple[int, ...]], Bounds]:
         kind = "discrete actions are" if isinstance(actions, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)) else "such actions are"
         raise ValueError(f"{kind} not supported yet: expected a box as action space, got {actions} in {dataset.id}")
     if len(actions.shape) != 1 or not np.issubdtype(actions.dtype, np.floating):
-        raise ValueError(f"expected an action space of A floats, got {actions} in {dataset.id}: discrete actions, action arrays are not supported yet")
+        raise ValueError(f"expected an action space of A floats, got {actions} in {dataset.id}: discrete actions are not supported yet")
     shapes = space_shapes(observations)
     if shapes is None:
         raise ValueError(f"expected boxes, or dicts of boxes, as observations, got {observations} in {dataset.id}: others are not supported yet")

@@ -114,7 +114,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         if len(initial) == len(sources)
         else None,
         initial_by_episode=all(s.initial_by_episode for s in sources),
-        bounds=first.bounds,
+        bounds=next((s.bounds for s in sources if s.bounds is not None), None),
         dataset_id=next((s.dataset_id for s in sources if s.dataset_id), None),
         env_spec=next((s.env_spec for s in sources if s.env_spec), None),
         reference=next((s.reference for s in sources if s.reference), None),
