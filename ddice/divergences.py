@@ -63,7 +63,7 @@ class KL(FDivergence):
         return torch.xlogy(ratio, ratio) - ratio + 1
 
     def conjugate(self, y: Tensor) -> Tensor:
-        excess = torch.clamp(y - exponent_cut(y.dtype), min=0)
+        excess = torch.relu(y - exponent_cut(y.dtype))  # relu, not clamp: at the cut itself only one branch may have a slope
         return torch.expm1(torch.clamp(y, max=exponent_cut(y.dtype))) + excess * _exp(y)
 
     def log_ratio(self, y: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ class _KLBelow(FDivergence):
         return torch.where(ratio < 1, torch.xlogy(below, below) - below + 1, self.curvature * (ratio - 1) ** 2 / 2)
 
     def conjugate(self, y: Tensor) -> Tensor:
-        above = torch.clamp(y, min=0)
+        above = torch.relu(y)  # relu, not clamp: at y = 0 both clamps would pass their gradient, and the slope would be 2
         return torch.expm1(torch.clamp(y, max=0)) + above + above * above / (2 * self.curvature)
 
     def log_ratio(self, y: Tensor) -> Tensor:
-        return torch.clamp(y, max=0) + torch.log1p(torch.clamp(y, min=0) / self.curvature)
+        return torch.clamp(y, max=0) + torch.log1p(torch.relu(y) / self.curvature)
 
 
 class Piecewise(_KLBelow):

@@ -64,10 +64,10 @@ class MetricsFile:
 
     def rewind(self, step: int) -> None:
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if _is_before(line, self.stage, step)]
-            if kept != lines:
-                write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
+            text = self.path.read_text()
+            kept = "".join(line + "\n" for line in text.splitlines() if _is_before(line, self.stage, step))
+            if kept != text:
+                write_bytes(self.path, kept.encode())
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,8 @@ def run(
             if on_step is not None:
                 on_step(step, values)
             done = step + 1
-            saving = checkpoint is not None and (done % checkpoint_every == 0 or done == stop or bool(signals))
+            stopping = bool(signals)  # read once: a signal that comes while saving acts after the next step, or at the end
+            saving = checkpoint is not None and (done % checkpoint_every == 0 or done == stop or stopping)
             if done % log_every == 0 or done == stop or saving:
                 numbers = _as_numbers(values)
                 _check_finite(numbers, name, step, checkpoint)
@@ -167,8 +168,10 @@ def run(
             if saving:
                 assert checkpoint is not None
                 checkpoint.save(thing, done)
-            if signals:
+            if stopping:
                 _stop(signals[0], name, done, checkpoint)
+        if signals:
+            _stop(signals[0], name, stop, checkpoint)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -41,8 +41,12 @@ class NoiseSchedule(Config):
     def time(self, log_snr: Tensor) -> Tensor:
         """The inverse of `log_snr`."""
         # log_alpha = -softplus(-2 log_snr) / 2; the positive root of the quadratic, written without cancellation.
-        q = 2 * (self.beta_max - self.beta_min) * torch.nn.functional.softplus(-2 * log_snr)
-        return q / ((torch.sqrt(self.beta_min**2 + q) + self.beta_min) * (self.beta_max - self.beta_min))
+        q = 2 * torch.nn.functional.softplus(-2 * log_snr)
+        return q / (torch.sqrt(self.beta_min**2 + (self.beta_max - self.beta_min) * q) + self.beta_min)
+
+    def training_times(self, uniform: Tensor, power: float = 1.0) -> Tensor:
+        """Times t_min + (1 - t_min) u^power from uniform numbers u: power 1 is uniform, 2 draws small times more often."""
+        return self.t_min + (1 - self.t_min) * uniform**power
 
     def features(self, t: Tensor) -> Tensor:
         """Smooth descriptions of the noise level for networks: (t, log_snr / 5, alpha, sigma), (..., 4)."""

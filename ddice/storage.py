@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,15 +19,15 @@ SCHEMA = 1
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: after a crash or on a full disk the old content is still there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # not mkstemp: its files are private, these follow the umask
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -37,7 +38,9 @@ def write_json(path: Path, content: Any) -> None:
 def save_tensors(path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """One safetensors file that carries its kind, the schema version and `meta` (JSON) in its header."""
     header = {"ddice": json.dumps({"kind": kind, "schema": SCHEMA, **meta})}
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=header))
+    # Clones, because safetensors refuses two names for one storage (a shared layer, a view).
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_bytes(path, save(copies, metadata=header))
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,7 +57,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             check_kind(path, meta, kind)
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as a {kind} ({error}): it is truncated or not a safetensors file; delete it and train again") from error
+        raise ValueError(f"{path} cannot be read as a {kind} ({error}): truncated, or not safetensors; delete it and train again") from error
 
 
 def check_kind(path: Path, meta: dict[str, Any], kind: str) -> None:

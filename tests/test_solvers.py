@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from oracles import VP, GaussianData, TwoPeaks
+from pydantic import TypeAdapter
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from ddice.schedule import NoiseSchedule
+from ddice.solvers import DDIM, PUBLISHED, MultiStep, SingleStep, Solver
+
+KINDS = [DDIM, SingleStep, MultiStep]
+every_solver = pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+PEAKS, GAUSSIAN = TwoPeaks(centre=0.6, std=0.2), GaussianData(mean=0.3, std=0.4)
+NOISE = torch.linspace(-2.5, 2.5, 21, dtype=torch.float64)[:, None]
+
+
+class Spy:
+    """A denoiser that records the times at which it is called."""
+
+    def __init__(self, denoiser: Callable[[Tensor, Tensor], Tensor]):
+        self.denoiser, self.times = denoiser, list[float]()
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.shape == ()
+        assert t.dtype == x.dtype
+        self.times.append(t.item())
+        return self.denoiser(x, t)
+
+
+def uniform_times(evaluations: int, t_min: float) -> list[float]:
+    return [1 - (1 - t_min) * i / evaluations for i in range(evaluations + 1)]
+
+
+def quadratic_times(evaluations: int, t_min: float) -> list[float]:
+    return [(1 - (1 - math.sqrt(t_min)) * i / evaluations) ** 2 for i in range(evaluations + 1)]
+
+
+def clean(x: Tensor, t: float) -> Tensor:
+    """The clean prediction of the two peaks at one time, in plain formulas."""
+    return (x - VP().sigma(t) * PEAKS.noise_prediction(x, torch.tensor(t, dtype=torch.float64))) / VP().alpha(t)
+
+
+def straight_line_2s(x: Tensor, times: list[float]) -> Tensor:
+    """DPM-Solver++(2S) as the published sampler runs it, written out: inner points on the grid, one first-order step at the end."""
+    alpha, sigma, log_snr = VP().alpha, VP().sigma, VP().log_snr
+    for j in range(7):
+        s, inner, t = times[2 * j], times[2 * j + 1], times[2 * j + 2]
+        h, h_inner = log_snr(t) - log_snr(s), log_snr(inner) - log_snr(s)
+        first = clean(x, s)
+        u = sigma(inner) / sigma(s) * x - alpha(inner) * (math.exp(-h_inner) - 1) * first
+        second = clean(u, inner)
+        x = sigma(t) / sigma(s) * x - alpha(t) * (math.exp(-h) - 1) * first - alpha(t) * h / (2 * h_inner) * (math.exp(-h) - 1) * (second - first)
+    s, t = times[14], times[15]
+    return sigma(t) / sigma(s) * x - alpha(t) * (math.exp(log_snr(s) - log_snr(t)) - 1) * clean(x, s)
+
+
+def straight_line_2m(x: Tensor, times: list[float]) -> Tensor:
+    """DPM-Solver++(2M) written out; the first and the last step are first order."""
+    alpha, sigma, log_snr = VP().alpha, VP().sigma, VP().log_snr
+    seen: list[Tensor] = []
+    for i, (s, t) in enumerate(pairwise(times)):
+        h = log_snr(t) - log_snr(s)
+        seen.append(clean(x, s))
+        target = seen[-1]
+        if 0 < i < len(times) - 2:
+            slope = (seen[-1] - seen[-2]) / (log_snr(s) - log_snr(times[i - 1]))
+            target = seen[-1] + slope * h / 2
+        x = sigma(t) / sigma(s) * x + alpha(t) * (1 - math.exp(-h)) * target
+    return x
+
+
+@pytest.mark.oracle
+def test_the_published_sampler_written_out() -> None:
+    assert SingleStep(evaluations=15, spacing="uniform") == PUBLISHED
+    got = PUBLISHED.integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    torch.testing.assert_close(got, straight_line_2s(NOISE, uniform_times(15, 1e-3)), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("evaluations", [3, 8, 15])
+def test_multi_step_written_out(evaluations: int) -> None:
+    solver = MultiStep(evaluations=evaluations, spacing="quadratic")
+    got = solver.integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    torch.testing.assert_close(got, straight_line_2m(NOISE, quadratic_times(evaluations, 1e-3)), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.oracle
+def test_ddim_in_its_own_words() -> None:
+    """x' = alpha' x0 + sigma' noise: the form in which DDIM was published."""
+    x = NOISE
+    for s, t in pairwise(uniform_times(10, 1e-3)):
+        noise = PEAKS.noise_prediction(x, torch.tensor(s, dtype=torch.float64))
+        x = VP().alpha(t) * (x - VP().sigma(s) * noise) / VP().alpha(s) + VP().sigma(t) * noise
+    got = DDIM(evaluations=10).integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-11)
+
+
+def exact(data: GaussianData | TwoPeaks, t_min: float) -> Tensor:
+    """Where the diffusion ODE takes the noise: in closed form, or by a Runge-Kutta method of order 8."""
+    if isinstance(data, GaussianData):
+        return data.flow(NOISE, 1.0, t_min)
+    solution = solve_ivp(data.velocity, (1.0, t_min), NOISE[:, 0].numpy(), method="DOP853", rtol=1e-11, atol=1e-11)
+    return torch.from_numpy(solution.y[:, -1])[:, None]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("data", [GAUSSIAN, PEAKS], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize(("kind", "order"), [(DDIM, 1), (SingleStep, 2), (MultiStep, 2)], ids=lambda k: getattr(k, "__name__", None))
+def test_order_of_convergence(kind, order: int, data) -> None:
+    """The slope of log error against log evaluations.
+
+    It shows where all steps shrink alike in log-SNR: a grid quadratic in t that ends at t = 0.1. On a uniform grid that ends at 1e-3 the last,
+    first-order step is long in log-SNR until there are thousands of evaluations.
+    """
+    schedule, counts = NoiseSchedule(t_min=0.1), [65, 129, 257, 513]
+    truth = exact(data, 0.1)
+    errors = [(kind(evaluations=n, spacing="quadratic").integrate(data.noise_prediction, NOISE, schedule) - truth).abs().max() for n in counts]
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("data", [GAUSSIAN, PEAKS], ids=lambda d: type(d).__name__)
+@every_solver
+def test_many_evaluations_reach_the_exact_map(kind, data) -> None:
+    """From t = 1 to the default end of 1e-3."""
+    got = kind(evaluations=801, spacing="quadratic").integrate(data.noise_prediction, NOISE, NoiseSchedule())
+    torch.testing.assert_close(got, exact(data, 1e-3), rtol=0, atol=3e-3 if kind is DDIM else 3e-5)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 8, 15])
+@every_solver
+def test_exact_for_a_constant_clean_action(kind, evaluations: int, spacing: str) -> None:
+    """When the data are a single point, every step is exact: what is left is sigma(t_min) times the noise that was there."""
+    schedule, point = VP(), 0.7
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return (x - schedule.alpha(float(t)) * point) / schedule.sigma(float(t))
+
+    got = kind(evaluations=evaluations, spacing=spacing).integrate(denoiser, NOISE, NoiseSchedule())
+    expected = schedule.alpha(1e-3) * point + schedule.sigma(1e-3) / schedule.sigma(1.0) * (NOISE - schedule.alpha(1.0) * point)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+@pytest.mark.parametrize("kind", [SingleStep, MultiStep], ids=lambda k: k.__name__)
+def test_first_order_is_ddim(kind, evaluations: int) -> None:
+    """With one or two evaluations there is room for first-order steps only."""
+    arguments = PEAKS.noise_prediction, NOISE, NoiseSchedule()
+    assert torch.equal(kind(evaluations=evaluations).integrate(*arguments), DDIM(evaluations=evaluations).integrate(*arguments))
+    assert not torch.equal(kind(evaluations=3).integrate(*arguments), DDIM(evaluations=3).integrate(*arguments))
+
+
+@pytest.mark.parametrize(("spacing", "times"), [("uniform", uniform_times), ("quadratic", quadratic_times)])
+@pytest.mark.parametrize("evaluations", [1, 2, 3, 4, 7, 8, 15, 16])
+@every_solver
+def test_each_evaluation_is_one_call_at_its_grid_time(kind, evaluations: int, spacing: str, times) -> None:
+    spy, t_min = Spy(GAUSSIAN.noise_prediction), 0.02
+    kind(evaluations=evaluations, spacing=spacing).integrate(spy, NOISE, NoiseSchedule(t_min=t_min))
+    assert spy.times == pytest.approx(times(evaluations, t_min)[:-1], rel=1e-12)
+
+
+def test_an_even_count_ends_with_two_first_order_steps() -> None:
+    """Six evaluations: two second-order steps over four grid points, then the rest as DDIM takes it."""
+    schedule, times = NoiseSchedule(), uniform_times(6, 1e-3)
+    x = SingleStep(evaluations=6).integrate(PEAKS.noise_prediction, NOISE, schedule)
+    middle: list[Tensor] = []
+
+    def remember(noisy: Tensor, t: Tensor) -> Tensor:
+        middle.append(noisy)
+        return PEAKS.noise_prediction(noisy, t)
+
+    assert torch.equal(SingleStep(evaluations=6).integrate(remember, NOISE, schedule), x)
+    y = middle[4]
+    for s, t in pairwise(times[4:]):
+        y = VP().sigma(t) / VP().sigma(s) * y - VP().alpha(t) * math.expm1(VP().log_snr(s) - VP().log_snr(t)) * clean(y, s)
+    torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+
+
+@every_solver
+def test_any_batch_shape_and_single_precision(kind) -> None:
+    x = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solver, schedule = kind(), NoiseSchedule()
+    together = solver.integrate(PEAKS.noise_prediction, x, schedule)
+    torch.testing.assert_close(together[1, 2], solver.integrate(PEAKS.noise_prediction, x[1, 2], schedule), rtol=1e-12, atol=0)
+    single = solver.integrate(PEAKS.noise_prediction, x.float(), schedule)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), together, rtol=0, atol=2e-3)
+
+
+def test_by_kind() -> None:
+    adapter: TypeAdapter = TypeAdapter(Solver)
+    assert adapter.validate_python({"kind": "ddim", "evaluations": 5}) == DDIM(evaluations=5)
+    for kind in KINDS:
+        assert adapter.validate_json(kind(evaluations=4).model_dump_json()) == kind(evaluations=4)
+        with pytest.raises(ValueError, match="evaluations"):
+            kind(evaluations=0)
