@@ -128,6 +128,14 @@ def test_sampling_is_a_pure_function_of_seed_and_step() -> None:
     assert weighted == {0: 1, 3: 4}  # the weight of the first row
 
 
+def test_rows_and_first_observations_are_drawn_independently() -> None:
+    one_step = load({"observations": np.arange(50.0)[:, None], "actions": np.zeros((50, 1)), "rewards": np.zeros(50), "terminations": np.ones(50)})
+    batch = one_step.sample(4000, seed=0, step=0)
+    rows, first = batch.rows.double(), batch.initial.observations[:, 0].double()
+    assert abs(torch.corrcoef(torch.stack([rows, first]))[0, 1]) < 5 / math.sqrt(4000)
+    assert abs(rows.mean() - 24.5) < 5 * math.sqrt((50**2 - 1) / 12 / 4000)
+
+
 def test_batches_and_full_hold_everything_once_and_in_order() -> None:
     data = load(two_episodes())
     assert torch.cat([batch.rows for batch in data.batches(4)]).tolist() == [0, 1, 2, 3, 4, 5]
