@@ -6,6 +6,7 @@ All solvers are exponential integrators in data prediction, x0 = (x - sigma nois
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -58,7 +59,7 @@ class DDIM(_Solver):
     def integrate(self, denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Noise x (..., A) at t = 1 -> action (..., A) at t_min."""
         grid = self._grid(schedule)
-        for start, end in zip(grid, grid[1:], strict=False):
+        for start, end in itertools.pairwise(grid):
             x = _advance(x, _clean(denoiser, x, start), start, end)
         return x
 
@@ -81,7 +82,7 @@ class SingleStep(_Solver):
             clean = _clean(denoiser, x, start)
             inner_clean = _clean(denoiser, _advance(x, clean, start, inner), inner)
             x = _advance(x, clean + (inner_clean - clean) / (2 * r1), start, end)
-        for start, end in zip(grid[2 * second_order :], grid[2 * second_order + 1 :], strict=False):
+        for start, end in itertools.pairwise(grid[2 * second_order :]):
             x = _advance(x, _clean(denoiser, x, start), start, end)
         return x
 
@@ -98,7 +99,7 @@ class MultiStep(_Solver):
         """Noise x (..., A) at t = 1 -> action (..., A) at t_min."""
         grid = self._grid(schedule)
         previous: Tensor | None = None
-        for j, (start, end) in enumerate(zip(grid, grid[1:], strict=False)):
+        for j, (start, end) in enumerate(itertools.pairwise(grid)):
             clean = _clean(denoiser, x, start)
             target = clean
             if previous is not None and j < self.evaluations - 1:

@@ -1,0 +1,30 @@
+"""Backends: from data to distribution ratios, values and Q."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ddice.dice_backends.base import AdvantageHead, Backend, BackendConfig, QConfig, QFunction
+from ddice.dice_backends.given import Given, GivenRatio
+from ddice.dice_backends.optidice import OptiDice
+from ddice.dice_backends.orthogonal import OrthogonalDice
+from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
+from ddice.dice_backends.value_only import DeterministicDice
+
+AnyBackend = Annotated[PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio, Field(discriminator="kind")]
+
+__all__ = [
+    "AdvantageHead",
+    "AnyBackend",
+    "Backend",
+    "BackendConfig",
+    "DeterministicDice",
+    "FDice",
+    "Given",
+    "GivenRatio",
+    "OptiDice",
+    "OrthogonalDice",
+    "PiecewiseF",
+    "QConfig",
+    "QFunction",
+]

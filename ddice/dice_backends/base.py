@@ -1,0 +1,208 @@
+"""What every backend has in common: Q heads, reward transforms, the temperature, and the diagnostics of distribution ratios."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from ddice import loop
+from ddice.config import Config
+from ddice.data import Batch, Spec, Transitions
+from ddice.dice_backends.rewards import Rewards, RewardTransform
+from ddice.networks import MLP, Encoder, FlattenEncoder, Network
+from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.randomness import Seed
+
+TEMPERATURE_RATE = 0.01  # per step and per unit of log effective sample size: settles within some hundred steps, slower than the value
+RatioKind = Literal["action", "state-action"]
+
+
+def _check_temperature(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"ess:(0?\.\d+)", value)) and 0 < float(match[1]) < 1:
+        return value
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f'expected a positive number or a target effective sample size such as "ess:0.3", got {value!r}') from None
+    if value <= 0:
+        raise ValueError(f"the temperature must be positive, got {value}")
+    return value
+
+
+Temperature = Annotated[float | str, BeforeValidator(_check_temperature)]
+
+
+class QFunction(nn.Module):
+    """Q(s, a) for M members, reduced by the selection rule of an extractor: critic(s, a), plus V(s) where the critic is an advantage.
+
+    `offset` (*seeds) is a constant added to all values. In the units of the transformed rewards.
+    """
+
+    offset: Tensor
+
+    def __init__(self, config: QConfig, encoder: Encoder, critic: Network, value: Network | None):
+        super().__init__()
+        self.config, self.encoder, self.critic, self.value = config, encoder, critic, value
+        self.register_buffer("offset", torch.zeros(critic.members[:-1]))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Observations (*seeds, B, S), actions (*seeds, B, A) in [-1, 1] -> (*seeds, M, B)."""
+        features = self.encoder(observations)
+        axis = len(self.critic.members) - 1
+        q = self.critic(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
+        if self.value is not None:
+            q = q + self.value(features).squeeze(-1).unsqueeze(axis)
+        return q + self.offset[..., None, None]
+
+
+class QConfig(Config):
+    """How to build a `QFunction`: kept with every saved policy that selects by Q."""
+
+    critic: MLP = MLP()
+    members: int = Field(2, ge=1)
+    value: MLP | None = None
+    encoder: FlattenEncoder = FlattenEncoder()
+
+    def build(self, spec: Spec, seed: Seed = 0, stream: str = "q") -> QFunction:
+        encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
+        critic = self.critic.build({"features": encoder.size, "actions": spec.actions.size}, 1, seed=seed, stream=stream, members=(self.members,))
+        value = None if self.value is None else self.value.build({"features": encoder.size}, 1, seed=seed, stream="value")
+        return QFunction(self, encoder, critic, value)
+
+
+class BackendConfig(Config):
+    """The fields that all trained backends share."""
+
+    temperature: Temperature = Field(1.0, description='strength of the f-divergence penalty in reward units, or a target such as "ess:0.3"')
+    discount: float = Field(0.99, ge=0, lt=1)
+    rewards: tuple[RewardTransform, ...] = Field((), description="ordered: return_range, minus_one_zero, standardize, scale")
+    value: MLP = Field(MLP(layer_norm=True), description="network of V(s)")
+    encoder: FlattenEncoder = FlattenEncoder()
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+    batch_size: int = Field(512, ge=1)
+    polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
+    warm_start_steps: int = Field(0, ge=0, description="first steps that regress values on observed returns-to-go instead")
+
+    @abstractmethod
+    def build(self, spec: Spec, seed: Seed = 0) -> Backend:
+        """The trainable part."""
+
+    def fit(
+        self,
+        data: Transitions,
+        *,
+        steps: int,
+        seed: Seed = 0,
+        device: str | torch.device = "auto",
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Backend:
+        """Build and train for `steps` steps; see `Part.fit`."""
+        part = self.build(data.spec, seed).to(loop.resolve_device(device))
+        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+
+
+class AdvantageHead(Config):
+    """Members that regress e(s, a) = r + gamma V(s') - V(s), so that Q = V + e ranks new actions; targets are clipped to resist outliers."""
+
+    network: MLP = MLP()
+    members: int = Field(2, ge=1)
+    clip_deviations: float = Field(6.0, gt=0, description="targets further than this many deviations from their mean are clipped")
+
+
+def clipped_targets(targets: Tensor, weights: Tensor, deviations: float) -> tuple[Tensor, Tensor]:
+    """Targets (*seeds, B) clipped to mean +- deviations * std of the batch, and the share that was."""
+    mean = weighted_mean(targets, weights)[..., None]
+    reach = deviations * weighted_mean((targets - mean).square(), weights).sqrt()[..., None]
+    clipped = torch.clamp(targets, mean - reach, mean + reach)
+    return clipped, weighted_mean((clipped != targets).to(targets.dtype), weights)
+
+
+def ratio_metrics(log_ratio: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Diagnostics of ratios (*seeds, B): mean, effective sample size, share of zeros, largest share that one row has of all weight."""
+    ratio = torch.exp(log_ratio)
+    mean = weighted_mean(ratio, weights)
+    return {
+        "mean_ratio": mean,
+        "effective_sample_size": effective_sample_size(log_ratio, weights),
+        "zero_rate": weighted_mean((log_ratio == -torch.inf).to(weights.dtype), weights),
+        "largest_weight": (weights * ratio).amax(-1) / (weights.sum(-1) * mean).clamp(min=1e-30),
+    }
+
+
+class Backend(Part):
+    """A trained source of distribution ratios. Values and Q are in the units of the transformed rewards."""
+
+    config: BackendConfig
+    ratio_kind: ClassVar[RatioKind]
+    has_q: bool = True
+    has_value: bool = True
+    log_temperature: Tensor
+
+    def __init__(self, config: BackendConfig, spec: Spec, seed: Seed):
+        super().__init__(config, config.optimizer, config.batch_size, spec, seed)
+        self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
+        self.rewards = Rewards(config.rewards, spec.rewards)
+        self.value_network = config.value.build({"features": self.encoder.size}, 1, seed=seed, stream="value")
+        self.target_size = float(config.temperature.removeprefix("ess:")) if isinstance(config.temperature, str) else None
+        start = 1.0 if isinstance(config.temperature, str) else config.temperature
+        self.register_buffer("log_temperature", torch.full(self.seed_shape, start).log())
+        self._returns: Tensor | None = None
+
+    @property
+    def temperature(self) -> Tensor:
+        """The temperature in force, (*seeds): the configured number, or the one found for the target effective sample size."""
+        return self.log_temperature.exp()
+
+    @property
+    @abstractmethod
+    def q(self) -> QFunction:
+        """Q(observations, actions) -> (*seeds, M, B), a view of the live networks."""
+
+    @abstractmethod
+    def log_ratio(self, batch: Batch) -> Tensor:
+        """log w of each row, (*seeds, B); may be -inf."""
+
+    def ratio(self, batch: Batch) -> Tensor:
+        """w = exp(log_ratio), (*seeds, B)."""
+        return torch.exp(self.log_ratio(batch))
+
+    def value(self, observations: Tensor) -> Tensor:
+        """V(s), (*seeds, B)."""
+        return self.value_network(self.encoder(observations)).squeeze(-1)
+
+    def scaled(self, advantage: Tensor) -> Tensor:
+        """advantage / temperature, for advantages (*seeds, B)."""
+        return advantage / self.temperature[..., None]
+
+    def bootstrap(self, batch: Batch, next_values: Tensor) -> Tensor:
+        """r + gamma (1 - termination) V(s'), with transformed rewards; (*seeds, B)."""
+        return self.rewards(batch.rewards) + self.config.discount * torch.where(batch.terminations, 0.0, next_values)
+
+    def prepare(self, data: Transitions) -> None:
+        """Compute returns-to-go for a warm start. `fit` calls it; a hand-written loop must, when warm_start_steps > 0."""
+        if self.config.warm_start_steps:
+            returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
+            self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_((data.rows,), returns.to(self.device))
+
+    def warm_start_target(self, batch: Batch, step: int) -> Tensor | None:
+        """Returns-to-go of the batch (*seeds, B) while the warm start lasts, else None."""
+        if step >= self.config.warm_start_steps:
+            return None
+        if self._returns is None:
+            raise ValueError("warm_start_steps > 0 needs the whole dataset first: call backend.prepare(data) before backend.update(...)")
+        return self._returns[batch.rows]
+
+    @torch.no_grad()
+    def adapt_temperature(self, effective_size: Tensor) -> None:
+        """Move the temperature towards the target effective sample size: larger temperatures flatten the ratios."""
+        if self.target_size is not None:
+            self.log_temperature += TEMPERATURE_RATE * (self.target_size / effective_size.clamp(min=1e-3)).log().clamp(-1, 1)

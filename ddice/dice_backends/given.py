@@ -1,0 +1,183 @@
+"""Ratios that a user brings: weights per source row or a function of the batch, with an optional Q. How any critic meets the extractors."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, field_serializer, field_validator
+from torch import Tensor
+
+from ddice import loop
+from ddice.config import Config
+from ddice.data import Batch, Spec, Transitions
+from ddice.dice_backends.base import RatioKind, ratio_metrics
+from ddice.randomness import Seed, seed_shape
+
+RatioFunction = Callable[[Batch], Tensor]
+QCallable = Callable[[Tensor, Tensor], Tensor]
+
+
+def _import(name: str, field: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'{field} = {name!r} cannot be imported ({error}): expected "module:function", importable from here') from error
+
+
+def _digest(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, np.ndarray):
+        return f"array:{hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).hexdigest()}"
+    return f"callable:{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', repr(value))}"
+
+
+class GivenRatio(Config):
+    """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch -> w (B,) (or its "module:function").
+
+    `q` is a callable (observations (B, S), actions (B, A) in [-1, 1]) -> (M, B) or (B,), or its "module:function"; without it only one candidate
+    can be sampled. A JSON recipe can hold names and paths only.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    kind: Literal["given"] = "given"
+    source: Any = Field(description='array, path of a .npy file, callable, or "module:function"')
+    q: Any = Field(None, description='callable or "module:function"; needed for more than one candidate')
+    ratio_kind: RatioKind = "action"
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _check_source(cls, source: Any) -> Any:
+        if isinstance(source, Tensor):
+            source = source.detach().cpu().numpy()
+        if isinstance(source, Path):
+            source = str(source)
+        if isinstance(source, str | np.ndarray) or callable(source):
+            return source
+        if isinstance(source, list | tuple):
+            return np.asarray(source, dtype=np.float64)
+        raise ValueError(f'expected an array, a .npy path, a callable or "module:function", got {type(source).__name__}')
+
+    @field_serializer("source", "q")
+    def _serialise(self, value: Any) -> Any:
+        return None if value is None else _digest(value)
+
+    def build(self, spec: Spec, seed: Seed = 0) -> Given:
+        return Given(self, spec, seed)
+
+    def fit(
+        self,
+        data: Transitions,
+        *,
+        steps: int = 0,
+        seed: Seed = 0,
+        device: str | torch.device = "auto",
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Given:
+        """There is nothing to train: reads and checks the source. The arguments are those of every `fit`."""
+        return self.build(data.spec, seed).to(loop.resolve_device(device))
+
+
+class Given:
+    """Given ratios behind the interface of a backend; `update` does nothing."""
+
+    def __init__(self, config: GivenRatio, spec: Spec, seed: Seed):
+        self.config, self.spec, self.seed, self.step = config, spec, seed, 0
+        self.ratio_kind: RatioKind = config.ratio_kind
+        self.has_value = False
+        self.q: QCallable | None = _import(config.q, "q") if isinstance(config.q, str) else config.q
+        self.has_q = self.q is not None
+        self._function: RatioFunction | None = None
+        self._log_weights: Tensor | None = None
+        source = config.source
+        if isinstance(source, str) and source.endswith(".npy"):
+            source = _read_npy(Path(source))
+        elif isinstance(source, str):
+            source = _import(source, "source")
+        if isinstance(source, np.ndarray):
+            self._log_weights = _check_weights(source, spec.source_rows).log()
+        else:
+            self._function = source
+
+    def to(self, device: torch.device | str) -> Given:
+        if self._log_weights is not None:
+            self._log_weights = self._log_weights.to(device)
+        return self
+
+    def log_ratio(self, batch: Batch) -> Tensor:
+        """log w of each row, (*seeds, B); -inf where w = 0."""
+        if self._log_weights is not None:
+            return self._log_weights[batch.rows.to(self._log_weights.device)]
+        assert self._function is not None
+        ratio = torch.as_tensor(self._function(batch), dtype=torch.float32, device=batch.rewards.device)
+        if ratio.shape != batch.rewards.shape:
+            raise ValueError(f"expected the ratio function to return shape {tuple(batch.rewards.shape)}, got {tuple(ratio.shape)}")
+        if not bool((torch.isfinite(ratio) & (ratio >= 0)).all()):
+            raise ValueError("the ratio function returned a negative, infinite or NaN ratio: ratios are finite and >= 0")
+        return ratio.log()
+
+    def ratio(self, batch: Batch) -> Tensor:
+        """w of each row, (*seeds, B)."""
+        return torch.exp(self.log_ratio(batch))
+
+    def value(self, observations: Tensor) -> Tensor:
+        raise TypeError("given ratios come without values: has_value is False")
+
+    def prepare(self, data: Transitions) -> None:
+        """Nothing to prepare."""
+
+    def update(self, batch: Batch, *, step: int) -> loop.Metrics:
+        """Nothing to train: diagnostics of the given ratios."""
+        self.step = step + 1
+        return ratio_metrics(self.log_ratio(batch), batch.weights)
+
+    def fit(
+        self,
+        data: Transitions,
+        *,
+        steps: int = 0,
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Given:
+        """Nothing to train."""
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is trained, so nothing is kept but the step."""
+        return {"step": torch.tensor(self.step)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.step = int(state["step"])
+
+    def select(self, index: int) -> Given:
+        """The same ratios, for one seed of several."""
+        return Given(self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index])  # type: ignore[index]
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise ValueError(f"source = {str(path)!r} does not exist: expected a .npy file with one weight per source row")
+    return np.load(path, allow_pickle=False)
+
+
+def _check_weights(weights: np.ndarray, rows: int) -> Tensor:
+    if weights.shape != (rows,):
+        raise ValueError(f"expected one weight per source row, shape ({rows},), got {weights.shape}: dropped rows of the source count too")
+    bad = ~np.isfinite(weights) | (weights < 0)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"weights must be finite and >= 0: {int(bad.sum())} are not, the first is {weights[row]} in row {row}")
+    if not (weights > 0).any():
+        raise ValueError("all weights are 0: there is no policy to extract")
+    return torch.as_tensor(weights, dtype=torch.float32)

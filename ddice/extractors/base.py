@@ -1,0 +1,172 @@
+"""What every extractor has in common: how it chooses among candidates, and how ratios reach it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import Self
+
+from ddice import loop
+from ddice.config import Config
+from ddice.data import Batch, Spec, Transitions
+from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.policy import Policy, QCallable, check_q, make_policy
+from ddice.prior import Prior
+from ddice.randomness import Seed
+from ddice.samplers import Sampler, Selection
+
+
+class RatioSource(Protocol):
+    """What an extractor asks of a backend."""
+
+    spec: Spec
+    ratio_kind: Any
+    has_q: bool
+
+    @property
+    def q(self) -> Any: ...
+
+    def log_ratio(self, batch: Batch) -> Tensor: ...
+
+    def select(self, index: int) -> Any: ...
+
+
+class ExtractorConfig(Config):
+    """The fields that all extractors share."""
+
+    candidates: int = Field(1, ge=1, description="K, actions sampled per decision; more than one needs a Q")
+    selection: Selection = Field(Selection(), description="how Q chooses among the candidates")
+
+    needs_prior: ClassVar[bool] = True
+    needs_ratio: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> Extractor:
+        """The trainable part."""
+
+    def check(self, prior: Prior | None, backend: RatioSource | None) -> None:
+        """Raise ValueError, before any training, when prior and backend cannot be put together with this extractor."""
+        if self.needs_prior and prior is None:
+            raise ValueError(f"{type(self).__name__} needs a prior: train one with DiffusionPrior().fit(data, steps=...)")
+        if self.needs_ratio and backend is None:
+            raise ValueError(f"{type(self).__name__} needs a backend for its ratios: PiecewiseF().fit(data, steps=...), or GivenRatio(source=...)")
+        check_q(self.candidates, backend is not None and backend.has_q)
+        if prior is not None and backend is not None:
+            check_same_spaces(prior.spec, backend.spec)
+
+    def fit(
+        self,
+        data: Transitions,
+        *,
+        prior: Prior | None = None,
+        backend: RatioSource | None = None,
+        steps: int = 0,
+        seed: Seed = 0,
+        device: str | torch.device = "auto",
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Any:
+        """Train for `steps` steps and return the policy; one policy per seed when `seed` is a sequence. See `Part.fit` for the arguments."""
+        self.check(prior, backend)
+        if prior is not None:
+            check_same_spaces(prior.spec, data.spec)
+        part = self.build(data.spec, seed, prior).to(loop.resolve_device(device))
+        part.train_on(data, backend, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        if isinstance(seed, int):
+            return part.policy(q=None if backend is None else backend.q)
+        return [part.select(i).policy(q=None if backend is None else backend.select(i).q) for i in range(len(seed))]
+
+
+def check_same_spaces(first: Spec, second: Spec) -> None:
+    """Raise ValueError unless two parts see the same observations and actions."""
+    for name in ("observations", "actions"):
+        one, two = getattr(first, name), getattr(second, name)
+        if one != two:
+            raise ValueError(f"the parts were trained on data with different {name}: {one} and {two}. Train them on the same dataset")
+
+
+class Extractor(Part):
+    """Ratios in, a policy out. `update` reads dataset actions only; the prior is read, never trained."""
+
+    config: ExtractorConfig
+    prior: Prior | None
+    log_mean: Tensor
+
+    def __init__(self, config: ExtractorConfig, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed, prior: Prior | None):
+        super().__init__(config, optimizer, batch_size, spec, seed)
+        if prior is not None and prior.seed_shape != self.seed_shape:
+            raise ValueError(f"the prior was trained with seed {prior.seed!r}: give the extractor as many seeds, or a prior.select(i)")
+        object.__setattr__(self, "prior", prior)  # not a submodule: its parameters are neither trained nor saved here
+        self.register_buffer("log_mean", torch.full(self.seed_shape, -torch.inf))
+
+    def rebuild(self, index: int, seed: int) -> Self:
+        prior = None if self.prior is None else self.prior.select(index)
+        part: Self = self.config.build(self.spec, seed=seed, prior=prior)  # type: ignore[assignment]
+        return part
+
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """The sampler of the policy, with the live networks."""
+
+    @abstractmethod
+    def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
+        """One step on dataset actions with their log ratios (*seeds, B)."""
+
+    def policy(self, q: QCallable | None = None, notes: Mapping[str, str] | None = None) -> Policy:
+        """What has been learned so far, as a policy of its own. Raises ValueError when candidates > 1 and q is None."""
+        if self.seed_shape:
+            raise ValueError("several seeds were trained together: take one with select(i), then its policy")
+        notes = {"extractor": str(getattr(self.config, "kind", "")), **(notes or {})}
+        return make_policy(
+            self.spec, self.sampler(), candidates=self.config.candidates, selection=self.config.selection, q=q, notes=notes
+        ).to(self.device)
+
+    @torch.no_grad()
+    def follow_mean(self, log_ratio: Tensor, weights: Tensor, step: int) -> Tensor:
+        """Update and return the running mean of the ratios, as a logarithm (*seeds): the mean of all at first, of the last 100 steps later."""
+        rate = max(0.01, 1 / (1 + step))
+        batch = torch.logsumexp(log_ratio + weights.log(), -1) - weights.sum(-1).log() + math.log(rate)
+        mixed = batch if rate == 1 else torch.logaddexp(self.log_mean + math.log(1 - rate), batch)
+        self.log_mean.copy_(mixed)
+        return mixed.clamp(min=-80.0)
+
+    def identity(self, data: Transitions) -> str:
+        return super().identity(data) + ("" if self.prior is None else self.prior.identity(data))
+
+    def train_on(
+        self,
+        data: Transitions,
+        backend: RatioSource | None,
+        *,
+        steps: int,
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Self:
+        """Train for `steps` more steps with the ratios of `backend`, which is not trained; see `Part.fit`."""
+        data = data.to(self.device)
+        self.horizon = self.step + steps
+        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, self.identity(data))
+        self.run(data, self.step_function(backend), progress=progress, on_step=on_step, checkpoint=saved)
+        return self
+
+    def step_function(self, backend: RatioSource | None) -> Callable[[Batch, int], loop.Metrics]:
+        """`update` with the ratios of `backend`, as a function of batch and step."""
+        return lambda batch, step: self.update(batch, step=step, log_ratio=None if backend is None else backend.log_ratio(batch))
+
+
+def relative_metrics(log_ratio: Tensor, floored: Tensor, capped: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Diagnostics of the ratios that reached an extractor: effective sample size, and how often floor and cap acted."""
+    return {
+        "effective_sample_size": effective_sample_size(log_ratio, weights),
+        "floor_rate": weighted_mean(floored.to(weights.dtype), weights),
+        "cap_rate": weighted_mean(capped.to(weights.dtype), weights),
+    }

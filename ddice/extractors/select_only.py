@@ -1,0 +1,50 @@
+"""Select-only: K candidates of the unguided prior, the best by Q (as IDQL does); with one candidate it is the behaviour policy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ddice import loop
+from ddice.data import Batch, Spec
+from ddice.extractors.base import Extractor, ExtractorConfig
+from ddice.part import Optimizer
+from ddice.prior import Prior
+from ddice.randomness import Seed
+from ddice.samplers import Diffusion, DiffusionSampler
+from ddice.solvers import PUBLISHED, Solver
+
+
+class SelectOnly(ExtractorConfig):
+    """Nothing is trained beyond prior and Q."""
+
+    kind: Literal["select_only"] = "select_only"
+    candidates: int = Field(16, ge=1, description="K, actions of the prior sampled per decision; 1 is the behaviour policy and needs no Q")
+    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
+
+    needs_ratio = False
+
+    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> SelectExtractor:
+        if prior is None:
+            raise ValueError("SelectOnly needs a prior: build(spec, seed=..., prior=...)")
+        return SelectExtractor(self, spec, seed, prior)
+
+
+class SelectExtractor(Extractor):
+    """The prior as it is."""
+
+    config: SelectOnly
+    prior: Prior
+
+    def __init__(self, config: SelectOnly, spec: Spec, seed: Seed, prior: Prior):
+        super().__init__(config, Optimizer(), prior.batch_size, spec, seed, prior)
+
+    def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
+        """Nothing to train."""
+        self.step = step + 1
+        return {}
+
+    def sampler(self) -> DiffusionSampler:
+        return DiffusionSampler(Diffusion(prior=self.prior.config, solver=self.config.solver), self.prior.encoder, self.prior.averaged, None)

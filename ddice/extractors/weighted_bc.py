@@ -1,0 +1,113 @@
+"""Weighted behaviour cloning: the prior's denoising loss, or a Gaussian's likelihood, weighted by the ratio."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ddice import loop
+from ddice.data import Batch, Spec
+from ddice.extractors.base import Extractor, ExtractorConfig, relative_metrics
+from ddice.guidance import bounded_log_ratio
+from ddice.networks import MLP, FlattenEncoder
+from ddice.part import Optimizer, weighted_mean
+from ddice.prior import Prior
+from ddice.randomness import Seed
+from ddice.samplers import Diffusion, DiffusionSampler, Gaussian, GaussianSampler
+from ddice.solvers import PUBLISHED, Solver
+
+
+class _WeightedConfig(ExtractorConfig):
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
+    batch_size: int = Field(256, ge=1)
+    log_cap: float = Field(4.6, gt=0, description="log of the largest weight, relative to the mean ratio; 4.6 is a weight of 100")
+
+
+class WeightedBC(_WeightedConfig):
+    """A diffusion policy trained on E[w / mean(w) * |noise - network(a_t, t)|^2]: its samples follow pi_D(a | s) w(s, a).
+
+    Takes action and state-action ratios alike: a factor of the state decides only which states get capacity.
+    """
+
+    kind: Literal["weighted_bc"] = "weighted_bc"
+    init: Literal["prior", "fresh"] = Field("prior", description="start from a copy of the prior, or from new weights")
+    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
+
+    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> WeightedExtractor:
+        if prior is None:
+            raise ValueError("WeightedBC needs a prior: build(spec, seed=..., prior=...)")
+        return WeightedExtractor(self, spec, seed, prior)
+
+
+class GaussianBC(_WeightedConfig):
+    """The classic DICE extraction: a Gaussian policy of greatest ratio-weighted likelihood. It needs no prior."""
+
+    kind: Literal["gaussian_bc"] = "gaussian_bc"
+    network: MLP = MLP()
+    encoder: FlattenEncoder = FlattenEncoder()
+
+    needs_prior = False
+
+    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> GaussianExtractor:
+        return GaussianExtractor(self, spec, seed)
+
+
+class _Weighted(Extractor):
+    config: _WeightedConfig
+
+    def factors(self, batch: Batch, log_ratio: Tensor | None, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ratios divided by their running mean and capped, (*seeds, B), and their diagnostics."""
+        if log_ratio is None:
+            raise ValueError("weighted behaviour cloning learns from ratios: update(batch, log_ratio=backend.log_ratio(batch), step=step)")
+        log_mean = self.follow_mean(log_ratio, batch.weights, step)
+        relative, _, capped = bounded_log_ratio(log_ratio, log_mean, -torch.inf, self.config.log_cap)
+        return relative.exp(), relative_metrics(relative, torch.zeros_like(capped), capped, batch.weights)
+
+
+class WeightedExtractor(_Weighted):
+    """The trainable copy of the prior."""
+
+    config: WeightedBC
+    prior: Prior
+
+    def __init__(self, config: WeightedBC, spec: Spec, seed: Seed, prior: Prior):
+        super().__init__(config, config.optimizer, config.batch_size, spec, seed, prior)
+        self.model = prior.config.build(spec, seed, stream="weighted_bc")
+        if config.init == "prior":
+            for network in (self.model.network, self.model.averaged):
+                network.load_state_dict(prior.averaged.state_dict())
+
+    def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
+        """One step on the weighted denoising loss."""
+        factors, metrics = self.factors(batch, log_ratio, step)
+        loss = self.model.loss(batch, step, factors)
+        self.descend(loss, step)
+        self.model.follow(step)
+        return {"loss": loss.detach(), **metrics}
+
+    def sampler(self) -> DiffusionSampler:
+        config = Diffusion(prior=self.prior.config, solver=self.config.solver)
+        return DiffusionSampler(config, self.model.encoder, self.model.averaged, None)
+
+
+class GaussianExtractor(_Weighted):
+    """The trainable Gaussian."""
+
+    config: GaussianBC
+
+    def __init__(self, config: GaussianBC, spec: Spec, seed: Seed):
+        super().__init__(config, config.optimizer, config.batch_size, spec, seed, None)
+        self.model = Gaussian(network=config.network, encoder=config.encoder).build(spec, seed)
+
+    def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
+        """One step on -E[w / mean(w) * log pi(a | s)]."""
+        factors, metrics = self.factors(batch, log_ratio, step)
+        loss = weighted_mean(-factors * self.model.log_density(batch.observations, batch.actions), batch.weights)
+        self.descend(loss, step)
+        return {"loss": loss.detach(), **metrics}
+
+    def sampler(self) -> GaussianSampler:
+        return self.model

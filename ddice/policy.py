@@ -1,0 +1,200 @@
+"""Policies: everything needed to act, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ddice.config import Config
+from ddice.data import Spec
+from ddice.dice_backends.base import QConfig, QFunction
+from ddice.loop import resolve_device
+from ddice.randomness import generator
+from ddice.samplers import AnySampler, Sampler, Selection
+from ddice.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
+
+KIND = "policy"
+QCallable = Callable[[Tensor, Tensor], Tensor]
+
+
+class PolicyConfig(Config):
+    """What `policy.json` holds beside the spec."""
+
+    sampler: AnySampler
+    candidates: int = Field(1, ge=1, description="K, actions sampled per decision")
+    selection: Selection = Selection()
+    q: QConfig | Literal["given"] | None = None
+    notes: dict[str, str] = Field(default_factory=dict, description="where the policy comes from")
+
+
+def check_q(candidates: int, has_q: bool) -> None:
+    """Raise ValueError when K > 1 candidates were to be ranked without a Q."""
+    if candidates > 1 and not has_q:
+        raise ValueError(f"candidates = {candidates} needs a Q to choose among them and this backend has none: give it one, or use candidates=1")
+
+
+class Policy:
+    """observation -> K candidates -> the bounds -> selection by Q -> an action in the environment's units."""
+
+    def __init__(self, config: PolicyConfig, spec: Spec, sampler: Sampler, q: QCallable | None):
+        check_q(config.candidates, q is not None)
+        self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
+        self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
+        self._clipped, self._seen = torch.zeros(()), 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.sampler.parameters()).device
+
+    @property
+    def clip_rate(self) -> float:
+        """The share of all candidates so far that left the action bounds before they were mapped back."""
+        return float(self._clipped) / max(self._seen, 1)
+
+    def to(self, device: str | torch.device) -> Policy:
+        """The same policy on another device ("auto" is CUDA where there is one)."""
+        device = resolve_device(device)
+        self.sampler.to(device)
+        if isinstance(self.q, QFunction):
+            self.q.to(device)
+        self._clipped = self._clipped.to(device)
+        return self
+
+    def _observations(self, observation: Any) -> tuple[Tensor, bool]:
+        """A native observation -> (B, S) float32 on the device, and whether it was a single one."""
+        flat = self.spec.observations.flatten(observation)
+        tensor = torch.as_tensor(flat, dtype=torch.float32).to(self.device)
+        if tensor.ndim not in (1, 2):
+            raise ValueError(f"expected one observation or a batch of them, got {tensor.ndim - 1} batch axes: flatten them first")
+        if tensor.ndim == 2 and not len(tensor):
+            raise ValueError("expected at least one observation, got an empty batch")
+        if not bool(torch.isfinite(tensor).all()):
+            bad = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
+            raise ValueError(f"the observation holds NaN or infinity at {bad} of shape {tuple(tensor.shape)}: a policy cannot act on it")
+        return (tensor[None], True) if tensor.ndim == 1 else (tensor, False)
+
+    def _noise(self, batch: int, deterministic: bool, seed: int | Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """Latents (B, K, A) and, unless deterministic, uniform numbers (B,) for the selection."""
+        shape = (self.config.candidates, self.spec.actions.size)
+        if deterministic:
+            return self.sampler.latents(*shape).to(self.device).expand(batch, *shape), None
+        if seed is None or isinstance(seed, int):
+            device = self.device
+            source = torch.Generator(device).manual_seed(torch.seed()) if seed is None else generator(seed, "act", 0, device)
+            return torch.randn(batch, *shape, generator=source, device=device), torch.rand(batch, generator=source, device=device)
+        if len(seed) != batch:
+            raise ValueError(f"expected one seed, or one for each of the {batch} observations, got {len(seed)}")
+        sources = [generator(int(s), "act", 0) for s in seed]
+        noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
+        return noise.to(self.device), torch.cat([torch.rand(1, generator=source) for source in sources]).to(self.device)
+
+    @torch.inference_mode()
+    def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Observations (B, S) and noise (B, K, A) -> candidates (B, K, A) mapped into [-1, 1]."""
+        raw = self.sampler(observations, noise)
+        self._clipped = self._clipped + (raw.abs() > 1).any(-1).sum()
+        self._seen += raw.shape[0] * raw.shape[1]
+        return raw.clamp(-1, 1)
+
+    @torch.inference_mode()
+    def choose(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
+        """The candidate that the selection rule picks, (B, A)."""
+        batch, count, size = candidates.shape
+        if count == 1:
+            return candidates[:, 0]
+        assert self.q is not None
+        q = self.q(observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size))
+        index = self.config.selection.select(q.reshape(-1, batch, count), uniform)
+        return candidates[torch.arange(batch, device=candidates.device), index]
+
+    def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> Any:
+        """One observation -> (A,), a batch -> (B, A); numpy in, numpy out; tensor in, tensor out; the environment's dict of either.
+
+        deterministic: the same latents for every row, and argmax, so that a row's action does not depend on its batch.
+        seed: one number, or one per row (row i then depends on seed[i] alone). Raises ValueError for a wrong shape, NaN or infinity.
+        """
+        leaf = observation
+        while isinstance(leaf, Mapping):
+            leaf = next(iter(leaf.values()))
+        observations, single = self._observations(observation)
+        noise, uniform = self._noise(len(observations), deterministic, seed)
+        chosen = self.choose(observations, self.candidates(observations, noise), uniform)
+        actions = self.spec.actions.from_unit(chosen)
+        actions = actions[0] if single else actions
+        return actions if isinstance(leaf, Tensor) else actions.cpu().numpy().astype(np.float32)
+
+    def predict(
+        self, observation: Any, state: None = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, None]:
+        """(act(observation), None): the habit of Stable-Baselines3."""
+        return self.act(observation, deterministic=deterministic), None
+
+    def save(self, path: str | Path) -> None:
+        """Write `policy.json` and `policy.safetensors` into the folder `path`. A Q that is the user's own callable is noted, not saved."""
+        path = Path(path)
+        tensors = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
+        if isinstance(self.q, QFunction):
+            tensors |= {f"q.{name}": value for name, value in self.q.state_dict().items()}
+        save_tensors(path / "policy.safetensors", KIND, tensors, {})
+        content = {"kind": KIND, "schema": SCHEMA, "policy": self.config.model_dump(mode="json"), "spec": self.spec.model_dump(mode="json")}
+        write_json(path / "policy.json", content)
+
+
+def make_policy(
+    spec: Spec,
+    sampler: Sampler,
+    *,
+    candidates: int,
+    selection: Selection,
+    q: QCallable | None,
+    notes: Mapping[str, str] | None = None,
+) -> Policy:
+    """A policy that owns copies of the networks, so that further training does not change it; Q is left out where one candidate needs none."""
+    check_q(candidates, q is not None)
+    own_q = copy.deepcopy(q) if isinstance(q, QFunction) else q
+    used = None if candidates == 1 else own_q
+    kind = None if used is None else used.config if isinstance(used, QFunction) else "given"
+    config = PolicyConfig(sampler=sampler.config, candidates=candidates, selection=selection, q=kind, notes=dict(notes or {}))
+    return Policy(config, spec, copy.deepcopy(sampler), used)
+
+
+def load_policy(path: str | Path, device: str | torch.device = "auto", q: QCallable | None = None) -> Policy:
+    """Read a policy that `Policy.save` wrote; nothing is unpickled. `q` is needed where the saved one was the user's own callable.
+
+    Raises FileNotFoundError without the files, ValueError for truncated, foreign or newer ones.
+    """
+    path = Path(path)
+    if not (path / "policy.json").exists():
+        raise FileNotFoundError(f"{path} holds no policy.json: expected a folder that policy.save(...) wrote")
+    try:
+        content = json.loads((path / "policy.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / 'policy.json'} is not valid JSON ({error}): the file is truncated or foreign") from error
+    check_kind(path / "policy.json", content, KIND)
+    config, spec = PolicyConfig.model_validate(content["policy"]), Spec.model_validate(content["spec"])
+    tensors, _ = load_tensors(path / "policy.safetensors", KIND)
+    sampler = config.sampler.build(spec)
+    _load(sampler, tensors, "sampler.", path)
+    if isinstance(config.q, QConfig):
+        saved = config.q.build(spec)
+        _load(saved, tensors, "q.", path)
+        q = saved
+    elif config.q == "given" and q is None:
+        raise ValueError("this policy selects by a callable of its author's, which is not saved: give it again, load_policy(path, q=...)")
+    return Policy(config, spec, sampler, q).to(device)
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"{path / 'policy.safetensors'} does not fit {path / 'policy.json'}: they come from different policies ({error})") from error

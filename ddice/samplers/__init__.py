@@ -1,0 +1,13 @@
+"""Samplers: from observations and noise to candidate actions."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ddice.samplers.reference import Diffusion, DiffusionSampler, Gaussian, GaussianSampler
+from ddice.samplers.selection import Selection
+
+AnySampler = Annotated[Diffusion | Gaussian, Field(discriminator="kind")]
+Sampler = DiffusionSampler | GaussianSampler
+
+__all__ = ["AnySampler", "Diffusion", "DiffusionSampler", "Gaussian", "GaussianSampler", "Sampler", "Selection"]
