@@ -66,30 +66,30 @@ def test_round_trip_through_json() -> None:
 
 def test_fingerprint_sees_every_field_and_every_extra() -> None:
     prints = [
-        Experiment().fingerprint(),
-        Experiment(name="other").fingerprint(),
-        Experiment(optimiser=Optimiser(learning_rate=2e-3)).fingerprint(),
-        Experiment(optimiser=Optimiser(steps=11)).fingerprint(),
-        Experiment(widths=(256,)).fingerprint(),
-        Experiment().fingerprint(seed=0),
-        Experiment().fingerprint(seed=1),
-        Experiment().fingerprint(seed=[0, 1]),
-        Experiment().fingerprint(data="0"),
+        Experiment().digest(),
+        Experiment(name="other").digest(),
+        Experiment(optimiser=Optimiser(learning_rate=2e-3)).digest(),
+        Experiment(optimiser=Optimiser(steps=11)).digest(),
+        Experiment(widths=(256,)).digest(),
+        Experiment().digest(seed=0),
+        Experiment().digest(seed=1),
+        Experiment().digest(seed=[0, 1]),
+        Experiment().digest(data="0"),
     ]
     assert len(set(prints)) == len(prints)
     assert all(len(text) == 32 and set(text) <= set("0123456789abcdef") for text in prints)
 
 
 def test_fingerprint_ignores_the_order_of_writing() -> None:
-    assert Experiment(name="x", widths=(1,)).fingerprint(a=1, b=2) == Experiment(widths=(1,), name="x").fingerprint(b=2, a=1)
+    assert Experiment(name="x", widths=(1,)).digest(a=1, b=2) == Experiment(widths=(1,), name="x").fingerprint(b=2, a=1)
 
 
 def test_fingerprint_is_the_same_in_another_process() -> None:
     """Trained parts are found again by it: Python's own salted hash would not do."""
-    code = "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\nprint(A().fingerprint(seed=3))"
+    code = "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\nprint(A().digest(seed=3))"
     prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)}
 
     class A(Config):
         x: float = 0.1
 
-    assert prints == {A().fingerprint(seed=3)}
+    assert prints == {A().digest(seed=3)}
