@@ -23,6 +23,7 @@ from ddice.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_
 
 KIND = "policy"
 QCallable = Callable[[Tensor, Tensor], Tensor]
+Clipping = Literal["before_scoring", "after_scoring"]
 
 
 class PolicyConfig(Config):
@@ -31,6 +32,7 @@ class PolicyConfig(Config):
     sampler: AnySampler
     candidates: int = Field(1, ge=1, description="K, actions sampled per decision")
     selection: Selection = Selection()
+    clip_candidates: Clipping = "before_scoring"
     q: QConfig | Literal["given"] | None = None
     notes: dict[str, str] = Field(default_factory=dict, description="where the policy comes from")
 
@@ -98,22 +100,22 @@ class Policy:
 
     @torch.inference_mode()
     def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Observations (B, S) and noise (B, K, A) -> candidates (B, K, A) mapped into [-1, 1]."""
+        """Observations (B, S) and noise (B, K, A) -> candidates (B, K, A), in [-1, 1] unless they are clipped after scoring only."""
         raw = self.sampler(observations, noise)
         self._clipped = self._clipped + (raw.abs() > 1).any(-1).sum()
         self._seen += raw.shape[0] * raw.shape[1]
-        return raw.clamp(-1, 1)
+        return raw if self.config.clip_candidates == "after_scoring" else raw.clamp(-1, 1)
 
     @torch.inference_mode()
     def choose(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
-        """The candidate that the selection rule picks, (B, A)."""
+        """The candidate that the selection rule picks, (B, A) in [-1, 1]."""
         batch, count, size = candidates.shape
         if count == 1:
-            return candidates[:, 0]
+            return candidates[:, 0].clamp(-1, 1)
         assert self.q is not None
         q = self.q(observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size))
         index = self.config.selection.select(q.reshape(-1, batch, count), uniform)
-        return candidates[torch.arange(batch, device=candidates.device), index]
+        return candidates[torch.arange(batch, device=candidates.device), index].clamp(-1, 1)
 
     def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> Any:
         """One observation -> (A,), a batch -> (B, A); numpy in, numpy out; tensor in, tensor out; the environment's dict of either.
@@ -154,6 +156,7 @@ def make_policy(
     *,
     candidates: int,
     selection: Selection,
+    clip_candidates: Clipping = "before_scoring",
     q: QCallable | None,
     notes: Mapping[str, str] | None = None,
 ) -> Policy:
@@ -162,7 +165,9 @@ def make_policy(
     own_q = copy.deepcopy(q) if isinstance(q, QFunction) else q
     used = None if candidates == 1 else own_q
     kind = None if used is None else used.config if isinstance(used, QFunction) else "given"
-    config = PolicyConfig(sampler=sampler.config, candidates=candidates, selection=selection, q=kind, notes=dict(notes or {}))
+    config = PolicyConfig(
+        sampler=sampler.config, candidates=candidates, selection=selection, clip_candidates=clip_candidates, q=kind, notes=dict(notes or {})
+    )
     return Policy(config, spec, copy.deepcopy(sampler), used)
 
 

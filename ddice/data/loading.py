@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -33,8 +35,8 @@ def load_dataset(
 ) -> Transitions:
     """Read a dataset as flat transitions.
 
-    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys: `ddice.data.arrays.KEYS`), or a list of these,
-        whose rows are counted through in order.
+    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys: `ddice.data.arrays.KEYS`), a .npz of them,
+        or a list of these, whose rows are counted through in order.
     goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment; `desired_goal` is hidden and reward is 1 when the next
         position lies within the success radius, else 0. "observed": everything recorded. None: "fixed" where the evaluation environment has one goal.
     action_bounds: None (those of the action space), "data" (smallest and largest action), or (low, high); out_of_bounds: "error" or "clip".
@@ -78,11 +80,23 @@ def _inspect(env: Any, record: EnvRecord) -> Environment:
 def _read(item: Any, download: bool, name: str) -> Source:
     if isinstance(item, Mapping):
         return read_arrays(item, name)
+    if isinstance(item, (str, Path)) and str(item).endswith(".npz"):
+        return _read_npz(Path(item))
     from ddice.data.minari_source import is_minari, read_minari
 
     if isinstance(item, str) or is_minari(item):
         return read_minari(item, download=download)
     raise TypeError(f"expected a Minari id, a MinariDataset, a dict of arrays or a list of these, got {type(item).__name__}")
+
+
+def _read_npz(path: Path) -> Source:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected a .npz of arrays such as np.savez({path.name!r}, observations=..., actions=...)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return read_arrays({name: file[name] for name in file.files}, str(path))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} cannot be read as a .npz ({error}): it is truncated, or another kind of file") from error
 
 
 def _same_env(sources: Sequence[Source], given: EnvRecord | None) -> Sequence[Source]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from ddice.config import Config
@@ -142,13 +142,8 @@ class RewardSummary(Config):
     max_nonpositive: int | None = None
 
 
-class Spec(BaseModel):
-    """Everything that a part needs to know of a dataset. Frozen and saved with every policy.
-
-    As strict as a `Config`, but none: its `fingerprint` is that of the data, not of its own fields.
-    """
-
-    model_config = Config.model_config
+class Spec(Config):
+    """Everything that a part needs to know of a dataset. Frozen and saved with every policy."""
 
     observations: Observations
     actions: BoxActions

@@ -145,6 +145,7 @@ class Backend(Part):
     ratio_kind: ClassVar[RatioKind]
     has_q: bool = True
     has_value: bool = True
+    trains: ClassVar[bool] = True
     log_temperature: Tensor
 
     def __init__(self, config: BackendConfig, spec: Spec, seed: Seed):

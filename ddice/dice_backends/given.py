@@ -6,7 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -91,6 +91,8 @@ class GivenRatio(Config):
 class Given:
     """Given ratios behind the interface of a backend; `update` does nothing."""
 
+    trains: ClassVar[bool] = False
+
     def __init__(self, config: GivenRatio, spec: Spec, seed: Seed):
         self.config, self.spec, self.seed, self.step = config, spec, seed, 0
         self.ratio_kind: RatioKind = config.ratio_kind
@@ -135,6 +137,13 @@ class Given:
 
     def prepare(self, data: Transitions) -> None:
         """Nothing to prepare."""
+
+    def identity(self, data: Transitions) -> str:
+        """Names the ratios of these data by their values: a function or a file may change without its name."""
+        digest = hashlib.blake2b(digest_size=16)
+        for batch in data.batches(65_536):
+            digest.update(self.log_ratio(batch).cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """Nothing to train: diagnostics of the given ratios."""

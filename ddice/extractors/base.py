@@ -17,7 +17,7 @@ from ddice import loop
 from ddice.config import Config
 from ddice.data import Batch, Spec, Transitions
 from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
-from ddice.policy import Policy, QCallable, check_q, make_policy
+from ddice.policy import Clipping, Policy, QCallable, check_q, make_policy
 from ddice.prior import Prior
 from ddice.randomness import Seed
 from ddice.samplers import Sampler, Selection
@@ -43,6 +43,7 @@ class ExtractorConfig(Config):
 
     candidates: int = Field(1, ge=1, description="K, actions sampled per decision; more than one needs a Q")
     selection: Selection = Field(Selection(), description="how Q chooses among the candidates")
+    clip_candidates: Clipping = Field("before_scoring", description="map all candidates into the action bounds, or the chosen one")
 
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
@@ -79,7 +80,7 @@ class ExtractorConfig(Config):
         if prior is not None:
             check_same_spaces(prior.spec, data.spec)
         part = self.build(data.spec, seed, prior).to(loop.resolve_device(device))
-        part.train_on(data, backend, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        part.train_on(data, backend, steps=steps if part.trains else 0, progress=progress, on_step=on_step, checkpoint=checkpoint)
         if isinstance(seed, int):
             return part.policy(q=None if backend is None else backend.q)
         return [part.select(i).policy(q=None if backend is None else backend.select(i).q) for i in range(len(seed))]
@@ -98,6 +99,7 @@ class Extractor(Part):
 
     config: ExtractorConfig
     prior: Prior | None
+    trains: ClassVar[bool] = True
     log_mean: Tensor
 
     def __init__(self, config: ExtractorConfig, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed, prior: Prior | None):
@@ -126,7 +128,13 @@ class Extractor(Part):
             raise ValueError("several seeds were trained together: take one with select(i), then its policy")
         notes = {"extractor": str(getattr(self.config, "kind", "")), **(notes or {})}
         return make_policy(
-            self.spec, self.sampler(), candidates=self.config.candidates, selection=self.config.selection, q=q, notes=notes
+            self.spec,
+            self.sampler(),
+            candidates=self.config.candidates,
+            selection=self.config.selection,
+            clip_candidates=self.config.clip_candidates,
+            q=q,
+            notes=notes,
         ).to(self.device)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -37,6 +37,7 @@ class SelectExtractor(Extractor):
 
     config: SelectOnly
     prior: Prior
+    trains: ClassVar[bool] = False
 
     def __init__(self, config: SelectOnly, spec: Spec, seed: Seed, prior: Prior):
         super().__init__(config, Optimizer(), prior.batch_size, spec, seed, prior)

@@ -1,0 +1,57 @@
+"""Results of a comparison: JSON lines, one per policy, appended as they come and found again by what they depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ddice.comparison.grid import Cell
+from ddice.config import Config
+from ddice.evaluation import Evaluation
+from ddice.storage import write_bytes
+
+
+class Result(Config):
+    """One policy's scores and how they came about. `seconds` of stages that were found trained are those of finding them."""
+
+    key: str
+    backend: str | None
+    extractor: str
+    seed: int
+    evaluation: Evaluation
+    clip_rate: float
+    diagnostics: dict[str, float]
+    train_seconds: float
+
+
+def cell_key(cell: Cell, fingerprint: str) -> str:
+    """Names everything that a cell's result depends on: its recipe and the content of the data."""
+    return cell.recipe.digest(data=fingerprint)
+
+
+class Results:
+    """The file `results.jsonl` of a run folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[Result] = []
+        if path.exists():
+            lines = path.read_text().splitlines()
+            for line in lines:
+                try:
+                    content = json.loads(line)
+                except json.JSONDecodeError:  # the last line of a killed run
+                    continue
+                self.rows.append(Result.model_validate(content))
+            if len(self.rows) != len(lines):
+                write_bytes(path, "".join(row.model_dump_json() + "\n" for row in self.rows).encode())
+
+    def find(self, key: str) -> Result | None:
+        """The result with this key, if it is there."""
+        return next((row for row in self.rows if row.key == key), None)
+
+    def append(self, result: Result) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(result.model_dump_json() + "\n")
+        self.rows.append(result)

@@ -1,0 +1,65 @@
+"""Named recipes: ddice's own default, the published implementation, and the printed equations."""
+
+from __future__ import annotations
+
+import math
+
+from ddice.dice_backends import PiecewiseF
+from ddice.dice_backends.rewards import ReturnRange
+from ddice.extractors import GuideThenSelect
+from ddice.guidance import Guidance
+from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
+from ddice.part import Optimizer
+from ddice.prior import DiffusionPrior
+from ddice.recipe import EvaluationSettings, Recipe, Steps
+from ddice.solvers import PUBLISHED
+
+_RAW = FlattenEncoder(normalize=False)
+_PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)
+
+_OFFICIAL = Recipe(
+    prior=DiffusionPrior(network=PublishedScore(), encoder=_RAW, optimizer=Optimizer(learning_rate=1e-4), batch_size=4096, ema=0.0),
+    # Temperature and the number of candidates of each task are not public: these are the defaults of the public command line.
+    backend=PiecewiseF(
+        temperature=0.5,
+        rewards=(ReturnRange(),),
+        encoder=_RAW,
+        optimizer=_PUBLISHED_OPTIMIZER,
+        selector="ensemble",
+        ensemble_members=10,
+    ),
+    extractor=GuideThenSelect(
+        candidates=1,
+        guidance_scale=4.0,
+        clip_candidates="after_scoring",
+        solver=PUBLISHED,
+        guidance=Guidance(
+            network=MLP(hidden=(256, 256, 256, 256), activation="silu"),
+            time=FourierTime(),
+            optimizer=_PUBLISHED_OPTIMIZER,
+            batch_size=512,
+            noises_per_action=16,
+            log_floor=-40 * math.log(10),
+            log_cap=math.log(100),
+            normalize=False,
+            exponent_cut=80.0,
+            rescale="batch_max",
+        ),
+    ),
+    steps=Steps(prior=600_000, backend=1_000_000, extractor=1_000_000),
+    schedule="joint",
+    evaluation=EvaluationSettings(episodes=10),
+)
+
+
+def _paper() -> Recipe:
+    guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": "none"})  # type: ignore[union-attr]
+    return _OFFICIAL.model_copy(
+        update={
+            "backend": _OFFICIAL.backend.model_copy(update={"value_weight": "one_minus_discount"}),
+            "extractor": _OFFICIAL.extractor.model_copy(update={"guidance": guidance, "guidance_scale": 1.0}),
+        }
+    )
+
+
+PRESETS: dict[str, Recipe] = {"default": Recipe(), "official": _OFFICIAL, "paper": _paper()}

@@ -1,0 +1,250 @@
+"""From a recipe to a policy: what is trained when, and what is found again by fingerprint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddice import cache, loop
+from ddice.data import Batch, Transitions
+from ddice.evaluation import Evaluation
+from ddice.extractors import Extractor
+from ddice.policy import Policy
+from ddice.prior import Prior
+from ddice.recipe import Recipe
+from ddice.storage import load_tensors, save_tensors, write_json
+
+Say = Callable[[str], None]
+Update = Callable[[Batch, int], loop.Metrics]
+VERSION = 1  # of the training code: raised when the same recipe would train something else, so that old parts are not found
+STATE = "trained part"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a recipe gave."""
+
+    policy: Policy
+    prior: Prior | None
+    backend: Any
+    extractor: Extractor
+
+
+class Pair:
+    """Backend and extractor trained together, as one thing that the loop can checkpoint."""
+
+    def __init__(self, backend: Any, extractor: Extractor):
+        self.backend, self.extractor = backend, extractor
+
+    def state(self) -> dict[str, Tensor]:
+        parts = {"backend": self.backend, "extractor": self.extractor}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, part in (("backend", self.backend), ("extractor", self.extractor)):
+            part.load_state({key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")})
+
+    def update(self, batch: Batch, step: int) -> loop.Metrics:
+        """One step of the backend, then one of the extractor with the ratios of the updated backend."""
+        metrics = {f"backend/{name}": value for name, value in self.backend.update(batch, step=step).items()}
+        guided = self.extractor.update(batch, step=step, log_ratio=self.backend.log_ratio(batch))
+        return metrics | {f"extractor/{name}": value for name, value in guided.items()}
+
+
+class Training:
+    """The stages of one recipe over one dataset. Every stage is found in the cache, resumed from its checkpoint, or trained."""
+
+    def __init__(self, recipe: Recipe, data: Transitions, *, run: Path | None = None, progress: bool = True, say: Say = print):
+        self.recipe, self.folder, self.progress, self.say = recipe, run, progress, say
+        self.device = loop.resolve_device(recipe.device)
+        self.data = data.to(self.device)
+
+    def train(self, *, with_backend: bool = True) -> Trained:
+        """Prior, then backend, then extractor (or the last two together), then the policy. The behaviour policy needs no backend."""
+        recipe = self.recipe
+        prior = self.prior() if recipe.extractor.needs_prior else None
+        if not with_backend:
+            extractor = self.extractor(prior, None)
+            return Trained(extractor.policy(notes={"data": self.data.spec.fingerprint}), prior, None, extractor)
+        if recipe.schedule == "joint":
+            backend, extractor = self.joint(prior)
+        else:
+            backend = self.backend()
+            extractor = self.extractor(prior, backend)
+        notes = {"backend": recipe.backend.kind, "ratio": backend.ratio_kind, "data": self.data.spec.fingerprint}
+        return Trained(extractor.policy(q=backend.q, notes=notes), prior, backend, extractor)
+
+    def prior(self) -> Prior:
+        """The trained prior."""
+        part = self.recipe.prior.build(self.data.spec, self.recipe.seed).to(self.device)
+        key = self.recipe.prior.digest(data=self.data.spec.behaviour_fingerprint, **self._common(self.recipe.steps.prior))
+        self._stage("prior", key, part, own_update(part), part.batch_size, self.recipe.steps.prior, [part])
+        return part
+
+    def backend(self) -> Any:
+        """The trained backend."""
+        part: Any = self.recipe.backend.build(self.data.spec, self.recipe.seed).to(self.device)
+        if part.trains:
+            part.prepare(self.data)
+            key = self.recipe.backend.digest(data=self.data.spec.fingerprint, **self._common(self.recipe.steps.backend))
+            self._stage("backend", key, part, own_update(part), part.batch_size, self.recipe.steps.backend, [part])
+        return part
+
+    def extractor(self, prior: Prior | None, backend: Any) -> Extractor:
+        """The trained extractor."""
+        config, steps = self.recipe.extractor, self.recipe.steps
+        config.check(prior, backend)
+        part = config.build(self.data.spec, self.recipe.seed, prior).to(self.device)
+        if part.trains:
+            given = [(part.identity(self.data), count) for part, count in ((prior, steps.prior), (backend, steps.backend)) if part is not None]
+            key = config.digest(used=given, **self._common(steps.extractor))
+            self._stage("extractor", key, part, part.step_function(backend), part.batch_size, steps.extractor, [part])
+        return part
+
+    def joint(self, prior: Prior | None) -> tuple[Any, Extractor]:
+        """Backend and extractor, trained on the same batches."""
+        recipe = self.recipe
+        backend: Any = recipe.backend.build(self.data.spec, recipe.seed).to(self.device)
+        recipe.extractor.check(prior, backend)
+        backend.prepare(self.data)
+        extractor = recipe.extractor.build(self.data.spec, recipe.seed, prior).to(self.device)
+        pair, size = Pair(backend, extractor), recipe.batch_size or extractor.batch_size
+        used = [None if prior is None else [prior.identity(self.data), recipe.steps.prior], backend.identity(self.data)]
+        key = recipe.extractor.digest(used=used, joint=size, **self._common(recipe.steps.backend))
+        self._stage("joint", key, pair, pair.update, size, recipe.steps.backend, [backend, extractor])
+        return backend, extractor
+
+    def _common(self, steps: int) -> dict[str, Any]:
+        return {"seed": self.recipe.seed, "steps": steps, "device": self.device.type, "version": VERSION}
+
+    def _stage(
+        self, stage: str, key: str, thing: Any, update: Update, batch_size: int, steps: int, parts: list[Any]
+    ) -> None:
+        entry = cache.entry(stage, key)
+        metrics = None if self.folder is None else self.folder / "metrics" / f"{stage}.jsonl"
+        if not steps:
+            return
+        if entry.state.exists():
+            tensors, _ = load_tensors(entry.state, STATE)
+            thing.load_state({name: value.to(self.device) for name, value in tensors.items()})
+            self.say(f"{stage}: found trained ({steps:,} steps, {key[:8]})")
+            if metrics is not None and entry.metrics.exists():
+                metrics.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(entry.metrics, metrics)
+            return
+        for part in parts:
+            part.horizon = steps
+        entry.describe({"stage": stage, "steps": steps, "seed": self.recipe.seed, "data": self.recipe.data.source, "parts": self._names(stage)})
+        loop.run(
+            lambda step: update(self.data.sample(batch_size, seed=self.recipe.seed, step=step), step),
+            thing,
+            start=0,
+            stop=steps,
+            name=stage,
+            progress=self.progress,
+            checkpoint=loop.Checkpoint(entry.checkpoint, key),
+            metrics=None if metrics is None else loop.MetricsFile(metrics, stage),
+        )
+        if metrics is not None:
+            shutil.copyfile(metrics, entry.metrics)
+        save_tensors(entry.state, STATE, thing.state(), {"key": key})
+        entry.checkpoint.unlink(missing_ok=True)
+
+    def _names(self, stage: str) -> list[str]:
+        recipe = self.recipe
+        kinds: dict[str, list[str]] = {"prior": [recipe.prior.kind], "backend": [recipe.backend.kind], "extractor": [recipe.extractor.kind]}
+        return kinds.get(stage, [recipe.backend.kind, recipe.extractor.kind])
+
+
+def claim_run(folder: Path, recipe: Recipe) -> None:
+    """Write `recipe.json` into a run folder. Raises ValueError when another recipe is there already, naming what differs."""
+    path = folder / "recipe.json"
+    content = recipe.model_dump(mode="json")
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): delete the folder {folder}, or give another one") from error
+        if there != content:
+            raise ValueError(f"{folder} holds another recipe, which differs in {', '.join(differences(there, content))}: give another --run")
+    write_json(path, content)
+
+
+def differences(one: Any, two: Any, path: str = "") -> list[str]:
+    """The dotted names at which two trees of JSON differ."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = sorted(set(one) | set(two))
+        found: list[str] = []
+        for key in keys:
+            found += differences(one.get(key), two.get(key), f"{path}.{key}" if path else key)
+        return found
+    return [] if one == two else [path]
+
+
+def train(
+    recipe: Recipe, run: str | Path | None = None, *, data: Transitions | None = None, progress: bool = True, say: Say = print
+) -> tuple[Trained, Evaluation | None]:
+    """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and evaluation.json; a killed call resumes exactly."""
+    folder = None if run is None else Path(run)
+    if folder is not None:
+        claim_run(folder, recipe)
+    training = Training(recipe, recipe.data.load() if data is None else data, run=folder, progress=progress, say=say)
+    trained = training.train()
+    if folder is not None:
+        trained.policy.save(folder / "policy")
+    scores = recipe.evaluation.evaluate(trained.policy, progress=progress)
+    if folder is not None and scores is not None:
+        write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
+    return trained, scores
+
+
+def own_update(part: Any) -> Update:
+    """`part.update` as a function of batch and step."""
+    return lambda batch, step: part.update(batch, step=step)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one stage costs: trained parameters, and seconds from measured steps."""
+
+    stage: str
+    parameters: int
+    steps: int
+    seconds: float
+
+
+def forecast(recipe: Recipe, data: Transitions, *, steps: int = 20) -> list[Forecast]:
+    """Time `steps` steps of each stage on the real data, after a few that are not counted; nothing is kept."""
+    training = Training(recipe, data, progress=False)
+    device, spec = training.device, data.spec
+    prior = recipe.prior.build(spec, recipe.seed).to(device)
+    backend: Any = recipe.backend.build(spec, recipe.seed).to(device)
+    backend.prepare(training.data)
+    extractor = recipe.extractor.build(spec, recipe.seed, prior).to(device)
+    found = []
+    stages: list[tuple[str, Any, Update, int]] = []
+    if recipe.extractor.needs_prior:
+        stages.append(("prior", prior, own_update(prior), recipe.steps.prior))
+    if backend.trains:
+        stages.append(("backend", backend, own_update(backend), recipe.steps.backend))
+    if extractor.trains:
+        count = recipe.steps.backend if recipe.schedule == "joint" else recipe.steps.extractor
+        stages.append(("extractor", extractor, extractor.step_function(backend), count))
+    for stage, part, update, count in stages:
+        part.step = warm = getattr(part.config, "warm_start_steps", 0)
+        started = 0.0
+        for step in range(warm, warm + steps + 3):
+            if step == warm + 3:
+                started = time.perf_counter()
+            metrics = update(training.data.sample(part.batch_size, seed=recipe.seed, step=step), step)
+            _ = [float(value) for value in metrics.values()]  # waits for the device
+        parameters = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+        found.append(Forecast(stage, parameters, count, (time.perf_counter() - started) / steps * count))
+    return found
