@@ -1,0 +1,49 @@
+# Everything from one command; `make help` lists the targets.
+# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=
+VENV ?= .venv
+CONFIG ?= benchmarks/pointmaze-umaze.json
+RUN ?= runs/umaze
+RUN_ARGS ?=
+TINY_ARGS ?=
+REPRODUCE_ARGS ?= --seeds 0,1,2
+PYTEST_ARGS ?= -n 2
+INSTALLED := $(VENV)/.installed
+
+ifeq ($(BUDGET),tiny)
+RUN := runs/tiny
+ARGS = $(TINY_ARGS) $(RUN_ARGS)
+else ifneq ($(BUDGET),)
+$(error unknown BUDGET=$(BUDGET): leave it out, or use BUDGET=tiny)
+else
+ARGS = $(RUN_ARGS)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run reproduce test bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make the virtual environment and install ddice into it (run and test do it by themselves)
+
+$(INSTALLED): pyproject.toml .ci/install
+	PYTHON='$(PYTHON)' VENV='$(VENV)' sh .ci/install
+	@touch $@
+
+run: $(INSTALLED) ## train, evaluate and compare on PointMaze umaze, one seed; BUDGET=tiny only shows that all works
+	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN) $(ARGS)
+
+reproduce: $(INSTALLED) ## the table of the README: the same with three seeds
+	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN)-reproduce $(REPRODUCE_ARGS) $(ARGS)
+
+test: $(INSTALLED) ## ruff, mypy and the tests
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED) ## the speed measurements of benchmarks/
+	$(VENV)/bin/pytest benchmarks -o addopts= --benchmark-only
+
+clean: ## remove the virtual environment and everything that tools left behind; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	find ddice tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
