@@ -20,6 +20,7 @@ from ddice.storage import load_tensors, save_tensors, write_bytes
 Metrics = Mapping[str, Tensor]
 OnStep = Callable[[int, Metrics], None]
 CHECKPOINT = "checkpoint"
+SHOWN = ("loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature")  # beside the bar; the metrics file has all
 
 
 class Stateful(Protocol):
@@ -162,7 +163,7 @@ def run(
             if done % log_every == 0 or done == stop or saving:
                 numbers = _as_numbers(values)
                 _check_finite(numbers, name, step, checkpoint)
-                bar.set_postfix({key: f"{value:.3g}" for key, value in numbers.items() if isinstance(value, float)}, refresh=False)
+                bar.set_postfix({key: f"{numbers[key]:.3g}" for key in SHOWN if isinstance(numbers.get(key), float)}, refresh=False)
                 if metrics is not None and (done % log_every == 0 or done == stop):
                     metrics.write(done, numbers)
             if saving:

@@ -53,6 +53,17 @@ def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`_matmul` plus the bias (*members, out), fused where there is a kernel for it."""
+    members = weight.shape[:-2]
+    if not members:
+        return functional.linear(x, weight.mT, bias)
+    rank, count = len(members), math.prod(members)
+    x = x.expand(*members, *x.shape[rank:])
+    y = torch.baddbmm(bias.reshape(count, 1, -1), x.reshape(count, -1, x.shape[-1]), weight.reshape(count, *weight.shape[-2:]))
+    return y.reshape(*x.shape[:-1], weight.shape[-1])
+
+
 class Network(nn.Module):
     """A plan with its parameters. Builder methods add layers and return the name of their output; the last one is the network's output."""
 
@@ -117,11 +128,13 @@ class Network(nn.Module):
     def _linear(self, layer: Layer, values: Mapping[str, Tensor]) -> Tensor:
         assert layer.weight is not None
         assert layer.bias is not None
-        if len(layer.inputs) == 1 and not self.members:
-            return functional.linear(values[layer.inputs[0]], layer.weight.mT, layer.bias)
+        if len(layer.inputs) == 1:
+            return _affine(values[layer.inputs[0]], layer.weight, layer.bias)
         weights = layer.weight.split([self.sizes[name] for name in layer.inputs], dim=-2)
-        y = sum((_matmul(values[name], w) for name, w in zip(layer.inputs, weights, strict=True)), start=torch.zeros((), device=layer.weight.device))
-        return y + _along(layer.bias, y.ndim)
+        first, *others = [_matmul(values[name], w) for name, w in zip(layer.inputs, weights, strict=True)]
+        for other in others:
+            first = first + other
+        return first + _along(layer.bias, first.ndim)
 
     def _run(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         if len(inputs) != len(self.inputs):
