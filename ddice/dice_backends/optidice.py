@@ -55,7 +55,7 @@ class Opti(ValueOnly):
     and one self-loop of the absorbing state per termination.
 
     The absorbing state pays what a raw reward of 0 becomes under the reward transforms. V and lam alone are fixed up to
-    (V + c, lam - (1 - gamma) c) only: `value` and `q` add lam / (1 - gamma).
+    (V + c, lam - (1 - gamma) c) only: `value` adds lam / (1 - gamma) and `q` gamma times that, so that q = E[r + gamma value(s')].
     """
 
     config: OptiDice
@@ -73,7 +73,7 @@ class Opti(ValueOnly):
     @property
     def q(self) -> QFunction:
         q = super().q
-        q.offset = self._shift
+        q.offset = self.config.discount * self._shift
         return q
 
     def value(self, observations: Tensor) -> Tensor:
