@@ -64,7 +64,7 @@ def test_round_trip_through_json() -> None:
     assert Experiment.model_validate_json(config.model_dump_json()) == config
 
 
-def test_fingerprint_sees_every_field_and_every_extra() -> None:
+def test_digest_sees_every_field_and_every_extra() -> None:
     prints = [
         Experiment().digest(),
         Experiment(name="other").digest(),
@@ -80,11 +80,11 @@ def test_fingerprint_sees_every_field_and_every_extra() -> None:
     assert all(len(text) == 32 and set(text) <= set("0123456789abcdef") for text in prints)
 
 
-def test_fingerprint_ignores_the_order_of_writing() -> None:
-    assert Experiment(name="x", widths=(1,)).digest(a=1, b=2) == Experiment(widths=(1,), name="x").fingerprint(b=2, a=1)
+def test_digest_ignores_the_order_of_writing() -> None:
+    assert Experiment(name="x", widths=(1,)).digest(a=1, b=2) == Experiment(widths=(1,), name="x").digest(b=2, a=1)
 
 
-def test_fingerprint_is_the_same_in_another_process() -> None:
+def test_digest_is_the_same_in_another_process() -> None:
     """Trained parts are found again by it: Python's own salted hash would not do."""
     code = "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\nprint(A().digest(seed=3))"
     prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)}
