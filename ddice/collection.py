@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ddice.config import unknown_name
+from ddice.data.environment import register_robotics
 from ddice.data.minari_source import has_dataset, write_dataset
 from ddice.data.scores import POINTMAZE_REFERENCES
 
@@ -46,20 +45,6 @@ POINTMAZES: dict[str, PointMaze] = {
     "medium": PointMaze("PointMaze_Medium-v3", (6, 6), 600),
     "large": PointMaze("PointMaze_Large-v3", (7, 9), 800),
 }
-
-
-def register_robotics() -> bool:
-    """Registers the environments of gymnasium-robotics; False where that package is not installed."""
-    import gymnasium
-
-    try:
-        # The package greets every process with a notice about Adroit on the error stream; `ddice.data.scores` says it where it matters.
-        with contextlib.redirect_stderr(io.StringIO()):
-            import gymnasium_robotics
-    except ImportError:
-        return False
-    gymnasium.register_envs(gymnasium_robotics)
-    return True
 
 
 def close_environment(env: Any) -> None:

@@ -33,7 +33,7 @@ class Config(BaseModel):
                     raise ValueError(unknown_name(str(key), cls.model_fields, f"field of {cls.__name__}"))
         return values
 
-    def digest(self, **extra: Any) -> str:
-        """32 hexadecimal digits that change whenever a field, or one of `extra`, changes."""
-        text = json.dumps({"config": self.model_dump(mode="json"), "extra": extra}, sort_keys=True)
+    def digest(self, *, without: Iterable[str] = (), **extra: Any) -> str:
+        """32 hexadecimal digits that change whenever a field that is not among `without`, or one of `extra`, changes."""
+        text = json.dumps({"config": self.model_dump(mode="json", exclude=set(without)), "extra": extra}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ddice import statistics
-from ddice.collection import close_environment, register_robotics
+from ddice.collection import close_environment
 from ddice.config import Config
-from ddice.data.environment import make_env, record_of, space_shapes
+from ddice.data.environment import make_env, record_of, register_robotics, space_shapes
 from ddice.data.scores import bundled_reference
 from ddice.data.spec import EnvRecord, FixedGoal, ReferenceScores, Spec
 

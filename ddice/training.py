@@ -104,7 +104,7 @@ class Training:
         part = config.build(self.data.spec, self.recipe.seed, prior).to(self.device)
         if part.trains:
             given = [(part.identity(self.data), count) for part, count in ((prior, steps.prior), (backend, steps.backend)) if part is not None]
-            key = config.digest(used=given, **self._common(steps.extractor))
+            key = config.digest(without=config.acting_fields, used=given, **self._common(steps.extractor))
             self._stage("extractor", key, part, part.step_function(backend), part.batch_size, steps.extractor, [part])
         return part
 
@@ -117,7 +117,7 @@ class Training:
         extractor = recipe.extractor.build(self.data.spec, recipe.seed, prior).to(self.device)
         pair, size = Pair(backend, extractor), recipe.batch_size or extractor.batch_size
         used = [None if prior is None else [prior.identity(self.data), recipe.steps.prior], backend.identity(self.data)]
-        key = recipe.extractor.digest(used=used, joint=size, **self._common(recipe.steps.backend))
+        key = recipe.extractor.digest(without=recipe.extractor.acting_fields, used=used, joint=size, **self._common(recipe.steps.backend))
         self._stage("joint", key, pair, pair.update, size, recipe.steps.backend, [backend, extractor])
         return backend, extractor
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,26 @@ def clean_record(text: str) -> EnvRecord:
     return EnvRecord(spec=json.dumps({key: value for key, value in fields.items() if key in ENV_SPEC_FIELDS}))
 
 
+def register_robotics() -> bool:
+    """Registers the environments of gymnasium-robotics; False where that package is not installed."""
+    import gymnasium
+
+    try:
+        # The package greets every process with a notice about Adroit on the error stream; `ddice.data.scores` says it where it matters.
+        with redirect_stderr(io.StringIO()):
+            import gymnasium_robotics
+    except ImportError:
+        return False
+    gymnasium.register_envs(gymnasium_robotics)
+    return True
+
+
 def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
     """The environment that a record describes. Raises ImportError, with what to install, when it cannot be made here."""
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
+    register_robotics()
     try:
         return gymnasium.make(EnvSpec.from_json(record.spec))
     except (ImportError, gymnasium.error.Error) as error:
@@ -65,10 +80,7 @@ def record_of(env: Any) -> EnvRecord:
     if isinstance(env, EnvRecord):
         return env
     if isinstance(env, str):
-        if env not in gymnasium.registry and importlib.util.find_spec("gymnasium_robotics") is not None:
-            import gymnasium_robotics
-
-            gymnasium.register_envs(gymnasium_robotics)
+        register_robotics()
         try:
             spec = gymnasium.spec(env)
         except gymnasium.error.Error as error:

@@ -47,6 +47,7 @@ class ExtractorConfig(Config):
 
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
+    acting_fields: ClassVar[tuple[str, ...]] = ("candidates", "selection", "clip_candidates", "guidance_scale", "solver")  # not read in training
 
     @abstractmethod
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> Extractor:
