@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 import torch
 from oracles import run_plan
 from torch import Tensor
+from torch.nn import functional
 
 from ddice.networks import MLP, FlattenEncoder, FourierTime, Network, PublishedScore, ResidualScore, SmoothTime
 
@@ -203,6 +204,58 @@ def test_fourier_features_by_hand() -> None:
         network.get_parameter("fourier_0_weight").copy_(torch.tensor([math.pi, 2.0]))
     got = network(torch.tensor([0.5, 99.0, 99.0, 99.0]))
     assert got.tolist() == pytest.approx([1.0, math.sin(1), 0.0, math.cos(1)], abs=1e-6)
+
+
+def layers_of(network: Network) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The layers with parameters, in the order in which they were added, each as a function."""
+    for layer in network.plan():
+        if layer.op == "linear":
+            yield lambda *x, w=layer.weight, b=layer.bias: torch.cat(x, -1) @ w + b
+        elif layer.op == "layer_norm":
+            yield lambda x, w=layer.weight, b=layer.bias: functional.layer_norm(x, w.shape, w, b)
+        elif layer.op == "fourier":
+            yield lambda t, w=layer.weight: torch.cat([torch.sin(t[..., :1] * w), torch.cos(t[..., :1] * w)], -1)
+
+
+@pytest.mark.oracle
+def test_the_residual_network_written_out() -> None:
+    network = perturbed(ResidualScore(width=16, blocks=2).build(F, A, seed=0, stream="test"))
+    features, actions, time = inputs(7)
+    layer, silu = layers_of(network), functional.silu
+    x = next(layer)(features, actions, time)
+    for _ in range(2):
+        norm, first, second = next(layer), next(layer), next(layer)
+        x = x + second(silu(first(norm(x))))
+    norm, last = next(layer), next(layer)
+    torch.testing.assert_close(network(features, actions, time), last(silu(norm(x))), rtol=1e-12, atol=1e-12)
+    assert not list(layer)
+
+
+@pytest.mark.oracle
+def test_the_published_network_written_out() -> None:
+    """The state and the frozen frequencies of time make the condition; it shifts each block of a U-net whose skips are concatenated."""
+    network = perturbed(PublishedScore(widths=(24, 12, 6), condition=10, embedding=8, time=FourierTime(size=6)).build(F, A, seed=0, stream="test"))
+    features, actions, time = inputs(7)
+    layer, silu = layers_of(network), functional.silu
+    state = silu(next(layer)(features))
+    frequencies, embed = next(layer), next(layer)
+    into, out = next(layer), next(layer)
+    condition = out(silu(into(state, embed(frequencies(time)))))
+
+    def block(x: Tensor, width: int) -> Tensor:
+        shift, first, second = next(layer), next(layer), next(layer)
+        inner = silu(second(silu(first(x)) + shift(silu(condition))))
+        return inner + (x if x.shape[-1] == width else next(layer)(x))
+
+    down_1 = block(actions, 24)
+    down_2 = block(down_1, 12)
+    down_3 = block(down_2, 6)
+    up_3 = block(down_3, 6)
+    up_2 = block(torch.cat([down_3, up_3], -1), 12)
+    up_1 = block(torch.cat([down_2, up_2], -1), 24)
+    expected = next(layer)(down_1, up_1)
+    torch.testing.assert_close(network(features, actions, time), expected, rtol=1e-12, atol=1e-12)
+    assert not list(layer)
 
 
 def test_uniform_initialisation() -> None:
