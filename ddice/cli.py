@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ddice import cache
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
+from ddice.dice_backends.given import import_function
 from ddice.evaluation import evaluate
 from ddice.loop import TrainingDiverged
 from ddice.options import Tree, describe_fields, explain, merge, parse_flags, read_config
@@ -38,6 +39,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after Ctrl-C."""
     warnings.showwarning = _show_warning
+    sys.path.insert(0, "")  # "module:function" options name modules of the working directory too
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if not hasattr(options, "run_command"):
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--parallel", type=int, default=50)
     command.add_argument("--device", default="auto")
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
+    command.add_argument("--q", help='"module:function" of the critic, for a policy that selects by a callable of your own')
     command.add_argument("--json", help="write the full result to this file")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
@@ -156,7 +159,8 @@ def _duration(seconds: float) -> str:
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     path = Path(options.path)
-    policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=options.device)
+    critic = None if options.q is None else import_function(options.q, "--q")
+    policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=options.device, q=critic)
     scores = evaluate(
         policy,
         options.env,

@@ -23,7 +23,8 @@ RatioFunction = Callable[[Batch], Tensor]
 QCallable = Callable[[Tensor, Tensor], Tensor]
 
 
-def _import(name: str, field: str) -> Any:
+def import_function(name: str, field: str) -> Any:
+    """What "module:function" names. Raises ValueError, naming the field that holds it, when it cannot be imported."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -97,7 +98,7 @@ class Given:
         self.config, self.spec, self.seed, self.step = config, spec, seed, 0
         self.ratio_kind: RatioKind = config.ratio_kind
         self.has_value = False
-        self.q: QCallable | None = _import(config.q, "q") if isinstance(config.q, str) else config.q
+        self.q: QCallable | None = import_function(config.q, "q") if isinstance(config.q, str) else config.q
         self.has_q = self.q is not None
         self._function: RatioFunction | None = None
         self._log_weights: Tensor | None = None
@@ -105,7 +106,7 @@ class Given:
         if isinstance(source, str) and source.endswith(".npy"):
             source = _read_npy(Path(source))
         elif isinstance(source, str):
-            source = _import(source, "source")
+            source = import_function(source, "source")
         if isinstance(source, np.ndarray):
             self._log_weights = _check_weights(source, spec.source_rows).log()
         else:

@@ -82,9 +82,10 @@ class ExtractorConfig(Config):
             check_same_spaces(prior.spec, data.spec)
         part = self.build(data.spec, seed, prior).to(loop.resolve_device(device))
         part.train_on(data, backend, steps=steps if part.trains else 0, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        notes = {} if backend is None else {"ratio": backend.ratio_kind}
         if isinstance(seed, int):
-            return part.policy(q=None if backend is None else backend.q)
-        return [part.select(i).policy(q=None if backend is None else backend.select(i).q) for i in range(len(seed))]
+            return part.policy(q=None if backend is None else backend.q, notes=notes)
+        return [part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes) for i in range(len(seed))]
 
 
 def check_same_spaces(first: Spec, second: Spec) -> None:
