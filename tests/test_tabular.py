@@ -117,6 +117,15 @@ def test_in_stochastic_dynamics_a_value_alone_takes_luck_for_choice() -> None:
     assert error(trained.ratios[0], right.w[trained.problems[0].s, trained.problems[0].a]) > 0.1
 
 
+def test_the_oracle_of_the_fixed_point_is_right() -> None:
+    """It satisfies its two equations, which for KL have a closed form: V = alpha log E[e^{Q / alpha}]."""
+    problem = random_problem(1, terminate=0.5)
+    solution = semi_gradient(problem, "kl", 0.5, 0.9)
+    closed = 0.5 * np.log((problem.behaviour * np.exp(solution.q / 0.5)).sum(1))
+    np.testing.assert_allclose(solution.v, closed, rtol=1e-9)
+    np.testing.assert_allclose(solution.q, problem.expectation(problem.r + 0.9 * ~problem.d * solution.v[problem.following]), rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["soft_chi2", "half_pearson", "kl"])
 def test_the_oracle_of_the_dual_is_right(kind: str) -> None:
     """Its ratios are a flow, d* = (1 - gamma) mu0 + gamma P d*, and the primal E[w r] - alpha E[f(w)] equals the minimum of the dual."""
