@@ -18,7 +18,7 @@ from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
 from ddice.policy import Policy, PolicyConfig
 from ddice.prior import DiffusionPrior
 from ddice.samplers import Diffusion
-from ddice.solvers import PUBLISHED, DDIM, MultiStep, Solver
+from ddice.solvers import DDIM, PUBLISHED, MultiStep, Solver
 
 OBSERVATIONS, ACTIONS = 11, 3  # Hopper
 NETWORKS = {
