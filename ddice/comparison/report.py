@@ -13,6 +13,8 @@ from ddice.comparison.grid import BEHAVIOUR
 from ddice.comparison.store import Result
 
 Group = tuple[str | None, str]
+STAGES = ("prior", "backend", "extractor", "joint")
+EXPECTED = "_expected"  # "mean_ratio_expected" is what "mean_ratio" should be
 
 
 def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
@@ -80,30 +82,40 @@ def plot_scores(results: Sequence[Result], path: Path) -> None:
     pyplot.close(figure)
 
 
-def plot_metrics(folder: Path, path: Path) -> bool:
-    """Every metric of the stages in `folder` against the step; False when there are none."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def read_metrics(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(stage, metric) -> (step, value) pairs of the JSON lines in a metrics folder, in the order of the stages."""
     curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for file in sorted(folder.glob("*.jsonl")):
+    files = [path for stage in STAGES if (path := folder / f"{stage}.jsonl").exists()]
+    for file in files:
         for line in file.read_text().splitlines():
             record = json.loads(line)
             for name, value in record.items():
                 if isinstance(value, float):
                     curves.setdefault((record["stage"], name), []).append((record["step"], value))
-    if not curves:
+    return curves
+
+
+def plot_metrics(folder: Path, path: Path) -> bool:
+    """Every metric of the stages in `folder` against the step, what it should be dashed; False when there are none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = read_metrics(folder)
+    shown = [key for key in curves if not key[1].endswith(EXPECTED)]
+    if not shown:
         return False
-    columns = 4
-    rows = -(-len(curves) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.1 * rows), layout="constrained", squeeze=False)
-    for axis, ((stage, name), points) in zip(axes.flat, sorted(curves.items()), strict=False):
-        axis.plot(*zip(*points, strict=True), linewidth=1)
+    columns = 5
+    rows = -(-len(shown) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.1 * rows), layout="constrained", squeeze=False)
+    for axis, (stage, name) in zip(axes.flat, shown, strict=False):
+        axis.plot(*zip(*curves[stage, name], strict=True), linewidth=1)
+        if expected := curves.get((stage, name + EXPECTED)):
+            axis.plot(*zip(*expected, strict=True), "--", color="black", linewidth=0.8)
         axis.set_title(f"{stage}: {name}", fontsize=8)
         axis.tick_params(labelsize=7)
-    for axis in list(axes.flat)[len(curves) :]:
+    for axis in list(axes.flat)[len(shown) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
