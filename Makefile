@@ -1,10 +1,11 @@
 # Everything from one command; `make help` lists the targets.
-# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=
+# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, DATASET=, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=
 VENV ?= .venv
+DATASET ?= pointmaze-umaze
 CONFIG ?= benchmarks/pointmaze-umaze.json
 RUN ?= runs/umaze
 RUN_ARGS ?=
-TINY_ARGS ?=
+TINY_ARGS ?= --recipe.steps.prior 100 --recipe.steps.backend 100 --recipe.steps.extractor 100 --recipe.evaluation.episodes 4
 REPRODUCE_ARGS ?= --seeds 0,1,2
 PYTEST_ARGS ?= -n 2
 INSTALLED := $(VENV)/.installed
@@ -31,9 +32,11 @@ $(INSTALLED): pyproject.toml .ci/install
 	@touch $@
 
 run: $(INSTALLED) ## train, evaluate and compare on PointMaze umaze, one seed; BUDGET=tiny only shows that all works
+	$(VENV)/bin/ddice data make $(DATASET)
 	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN) $(ARGS)
 
 reproduce: $(INSTALLED) ## the table of the README: the same with three seeds
+	$(VENV)/bin/ddice data make $(DATASET)
 	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN)-reproduce $(REPRODUCE_ARGS) $(ARGS)
 
 test: $(INSTALLED) ## ruff, mypy and the tests
