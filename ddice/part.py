@@ -162,7 +162,7 @@ class Part(nn.Module):
             self,
             start=self.step,
             stop=self.horizon,
-            name=type(self).__name__,
+            name=str(getattr(self.config, "kind", type(self).__name__)),
             progress=progress,
             on_step=on_step,
             checkpoint=checkpoint,

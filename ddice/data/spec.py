@@ -62,15 +62,23 @@ class Observations(Config):
     def flatten(self, observation: Any) -> Any:
         """A native observation (an array, a tensor, or nested dicts of them) with any leading batch axes -> (*batch, S).
 
-        Raises ValueError naming the leaf whose key is missing or whose trailing shape differs.
+        An array of S numbers in place of a dict is taken as flat already. Raises ValueError naming the leaf whose key is missing or whose
+        trailing shape differs.
         """
+        if any(part.path for part in self.parts) and not isinstance(observation, Mapping):
+            flat = observation if isinstance(observation, Tensor) else np.asarray(observation)
+            if flat.ndim and flat.shape[-1] == self.size:
+                return flat
         leaves = []
         for part in self.parts:
             leaf = observation
             for key in part.path.split("/") if part.path else ():
                 if not isinstance(leaf, Mapping) or key not in leaf:
                     have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
-                    raise ValueError(f"expected an observation with the key {part.path!r}, got {have}: is this the environment of the dataset?")
+                    raise ValueError(
+                        f"expected an observation with the key {part.path!r}, or a flat one of {self.size} numbers, got {have}: "
+                        "is this the environment of the dataset?"
+                    )
                 leaf = leaf[key]
             if isinstance(leaf, Mapping):
                 raise ValueError(f"expected an array of shape {part.shape}, got a dict of {sorted(leaf)}: is this the dataset's environment?")

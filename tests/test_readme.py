@@ -1,0 +1,78 @@
+"""Every Python snippet of the README runs, in order, in one namespace: with a small dataset, few steps and few episodes in place of the long ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddice.cli import main
+from ddice.collection import make_pointmaze
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line.startswith("ddice ")]
+FULL = "ddice/pointmaze-umaze-v0"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The id of a small dataset of the README's kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        made = make_pointmaze("umaze", steps=3000, progress=False)
+        yield made
+
+
+def test_snippets_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the snippets leave behind is what the README says: actions of the stated shapes, weights that reach the policy, a policy on disk."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = 200
+    namespace = {
+        "np": np,
+        "observation": np.zeros(4, dtype=np.float32),
+        "observations": rng.normal(size=(rows, 4)),
+        "actions": rng.uniform(-1, 1, size=(rows, 2)),
+        "rewards": rng.normal(size=rows),
+        "terminations": np.arange(rows) % 20 == 19,
+        "truncations": np.zeros(rows, dtype=bool),
+        "advantages": rng.normal(size=rows),
+        "critic": lambda observations, actions: -actions.square().sum(-1),
+    }
+    assert len(SNIPPETS) == 3
+    for snippet in SNIPPETS:
+        if "prior=prior" in snippet and "prior = " not in snippet:
+            namespace["prior"] = namespace["ddice"].DiffusionPrior().fit(namespace["data"], steps=5, progress=False)
+        code = snippet.replace(FULL, small).replace("20_000", "5").replace("episodes=100", "episodes=1")
+        exec(compile(code, "README.md", "exec"), namespace)
+    assert namespace["action"].shape == (2,)
+    assert (tmp_path / "runs/mine/policy/policy.safetensors").exists()
+    batch = namespace["data"].full()
+    expected = np.exp(np.clip(namespace["advantages"] / 3, None, 4.6))[batch.rows]
+    np.testing.assert_allclose(namespace["backend"].ratio(batch), expected, rtol=1e-5)
+    torch.testing.assert_close(namespace["policy"].q(batch.observations, batch.actions), -batch.actions.square().sum(-1))
+
+
+def test_commands_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands of the README succeed with small budgets, and the comparison begins with the behaviour policy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
+    tiny = "--steps.prior 2 --steps.backend 2 --steps.extractor 2 --evaluation.episodes 1"
+    small_recipe = f"--data.source {small} {tiny}"
+    extra = {
+        "train": small_recipe,
+        "compare": " ".join(word if not word.startswith("--") else f"--recipe.{word[2:]}" for word in small_recipe.split()),
+        "evaluate": "",
+    }
+    assert [shlex.split(command)[1] for command in COMMANDS] == ["train", "evaluate", "compare"]
+    for command in COMMANDS:
+        words = shlex.split(command.replace("--episodes 100", "--episodes 1").replace("0,1,2", "0"))
+        assert main([*words[1:], "--no-progress", *extra[words[1]].split()]) == 0, capsys.readouterr().err
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 1 + 4
+    assert "behaviour policy" in rows[2]
