@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from ddice import cache
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
+from ddice.config import merge
 from ddice.dice_backends.given import import_function
 from ddice.evaluation import evaluate
 from ddice.loop import TrainingDiverged
-from ddice.options import Tree, describe_fields, explain, merge, parse_flags, read_config
+from ddice.options import Tree, describe_fields, explain, parse_flags, read_config
 from ddice.policy import load_policy
 from ddice.presets import PRESETS
 from ddice.recipe import DataSource, Recipe

@@ -19,19 +19,35 @@ def unknown_name(name: str, known: Iterable[str], noun: str) -> str:
     return f"unknown {noun} {name!r}: {hint}known are {', '.join(known)}"
 
 
+def merge(base: Any, changes: Any) -> Any:
+    """`changes` over `base`, key by key; where they name different kinds, nothing of the base's kind is kept."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    if "kind" in changes and "kind" in base and changes["kind"] != base["kind"]:
+        return changes
+    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in changes.items()}}
+
+
 class Config(BaseModel):
-    """A frozen value object; unknown keys are errors that name the nearest key."""
+    """A frozen value object; unknown keys are errors that name the nearest key.
+
+    A dict that gives some fields of a nested configuration changes the default of that place: what it does not name stays as documented there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _name_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for key in values:
-                if key not in cls.model_fields:
-                    raise ValueError(unknown_name(str(key), cls.model_fields, f"field of {cls.__name__}"))
-        return values
+    def _read(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for key in values:
+            if key not in cls.model_fields:
+                raise ValueError(unknown_name(str(key), cls.model_fields, f"field of {cls.__name__}"))
+        defaults = {key: cls.model_fields[key].default for key in values}
+        return {
+            key: merge(defaults[key].model_dump(), value) if isinstance(defaults[key], Config) else value for key, value in values.items()
+        }
 
     def digest(self, *, without: Iterable[str] = (), **extra: Any) -> str:
         """32 hexadecimal digits that change whenever a field that is not among `without`, or one of `extra`, changes."""

@@ -43,15 +43,6 @@ def _value(text: str) -> Any:
         return {"None": None, "none": None, "True": True, "False": False}.get(text, text)
 
 
-def merge(base: Any, changes: Any) -> Any:
-    """`changes` over `base`, key by key; where they name different kinds, nothing of the base's kind is kept."""
-    if not isinstance(base, dict) or not isinstance(changes, dict):
-        return changes
-    if "kind" in changes and "kind" in base and changes["kind"] != base["kind"]:
-        return changes
-    return {**base, **{key: merge(base[key], value) if key in base else value for key, value in changes.items()}}
-
-
 def read_config(path: str | Path) -> Tree:
     """A JSON file with an object. Raises ValueError or FileNotFoundError that names the file."""
     path = Path(path)
