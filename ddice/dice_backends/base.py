@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.randomness import Seed
 
 TEMPERATURE_RATE = 0.01  # per step and per unit of log effective sample size: settles within some hundred steps, slower than the value
+CHECKED_ROWS = 4096
 RatioKind = Literal["action", "state-action"]
 
 
@@ -107,7 +109,9 @@ class BackendConfig(Config):
     ) -> Backend:
         """Build and train for `steps` steps; see `Part.fit`."""
         part = self.build(data.spec, seed).to(loop.resolve_device(device))
-        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        part.check_values(data)
+        return part
 
 
 class AdvantageHead(Config):
@@ -145,6 +149,7 @@ class Backend(Part):
     ratio_kind: ClassVar[RatioKind]
     has_q: bool = True
     has_value: bool = True
+    values_are_returns: bool = True
     trains: ClassVar[bool] = True
     log_temperature: Tensor
 
@@ -193,6 +198,19 @@ class Backend(Part):
         if self.config.warm_start_steps:
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
             self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_((data.rows,), returns.to(self.device))
+
+    @torch.no_grad()
+    def check_values(self, data: Transitions) -> None:
+        """Warn when values lie beyond every return that is possible: max(0, largest reward) / (1 - gamma), and the same from below."""
+        rewards = self.rewards(data.rewards)
+        low, high = (float(bound) / (1 - self.config.discount) for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0)))
+        value = self.value(data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(self.device)).mean(-1)
+        if self.values_are_returns and bool(((value < low) | (value > high)).any()):
+            warnings.warn(
+                f"the values of {self.config.kind} average {value.tolist()}, but returns lie between {low:.4g} and {high:.4g}: they have run away, "  # type: ignore[attr-defined]
+                'and the ratios with them. Raise the temperature, or let it be found: temperature="ess:0.3"',
+                stacklevel=2,
+            )
 
     def warm_start_target(self, batch: Batch, step: int) -> Tensor | None:
         """Returns-to-go of the batch (*seeds, B) while the warm start lasts, else None."""

@@ -139,6 +139,9 @@ class Given:
     def prepare(self, data: Transitions) -> None:
         """Nothing to prepare."""
 
+    def check_values(self, data: Transitions) -> None:
+        """There are no values to check."""
+
     def identity(self, data: Transitions) -> str:
         """Names the ratios of these data by their values: a function or a file may change without its name."""
         digest = hashlib.blake2b(digest_size=16)

@@ -60,6 +60,7 @@ class Opti(ValueOnly):
 
     config: OptiDice
     ratio_kind: ClassVar[RatioKind] = "state-action"
+    values_are_returns = False
 
     def __init__(self, config: OptiDice, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)

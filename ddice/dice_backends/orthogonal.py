@@ -48,6 +48,7 @@ class Orthogonal(ValueOnly):
 
     config: OrthogonalDice
     ratio_kind: ClassVar[RatioKind] = "state-action"
+    values_are_returns = False
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:

@@ -95,6 +95,7 @@ class SemiGradient(Backend):
                 "-temperature * log(1 - discount) / (1 - discount) to every value: values are then no returns",
                 stacklevel=4,
             )
+        self.values_are_returns = config.expected_ratio == 1
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
         self.critic = config.critic.build(inputs, 1, seed=seed, stream="critic", members=(config.critic_members,))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)

@@ -94,6 +94,10 @@ class Deterministic(ValueOnly):
     config: DeterministicDice
     ratio_kind: ClassVar[RatioKind] = "action"
 
+    def __init__(self, config: DeterministicDice, spec: Spec, seed: Seed):
+        super().__init__(config, spec, seed)
+        self.values_are_returns = config.value_weight == 1
+
     def _advantage(self, batch: Batch, values: Tensor) -> Tensor:
         with torch.no_grad():
             targets = self.bootstrap(batch, self.target(self.encoder(batch.next_observations)).squeeze(-1))
