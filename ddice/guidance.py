@@ -55,7 +55,8 @@ def in_sample_loss(log_ratio: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
     exponent = log_ratio - g
     bounded = torch.clamp(exponent, max=exponent_cut)
     # exp(bounded) * (1 + excess) has the value of the tangent; its gradient is exp(bounded) on both sides of the cut.
-    tangent = torch.exp(bounded) + torch.exp(bounded.detach()) * torch.clamp(exponent - exponent_cut, min=0)
+    # relu, not clamp: at the cut itself only one branch may have a slope.
+    tangent = torch.exp(bounded) + torch.exp(bounded.detach()) * torch.relu(exponent - exponent_cut)
     return tangent + g
 
 
