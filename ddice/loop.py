@@ -176,10 +176,13 @@ def run(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for a CUDA device that is not there."""
+    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for an unknown device, and for a CUDA device that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'expected a device such as "auto", "cpu", "cuda" or "cuda:1", got {device!r}') from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError('device "cuda" was asked for, but this PyTorch sees no CUDA device: use device="auto" or "cpu"')
     return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ Say = Callable[[str], None]
 Update = Callable[[Batch, int], loop.Metrics]
 VERSION = 1  # of the training code: raised when the same recipe would train something else, so that old parts are not found
 STATE = "trained part"
+CHECKPOINT_EVERY = 1000  # steps
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,36 @@ class Pair:
 class Training:
     """The stages of one recipe over one dataset. Every stage is found in the cache, resumed from its checkpoint, or trained."""
 
-    def __init__(self, recipe: Recipe, data: Transitions, *, run: Path | None = None, progress: bool = True, say: Say = print):
-        self.recipe, self.folder, self.progress, self.say = recipe, run, progress, say
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Transitions,
+        *,
+        run: Path | None = None,
+        progress: bool = True,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        say: Say = print,
+    ):
+        self.recipe, self.folder, self.progress, self.checkpoint_every, self.say = recipe, run, progress, checkpoint_every, say
+        if checkpoint_every < 1:
+            raise ValueError(f"expected checkpoint_every of at least 1 step, got {checkpoint_every}")
         self.device = loop.resolve_device(recipe.device)
         self.data = data.to(self.device)
 
+    def check(self, *, with_backend: bool = True) -> None:
+        """Raise ValueError, before anything is trained, when the parts do not fit together or there is nowhere to play."""
+        recipe, spec = self.recipe, self.data.spec
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what parts warn of is said when they are trained
+            prior = recipe.prior.build(spec, recipe.seed) if recipe.extractor.needs_prior else None
+            backend: Any = recipe.backend.build(spec, recipe.seed) if with_backend else None
+            recipe.extractor.check(prior, backend)
+        if recipe.evaluation.episodes and spec.env is None:
+            raise ValueError("the data record no environment to play in: give its id as data.env, or train without evaluation.episodes (0)")
+
     def train(self, *, with_backend: bool = True) -> Trained:
         """Prior, then backend, then extractor (or the last two together), then the policy. The behaviour policy needs no backend."""
+        self.check(with_backend=with_backend)
         recipe = self.recipe
         prior = self.prior() if recipe.extractor.needs_prior else None
         if not with_backend:
@@ -95,6 +120,7 @@ class Training:
             part.prepare(self.data)
             key = self.recipe.backend.digest(data=self.data.spec.fingerprint, **self._common(self.recipe.steps.backend))
             self._stage("backend", key, part, own_update(part), part.batch_size, self.recipe.steps.backend, [part])
+            part.check_values(self.data)
         return part
 
     def extractor(self, prior: Prior | None, backend: Any) -> Extractor:
@@ -119,6 +145,7 @@ class Training:
         used = [None if prior is None else [prior.identity(self.data), recipe.steps.prior], backend.identity(self.data)]
         key = recipe.extractor.digest(without=recipe.extractor.acting_fields, used=used, joint=size, **self._common(recipe.steps.backend))
         self._stage("joint", key, pair, pair.update, size, recipe.steps.backend, [backend, extractor])
+        backend.check_values(self.data)
         return backend, extractor
 
     def _common(self, steps: int) -> dict[str, Any]:
@@ -131,10 +158,13 @@ class Training:
         metrics = None if self.folder is None else self.folder / "metrics" / f"{stage}.jsonl"
         if not steps:
             return
+        for path, kind in ((entry.state, STATE), (entry.checkpoint, loop.CHECKPOINT)):
+            self._discard_damaged(stage, path, kind)
         if entry.state.exists():
             tensors, _ = load_tensors(entry.state, STATE)
             thing.load_state({name: value.to(self.device) for name, value in tensors.items()})
             self.say(f"{stage}: found trained ({steps:,} steps, {key[:8]})")
+            entry.checkpoint.unlink(missing_ok=True)  # of a run that was killed just before this line
             if metrics is not None and entry.metrics.exists():
                 metrics.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(entry.metrics, metrics)
@@ -150,12 +180,22 @@ class Training:
             name=stage,
             progress=self.progress,
             checkpoint=loop.Checkpoint(entry.checkpoint, key),
+            checkpoint_every=self.checkpoint_every,
             metrics=None if metrics is None else loop.MetricsFile(metrics, stage),
         )
-        if metrics is not None:
+        if metrics is not None and metrics.exists():  # not when the last step was done in another run folder
             shutil.copyfile(metrics, entry.metrics)
         save_tensors(entry.state, STATE, thing.state(), {"key": key})
         entry.checkpoint.unlink(missing_ok=True)
+
+    def _discard_damaged(self, stage: str, path: Path, kind: str) -> None:
+        """Delete a file of the cache that cannot be read, so that it is made again: a cache is a shortcut, never an obstacle."""
+        if path.exists():
+            try:
+                load_tensors(path, kind)
+            except ValueError as error:
+                self.say(f"{stage}: made again, because what the cache holds is damaged: {error}")
+                path.unlink()
 
     def _names(self, stage: str) -> list[str]:
         recipe = self.recipe
@@ -163,8 +203,8 @@ class Training:
         return kinds.get(stage, [recipe.backend.kind, recipe.extractor.kind])
 
 
-def claim_run(folder: Path, recipe: Recipe) -> None:
-    """Write `recipe.json` into a run folder. Raises ValueError when another recipe is there already, naming what differs."""
+def check_run(folder: Path, recipe: Recipe) -> None:
+    """Raise ValueError when the run folder holds another recipe, naming what differs."""
     path = folder / "recipe.json"
     content = recipe.model_dump(mode="json")
     if path.exists():
@@ -174,7 +214,15 @@ def claim_run(folder: Path, recipe: Recipe) -> None:
             raise ValueError(f"{path} is not valid JSON ({error}): delete the folder {folder}, or give another one") from error
         if there != content:
             raise ValueError(f"{folder} holds another recipe, which differs in {', '.join(differences(there, content))}: give another --run")
-    write_json(path, content)
+
+
+def claim_run(folder: Path, recipe: Recipe) -> None:
+    """Write `recipe.json` into a run folder. Raises ValueError when another recipe is there, OSError when the folder cannot be written."""
+    check_run(folder, recipe)
+    try:
+        write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+    except OSError as error:
+        raise OSError(f"cannot write into the run folder {folder} ({error}): give another --run") from error
 
 
 def differences(one: Any, two: Any, path: str = "") -> list[str]:
@@ -189,13 +237,26 @@ def differences(one: Any, two: Any, path: str = "") -> list[str]:
 
 
 def train(
-    recipe: Recipe, run: str | Path | None = None, *, data: Transitions | None = None, progress: bool = True, say: Say = print
+    recipe: Recipe,
+    run: str | Path | None = None,
+    *,
+    data: Transitions | None = None,
+    progress: bool = True,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    say: Say = print,
 ) -> tuple[Trained, Evaluation | None]:
-    """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and evaluation.json; a killed call resumes exactly."""
+    """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and evaluation.json; a killed call resumes exactly.
+
+    The folder is claimed only when the data are there and the parts fit together, so that a mistake in the recipe can be mended in the same folder.
+    """
     folder = None if run is None else Path(run)
     if folder is not None:
+        check_run(folder, recipe)
+    data = recipe.data.load() if data is None else data
+    training = Training(recipe, data, run=folder, progress=progress, checkpoint_every=checkpoint_every, say=say)
+    training.check()
+    if folder is not None:
         claim_run(folder, recipe)
-    training = Training(recipe, recipe.data.load() if data is None else data, run=folder, progress=progress, say=say)
     trained = training.train()
     if folder is not None:
         trained.policy.save(folder / "policy")
@@ -223,6 +284,7 @@ class Forecast:
 def forecast(recipe: Recipe, data: Transitions, *, steps: int = 20) -> list[Forecast]:
     """Time `steps` steps of each stage on the real data, after a few that are not counted; nothing is kept."""
     training = Training(recipe, data, progress=False)
+    training.check()
     device, spec = training.device, data.spec
     prior = recipe.prior.build(spec, recipe.seed).to(device)
     backend: Any = recipe.backend.build(spec, recipe.seed).to(device)

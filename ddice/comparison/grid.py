@@ -48,7 +48,7 @@ class Comparison(Config):
     @field_validator("seeds", mode="before")
     @classmethod
     def _one_seed(cls, value: Any) -> Any:
-        return [int(part) for part in value.split(",")] if isinstance(value, str) else [value] if isinstance(value, int) else value
+        return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _own_parts(self) -> Any:

@@ -5,32 +5,52 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
+
 from ddice.comparison.grid import Cell, Comparison
 from ddice.comparison.store import Result, Results, cell_key
 from ddice.data import Transitions
+from ddice.loop import resolve_device
 from ddice.part import effective_sample_size
 from ddice.storage import write_json
-from ddice.training import Say, Training
+from ddice.training import CHECKPOINT_EVERY, Say, Training
 
 DIAGNOSED_ROWS = 16_384  # enough for three digits of a mean ratio, and instant
 
 
 def compare(
-    comparison: Comparison, run: str | Path, *, data: Transitions | None = None, progress: bool = True, say: Say = print
+    comparison: Comparison,
+    run: str | Path,
+    *,
+    data: Transitions | None = None,
+    progress: bool = True,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    say: Say = print,
 ) -> list[Result]:
-    """All results of a comparison in the order of its cells; the run folder gets comparison.json, results.jsonl and a folder for each policy."""
+    """All results of a comparison in the order of its cells; the run folder gets comparison.json, results.jsonl and a folder for each policy.
+
+    Raises ValueError, before anything is trained, when a backend and an extractor do not fit together or nothing is to be played.
+    """
+    if not comparison.recipe.evaluation.episodes:
+        raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
     folder = Path(run)
-    data = comparison.recipe.data.load() if data is None else data
+    data = (comparison.recipe.data.load() if data is None else data).to(resolve_device(comparison.recipe.device))  # once for all cells
+    trainings = [
+        Training(cell.recipe, data, run=folder / _name(cell), progress=progress, checkpoint_every=checkpoint_every, say=say)
+        for cell in comparison.cells()
+    ]
+    for cell, training in zip(comparison.cells(), trainings, strict=True):
+        training.check(with_backend=cell.backend is not None)
     write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
     results = Results(folder / "results.jsonl")
     found = []
-    for cell in comparison.cells():
-        key = cell_key(cell, data.spec.fingerprint)
+    for cell, training in zip(comparison.cells(), trainings, strict=True):
+        key = cell_key(cell, data)
         result = results.find(key)
         if result is None:
-            result = _run_cell(cell, key, data, folder / _name(cell), progress, say)
+            result = _run_cell(cell, key, training)
             results.append(result)
-        found.append(result)
+        found.append(result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor}))  # names may have changed since
     return found
 
 
@@ -38,16 +58,16 @@ def _name(cell: Cell) -> Path:
     return Path(f"seed-{cell.seed}") / "-".join(filter(None, (cell.backend, cell.extractor))).replace(" ", "-")
 
 
-def _run_cell(cell: Cell, key: str, data: Transitions, folder: Path, progress: bool, say: Say) -> Result:
+def _run_cell(cell: Cell, key: str, training: Training) -> Result:
+    folder, progress, say = training.folder, training.progress, training.say
+    assert folder is not None
     say(f"\n{cell.backend + ' + ' if cell.backend else ''}{cell.extractor}, seed {cell.seed}")
     started = time.perf_counter()
-    training = Training(cell.recipe, data, run=folder, progress=progress, say=say)
     trained = training.train(with_backend=cell.backend is not None)
     seconds = time.perf_counter() - started
     trained.policy.save(folder / "policy")
     scores = cell.recipe.evaluation.evaluate(trained.policy, progress=progress)
-    if scores is None:
-        raise ValueError("a comparison needs evaluation.episodes >= 1")
+    assert scores is not None
     write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     say(f"  score {scores.mean:.1f}, clip rate {trained.policy.clip_rate:.2f}")
     return Result(
@@ -62,6 +82,7 @@ def _run_cell(cell: Cell, key: str, data: Transitions, folder: Path, progress: b
     )
 
 
+@torch.no_grad()
 def diagnose(backend: object, data: Transitions) -> dict[str, float]:
     """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and its mean value where it has one."""
     batch = data.sample(min(DIAGNOSED_ROWS, len(data)), seed=0, step=0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ddice.comparison.grid import Cell
 from ddice.config import Config
+from ddice.data import Transitions
+from ddice.dice_backends import GivenRatio
 from ddice.evaluation import Evaluation
 from ddice.storage import write_bytes
 
@@ -24,9 +26,12 @@ class Result(Config):
     train_seconds: float
 
 
-def cell_key(cell: Cell, fingerprint: str) -> str:
-    """Names everything that a cell's result depends on: its recipe and the content of the data."""
-    return cell.recipe.digest(data=fingerprint)
+def cell_key(cell: Cell, data: Transitions) -> str:
+    """Names everything that a cell's result depends on: its recipe, the content of the data, and that of ratios given by a name."""
+    backend, given = cell.recipe.backend, {}
+    if cell.backend is not None and isinstance(backend, GivenRatio):
+        given["ratios"] = backend.build(data.spec, cell.seed).identity(data)
+    return cell.recipe.digest(data=data.spec.fingerprint, **given)
 
 
 class Results:
@@ -36,14 +41,15 @@ class Results:
         self.path = path
         self.rows: list[Result] = []
         if path.exists():
-            lines = path.read_text().splitlines()
+            text = path.read_text()
+            lines = text.splitlines()
             for line in lines:
                 try:
                     content = json.loads(line)
                 except json.JSONDecodeError:  # the last line of a killed run
                     continue
                 self.rows.append(Result.model_validate(content))
-            if len(self.rows) != len(lines):
+            if len(self.rows) != len(lines) or not text.endswith("\n"):
                 write_bytes(path, "".join(row.model_dump_json() + "\n" for row in self.rows).encode())
 
     def find(self, key: str) -> Result | None:
