@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ddice import cache
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
-from ddice.config import merge
+from ddice.config import merge, unknown_name
 from ddice.dice_backends.given import import_function
 from ddice.evaluation import evaluate
 from ddice.loop import TrainingDiverged
@@ -24,7 +24,7 @@ from ddice.policy import load_policy
 from ddice.presets import PRESETS
 from ddice.recipe import DataSource, Recipe
 from ddice.storage import write_bytes
-from ddice.training import claim_run, forecast, train
+from ddice.training import CHECKPOINT_EVERY, forecast, train
 
 MazeSize = Literal["umaze", "medium", "large"]
 EXAMPLES = """\
@@ -46,19 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run_command"):
         parser.print_help()
         return 0
-    if rest and not options.takes_fields:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
     command: Callable[[argparse.Namespace, list[str]], None] = options.run_command
     try:
+        if not options.takes_fields:
+            _refuse(options, rest)
         command(options, rest)
     except ValidationError as error:
-        return _fail(explain(error))
+        return _fail(explain(error, options.takes_fields))
     except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
         print(f"\n{error or 'stopped'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _own_options(options: argparse.Namespace) -> list[str]:
+    """The options of a command that are no fields."""
+    return [name.replace("_", "-") for name in vars(options) if name not in ("run_command", "takes_fields", "path", "action", "name")]
+
+
+def _refuse(options: argparse.Namespace, rest: list[str]) -> None:
+    """Raise ValueError when there are arguments that a command does not know."""
+    if rest:
+        name = rest[0].partition("=")[0].removeprefix("--")
+        raise ValueError(unknown_name(name, _own_options(options), "option") if rest[0].startswith("--") else f"unexpected argument {rest[0]!r}")
 
 
 def _fail(message: str) -> int:
@@ -80,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable[[argparse.Namespace, list[str]], None], text: str, fields: type[BaseModel] | None = None) -> Any:
         epilog = None if fields is None else f"every field of the {fields.__name__.lower()} is an option:\n" + "\n".join(describe_fields(fields))
         command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False)
-        command.set_defaults(run_command=function, takes_fields=fields is not None)
+        command.set_defaults(run_command=function, takes_fields=fields)
         return command
 
     command = add("train", _train, "Train a recipe, save its policy and evaluate it; the same command resumes a run that was stopped.", Recipe)
@@ -88,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--config", help="JSON file of fields, over the preset")
     command.add_argument("--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots")
     command.add_argument("--dry-run", action="store_true", help="print parameters, memory and predicted time, and train nothing")
+    command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
     command = add("evaluate", _evaluate, "Play a saved policy in its evaluation environment.")
@@ -106,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe that data, prior, steps and evaluation start from")
     command.add_argument("--config", help="JSON file of fields")
     command.add_argument("--run", required=True, help="run folder; results that are there are not computed again")
+    command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
     command = add("data", _data, "Make or describe datasets.", DataSource)
@@ -120,20 +134,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fields(options: argparse.Namespace, rest: list[str], base: Tree) -> Tree:
+def _fields(options: argparse.Namespace, rest: list[str], base: Tree, model: type[BaseModel]) -> Tree:
     config = {} if options.config is None else read_config(options.config)
-    return dict(merge(merge(base, config), parse_flags(rest)))
+    flags = parse_flags(rest)
+    for name in flags:
+        if name not in model.model_fields:
+            if model is Comparison and name in Recipe.model_fields:
+                raise ValueError(f"unknown option {name!r}: it is a field of the recipe that is compared, --recipe.{name}")
+            raise ValueError(unknown_name(name, [*model.model_fields, *_own_options(options)], "option"))
+    return dict(merge(merge(base, config), flags))
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    recipe = Recipe.model_validate(_fields(options, rest, PRESETS[options.preset].model_dump(mode="json")))
+    recipe = Recipe.model_validate(_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe))
     if options.dry_run:
         _print_forecast(recipe)
         return
-    if options.run is not None:
-        claim_run(Path(options.run), recipe)
-    _, scores = train(recipe, options.run, progress=not options.no_progress)
-    if options.run is not None:
+    _, scores = train(recipe, options.run, progress=not options.no_progress, checkpoint_every=options.checkpoint_every)
+    if options.run is None:
+        print("the policy was not kept: give --run for that (trained parts are found again)")
+    else:
         _plot(lambda folder: plot_metrics(folder / "metrics", folder / "metrics.png"), Path(options.run))
         print(f"policy: {Path(options.run) / 'policy'}")
     if scores is not None:
@@ -178,9 +198,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     base = {"recipe": PRESETS[options.preset].model_dump(mode="json")}
-    comparison = Comparison.model_validate(_fields(options, rest, base))
+    comparison = Comparison.model_validate(_fields(options, rest, base, Comparison))
     folder = Path(options.run)
-    results = compare(comparison, folder, progress=not options.no_progress)
+    results = compare(comparison, folder, progress=not options.no_progress, checkpoint_every=options.checkpoint_every)
     table = render_table(results)
     write_bytes(folder / "table.md", (table + "\n").encode())
     _plot(lambda path: plot_scores(results, path / "scores.png"), folder)
@@ -200,8 +220,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> None:
     if options.action == "make":
         from ddice.collection import make_pointmaze
 
-        if rest:
-            raise ValueError(f"unknown arguments: {' '.join(rest)}")
+        _refuse(options, rest)
         sizes: dict[str, MazeSize] = {f"pointmaze-{size}": size for size in get_args(MazeSize)}
         if options.name not in sizes:
             raise ValueError(f"expected one of {', '.join(sizes)}, got {options.name!r}")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ddice.config import unknown_name
+
 Tree = dict[str, Any]
 
 
@@ -25,6 +27,8 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
         if not equals:
             if not rest:
                 raise ValueError(f"option --{name} needs a value")
+            if rest[0].startswith("--"):
+                raise ValueError(f"option --{name} needs a value, got the option {rest[0]}")
             value = rest.pop(0)
         *path, last = name.replace("-", "_").split(".")
         node = tree
@@ -32,6 +36,8 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise ValueError(f"option --{name} sets a field of something that another option gave as a whole")
+        if isinstance(node.get(last), dict):
+            raise ValueError(f"option --{name} gives as a whole what another option sets a field of")
         node[last] = _value(value)
     return tree
 
@@ -57,15 +63,38 @@ def read_config(path: str | Path) -> Tree:
     return content
 
 
-def explain(error: ValidationError) -> str:
-    """One line per mistake, by its dotted name."""
-    lines = []
+def explain(error: ValidationError, model: type[BaseModel] | None) -> str:
+    """One line per mistake, by its dotted name; of a value that fits no member of a union, what the members expect."""
+    found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ")
-        name = ".".join(str(key) for key in item["loc"])
         given = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-        lines.append(f"{name}: {message}{given}" if name else message)
-    return "\n".join(lines)
+        name = ".".join(map(str, item["loc"])) if model is None else _dotted(model, item["loc"])
+        message = _message(item, name)
+        found.setdefault((name, "" if repr(item["input"]) in message else given), []).append(message)
+    return "\n".join(f"{name}: {'; or '.join(texts)}{given}" if name else "; ".join(texts) for (name, given), texts in found.items())
+
+
+def _message(item: Mapping[str, Any], name: str) -> str:
+    context = item.get("ctx", {})
+    if item["type"] == "union_tag_invalid":
+        return unknown_name(context["tag"], [name.strip("'") for name in context["expected_tags"].split(", ")], "kind")
+    if item["type"] in ("model_attributes_type", "model_type") and isinstance(item["input"], str):
+        return f"expected fields, got {item['input']!r}: a kind is chosen with --{name}.kind"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    """The name of a field as it is written in options: without what pydantic adds for the members of a union."""
+    names: list[str] = []
+    models, keys = [model], False
+    for key in location:
+        annotations = [member.model_fields[key].annotation for member in models if key in member.model_fields]
+        if annotations:
+            models = [inner for annotation in annotations for inner in _models(annotation, inside=True)]
+        if annotations or keys or isinstance(key, int):
+            names.append(str(key))
+        keys = any(get_origin(annotation) is dict for annotation in annotations)
+    return ".".join(names)
 
 
 def describe_fields(model: type[BaseModel], prefix: str = "--", defaults: BaseModel | None = None) -> list[str]:
@@ -104,13 +133,15 @@ def _first_line(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().splitlines()[0]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The configurations that an annotation names, through Annotated, unions and Optional; none for plain values and collections."""
-    if get_origin(annotation) is Annotated:
-        return _models(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [model for member in get_args(annotation) for model in _models(member)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+def _models(annotation: Any, inside: bool = False) -> list[type[BaseModel]]:
+    """The configurations that an annotation names, through Annotated, unions and Optional; those inside of collections only if `inside`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _models(get_args(annotation)[0], inside)
+    if origin in (Union, types.UnionType) or (inside and origin is not None):
+        return [model for member in get_args(annotation) for model in _models(member, inside)]
+    # list[int] is an instance of type before Python 3.11.
+    return [annotation] if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
 def _show(value: Any) -> str:
