@@ -88,9 +88,13 @@ class Policy:
         shape = (self.config.candidates, self.spec.actions.size)
         if deterministic:
             return self.sampler.latents(*shape).to(self.device).expand(batch, *shape), None
-        if seed is None or isinstance(seed, int):
+        if seed is None or isinstance(seed, (int, np.integer)):
             device = self.device
-            source = torch.Generator(device).manual_seed(torch.seed()) if seed is None else generator(seed, "act", 0, device)
+            if seed is None:
+                source = torch.Generator(device)
+                source.seed()  # of its own: torch.seed() would reseed the user's global generator
+            else:
+                source = generator(int(seed), "act", 0, device)
             return torch.randn(batch, *shape, generator=source, device=device), torch.rand(batch, generator=source, device=device)
         if len(seed) != batch:
             raise ValueError(f"expected one seed, or one for each of the {batch} observations, got {len(seed)}")
@@ -184,6 +188,8 @@ def load_policy(path: str | Path, device: str | torch.device = "auto", q: QCalla
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / 'policy.json'} is not valid JSON ({error}): the file is truncated or foreign") from error
     check_kind(path / "policy.json", content, KIND)
+    if missing := [key for key in ("policy", "spec") if key not in content]:
+        raise ValueError(f"{path / 'policy.json'} lacks {', '.join(missing)}: the file is truncated or foreign")
     config, spec = PolicyConfig.model_validate(content["policy"]), Spec.model_validate(content["spec"])
     tensors, _ = load_tensors(path / "policy.safetensors", KIND)
     sampler = config.sampler.build(spec)

@@ -60,9 +60,10 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         raise ValueError(f"{path} cannot be read as a {kind} ({error}): truncated, or not safetensors; delete it and train again") from error
 
 
-def check_kind(path: Path, meta: dict[str, Any], kind: str) -> None:
+def check_kind(path: Path, meta: Any, kind: str) -> None:
     """Raise ValueError unless `meta` says that the file at `path` is a `kind` that this version reads."""
-    if meta.get("kind") != kind:
-        raise ValueError(f"expected {path} to hold a {kind}, got a {meta.get('kind', 'file without a kind')}")
+    found = meta.get("kind", "file without a kind") if isinstance(meta, dict) else "file without a kind"
+    if found != kind:
+        raise ValueError(f"expected {path} to hold a {kind}, got a {found}")
     if meta.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {meta.get('schema')}, this version of ddice reads schema {SCHEMA}: use the version that wrote it")

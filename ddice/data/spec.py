@@ -40,7 +40,7 @@ class BoxActions(Config):
     def from_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
         """The inverse of `to_unit`: (..., A) in [-1, 1] -> environment actions (..., A)."""
         low, high = _like(self.low, actions), _like(self.high, actions)
-        return low + (actions + 1) * (high - low) / 2
+        return (1 - actions) / 2 * low + (1 + actions) / 2 * high  # exact at -1 and 1: no action leaves the box by rounding
 
 
 class ObservationPart(Config):
@@ -88,7 +88,7 @@ class Observations(Config):
             if leaf.ndim < rank or tuple(leaf.shape[leaf.ndim - rank :]) != part.shape:
                 name = f"observation[{part.path!r}]" if part.path else "observation"
                 raise ValueError(f"expected {name} of shape (..., {', '.join(map(str, part.shape))}), got {tuple(leaf.shape)}")
-            leaves.append(leaf.reshape(*leaf.shape[: leaf.ndim - rank], -1))
+            leaves.append(leaf.reshape(*leaf.shape[: leaf.ndim - rank], int(np.prod(part.shape))))  # not -1: a batch may be empty
         if isinstance(leaves[0], Tensor):
             return torch.cat(leaves, dim=-1)
         return np.concatenate(leaves, axis=-1)
