@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddice
+from ddice.data import Spec
+from ddice.dice_backends import QConfig
+from ddice.networks import MLP, ResidualScore
+from ddice.policy import Policy, load_policy, make_policy
+from ddice.prior import DiffusionPrior
+from ddice.samplers import Diffusion, Gaussian, Selection
+
+LOW, HIGH = (-2.0, 0.0), (4.0, 0.5)
+
+
+def spec_of(nested: bool = False) -> Spec:
+    rng = np.random.default_rng(0)
+    position, goal = rng.normal(size=(20, 2)), rng.normal(size=(20, 1))
+    observations = {"position": position, "goal": {"x": goal}} if nested else np.concatenate([goal, position], 1)
+    arrays = {
+        "observations": observations,
+        "actions": rng.uniform(LOW, HIGH, (20, 2)),
+        "rewards": np.zeros(20),
+        "terminations": np.arange(20) % 5 == 4,
+        "truncations": np.zeros(20, bool),
+    }
+    return ddice.load_dataset(arrays, action_bounds=(LOW, HIGH)).spec
+
+
+SPEC = spec_of()
+
+
+class Affine(nn.Module):
+    """A sampler whose candidates are known: 10 times the noise plus the first observation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Gaussian()
+        self.unit = nn.Parameter(torch.ones(()))
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        return self.unit * (observations[:, :1, None] + 10 * noise)
+
+    def latents(self, candidates: int, actions: int) -> Tensor:
+        return torch.linspace(-0.05, 0.05, candidates)[:, None].expand(candidates, actions)
+
+
+class Spy:
+    """A Q that prefers large first actions and records what it is asked."""
+
+    def __init__(self) -> None:
+        self.observations, self.actions = torch.empty(0), torch.empty(0)
+
+    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
+        self.observations, self.actions = observations.clone(), actions.clone()
+        return actions[:, 0][None]
+
+
+def affine(candidates: int = 1, q=None, **settings) -> Policy:
+    return make_policy(SPEC, Affine(), candidates=candidates, selection=settings.pop("selection", Selection()), q=q, **settings)
+
+
+def whole(candidates: int = 3, rule: str = "mean", spec: Spec = SPEC, kind: str = "gaussian") -> Policy:
+    """A whole, untrained policy with its own Q, of two members and a value. (An untrained diffusion model ends at the bounds.)"""
+    small = MLP(hidden=(8,))
+    q = QConfig(critic=small, members=2, value=small).build(spec, seed=1)
+    config = Gaussian(network=small) if kind == "gaussian" else Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)))
+    sampler = config.build(spec)
+    return make_policy(spec, sampler, candidates=candidates, selection=Selection(rule=rule), q=q, notes={"from": "a test"})
+
+
+OBSERVATIONS = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+
+
+def test_candidates_are_mapped_into_the_bounds_before_they_are_scored() -> None:
+    spy = Spy()
+    policy = affine(candidates=8, q=spy)
+    policy.act(OBSERVATIONS, seed=0)
+    assert spy.actions.shape == (48, 2)
+    assert spy.actions.abs().max() == 1
+    assert torch.equal(spy.observations, torch.from_numpy(OBSERVATIONS).repeat_interleave(8, 0))
+
+
+def test_the_published_order_scores_first() -> None:
+    spy = Spy()
+    policy = affine(candidates=8, q=spy, clip_candidates="after_scoring")
+    actions = policy.act(OBSERVATIONS, seed=0)
+    assert spy.actions.abs().max() > 5
+    assert (actions >= np.array(LOW) - 1e-6).all()
+    assert (actions <= np.array(HIGH) + 1e-6).all()
+
+
+def test_the_clip_rate_is_counted() -> None:
+    """Latents -0.05 ... 0.05 times 10 plus the observation 0.8: 0.3, 0.55, 0.8, 1.05, 1.3, so two of five leave the bounds."""
+    policy = affine(candidates=5, q=Spy())
+    assert policy.clip_rate == 0
+    policy.act(np.array([[0.8, 0, 0]]), deterministic=True)
+    assert policy.clip_rate == pytest.approx(2 / 5)
+    policy.act(np.array([[0.0, 0, 0]]), deterministic=True)
+    assert policy.clip_rate == pytest.approx(2 / 10)
+
+
+def test_the_best_candidate_is_played_in_the_units_of_the_environment() -> None:
+    """Unit actions 0.3 and 0.5: low + (a + 1) / 2 (high - low)."""
+    policy = affine(candidates=2, q=Spy())
+    actions = policy.act(np.array([[0.0, 0, 0], [-0.2, 0, 0]]), deterministic=True)
+    np.testing.assert_allclose(actions, [[-2 + 0.75 * 6, 0.75 * 0.5], [-2 + 0.65 * 6, 0.65 * 0.5]], rtol=1e-6)
+    worst = affine(candidates=2, q=lambda observations, actions: -actions[:, 0])  # one member may be (B,)
+    np.testing.assert_allclose(worst.act(np.zeros(3), deterministic=True), [-2 + 0.25 * 6, 0.25 * 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["mean", "minimum", "softmax"])
+def test_deterministic_actions_do_not_depend_on_the_batch(rule: str) -> None:
+    policy = whole(rule=rule)
+    together = policy.act(OBSERVATIONS, deterministic=True)
+    assert np.array_equal(together, policy.act(OBSERVATIONS, deterministic=True))
+    for row, observation in zip(together, OBSERVATIONS, strict=True):
+        np.testing.assert_allclose(policy.act(observation, deterministic=True), row, rtol=1e-4, atol=1e-5)
+    assert len(np.unique(together, axis=0)) == 6
+
+
+@pytest.mark.parametrize("rule", ["mean", "softmax"])
+def test_a_seed_per_row(rule: str) -> None:
+    """Row i depends on seed[i] alone; the same number in another row of another batch is the same action."""
+    policy = whole(rule=rule)
+    together = policy.act(OBSERVATIONS, seed=[5, 6, 7, 8, 9, 5])
+    np.testing.assert_allclose(policy.act(OBSERVATIONS[2:4], seed=[7, 8]), together[2:4], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(policy.act(OBSERVATIONS[[2, 0]], seed=[0, 5])[1], together[0], rtol=1e-4, atol=1e-5)
+    same = policy.act(np.repeat(OBSERVATIONS[:1], 2, 0), seed=[5, 6])
+    assert not np.allclose(same[0], same[1])
+    with pytest.raises(ValueError, match="one for each of the 6 observations, got 2"):
+        policy.act(OBSERVATIONS, seed=[1, 2])
+
+
+def test_seeds_of_every_integer_type() -> None:
+    policy = whole()
+    expected = policy.act(OBSERVATIONS, seed=3)
+    assert np.array_equal(policy.act(OBSERVATIONS, seed=np.int64(3)), expected)
+    assert np.array_equal(policy.act(OBSERVATIONS, seed=np.arange(6)), policy.act(OBSERVATIONS, seed=list(range(6))))
+    assert not np.array_equal(policy.act(OBSERVATIONS, seed=4), expected)
+    assert not np.array_equal(policy.act(OBSERVATIONS), policy.act(OBSERVATIONS))
+
+
+def test_acting_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for seed in (None, 1, [1] * 6):
+        whole().act(OBSERVATIONS, seed=seed)
+    whole().act(OBSERVATIONS, deterministic=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_shapes_and_types() -> None:
+    policy = whole()
+    one, many = policy.act(OBSERVATIONS[0]), policy.act(OBSERVATIONS)
+    assert isinstance(one, np.ndarray)
+    assert (one.shape, many.shape) == ((2,), (6, 2))
+    assert one.dtype == many.dtype == np.float32
+    tensor = policy.act(torch.from_numpy(OBSERVATIONS), deterministic=True)
+    assert isinstance(tensor, Tensor)
+    np.testing.assert_array_equal(tensor, policy.act(OBSERVATIONS, deterministic=True))
+    np.testing.assert_array_equal(policy.act(OBSERVATIONS.astype(np.float64), deterministic=True), policy.act(OBSERVATIONS, deterministic=True))
+    np.testing.assert_array_equal(policy.act(OBSERVATIONS.tolist(), deterministic=True), policy.act(OBSERVATIONS, deterministic=True))
+
+
+def test_predict_is_the_habit_of_stable_baselines() -> None:
+    policy = whole()
+    action, state = policy.predict(OBSERVATIONS, deterministic=True)
+    assert state is None
+    assert np.array_equal(action, policy.act(OBSERVATIONS, deterministic=True))
+
+
+def test_observations_of_nested_dicts() -> None:
+    spec = spec_of(nested=True)
+    policy = whole(spec=spec)
+    assert [part.path for part in spec.observations.parts] == ["goal/x", "position"]
+    native = {"position": OBSERVATIONS[:, 1:], "goal": {"x": OBSERVATIONS[:, :1]}, "unused": np.zeros((6, 9))}
+    expected = whole().act(OBSERVATIONS, deterministic=True)
+    np.testing.assert_allclose(policy.act(native, deterministic=True), expected, rtol=1e-5)
+    single = {"position": OBSERVATIONS[0, 1:], "goal": {"x": OBSERVATIONS[0, :1]}}
+    np.testing.assert_allclose(policy.act(single, deterministic=True), expected[0], rtol=1e-4, atol=1e-5)
+    tensors = {"position": torch.from_numpy(OBSERVATIONS[:, 1:]), "goal": {"x": torch.from_numpy(OBSERVATIONS[:, :1])}}
+    assert isinstance(policy.act(tensors), Tensor)
+    with pytest.raises(ValueError, match="'position'"):
+        policy.act({"goal": {"x": OBSERVATIONS[0, :1]}})
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(4), r"shape \(\.\.\., 3\), got \(4,\)"),
+        (np.zeros((5, 2)), r"shape \(\.\.\., 3\), got \(5, 2\)"),
+        (np.zeros((2, 2, 3)), "2 batch axes"),
+        (np.zeros((0, 3)), "empty batch"),
+        (np.array([0, np.nan, 0]), r"NaN or infinity at \[1\]"),
+        (np.array([[0, 0, 0], [0, 0, -np.inf]]), r"NaN or infinity at \[1, 2\]"),
+        (np.array([0, 1e300, 0]), "NaN or infinity"),
+    ],
+)
+def test_observations_that_cannot_be(observation, message: str) -> None:
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+        whole().act(observation)
+
+
+def test_several_candidates_need_a_q() -> None:
+    with pytest.raises(ValueError, match="candidates = 3 needs a Q"):
+        affine(candidates=3)
+    assert affine(candidates=1, q=Spy()).q is None  # nothing to choose
+
+
+def test_a_policy_owns_its_networks() -> None:
+    sampler, q = Gaussian(network=MLP(hidden=(4,))).build(SPEC), QConfig(critic=MLP(hidden=(4,))).build(SPEC)
+    policy = make_policy(SPEC, sampler, candidates=4, selection=Selection(), q=q)
+    before = policy.act(OBSERVATIONS, deterministic=True)
+    with torch.no_grad():
+        for parameter in (*sampler.parameters(), *q.parameters()):
+            parameter.add_(1)
+    assert np.array_equal(policy.act(OBSERVATIONS, deterministic=True), before)
+    assert all(parameter.requires_grad for parameter in sampler.parameters())
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_saved_and_loaded_bit_for_bit(candidates: int, kind: str, tmp_path: Path) -> None:
+    policy = whole(candidates, kind=kind)
+    policy.save(tmp_path / "policy")
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"policy.json", "policy.safetensors"}
+    loaded = load_policy(tmp_path / "policy", device="cpu")
+    assert loaded.config == policy.config
+    assert loaded.spec == policy.spec
+    assert loaded.config.notes == {"from": "a test"}
+    for arguments in ({"seed": 3}, {"deterministic": True}, {"seed": list(range(6))}):
+        assert np.array_equal(loaded.act(OBSERVATIONS, **arguments), policy.act(OBSERVATIONS, **arguments))
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    whole().save(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    load_policy(tmp_path, device="cpu")
+
+
+def test_a_callable_of_the_user_is_asked_for_again(tmp_path: Path) -> None:
+    sampler = Gaussian(network=MLP(hidden=(4,))).build(SPEC)
+    policy = make_policy(SPEC, sampler, candidates=4, selection=Selection(), q=Spy())
+    policy.save(tmp_path)
+    with pytest.raises(ValueError, match=r"load_policy\(path, q=\.\.\.\)"):
+        load_policy(tmp_path, device="cpu")
+    loaded = load_policy(tmp_path, device="cpu", q=Spy())
+    assert np.array_equal(loaded.act(OBSERVATIONS, seed=0), policy.act(OBSERVATIONS, seed=0))
+
+
+def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no policy\.json"):
+        load_policy(tmp_path)
+
+
+def edited(content: str, **changes) -> str:
+    return json.dumps({**json.loads(content), **changes})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "truncated or foreign"),
+        (lambda text: "", "truncated or foreign"),
+        (lambda text: "[]", "policy"),
+        (lambda text: "{}", "expected .* to hold a policy"),
+        (lambda text: edited(text, kind="checkpoint"), "expected .* to hold a policy, got a checkpoint"),
+        (lambda text: edited(text, schema=99), "schema 99"),
+        (lambda text: json.dumps({"kind": "policy", "schema": 1}), "policy"),
+        (lambda text: edited(text, policy={**json.loads(text)["policy"], "candidate": 3}), "did you mean 'candidates'"),
+    ],
+    ids=["truncated", "empty", "list", "foreign", "kind", "schema", "no content", "misspelt"],
+)
+def test_a_broken_description(edit, message: str, tmp_path: Path) -> None:
+    whole().save(tmp_path)
+    path = tmp_path / "policy.json"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path)
+
+
+def test_broken_tensors(tmp_path: Path) -> None:
+    whole().save(tmp_path / "a")
+    path = tmp_path / "a" / "policy.safetensors"
+    intact = path.read_bytes()
+    for content in (intact[:-10], intact[:20], b"", b"nonsense" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read as a policy"):
+            load_policy(tmp_path / "a")
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        load_policy(tmp_path / "a")
+
+
+def test_files_of_different_policies(tmp_path: Path) -> None:
+    whole().save(tmp_path / "a")
+    sampler = Gaussian(network=MLP(hidden=(9,))).build(SPEC)
+    make_policy(SPEC, sampler, candidates=1, selection=Selection(), q=None).save(tmp_path / "b")
+    shutil.copy(tmp_path / "b" / "policy.safetensors", tmp_path / "a")
+    with pytest.raises(ValueError, match="they come from different policies"):
+        load_policy(tmp_path / "a")
+
+
+def test_the_largest_actions_lie_within_the_bounds() -> None:
+    """Also after rounding: an environment that checks its action space would refuse them."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        low, high = np.sort(rng.normal(size=(2, 2)) * 10 ** rng.uniform(-3, 3, (2, 2)), axis=0).astype(np.float32)
+        spec = SPEC.model_copy(update={"actions": SPEC.actions.model_copy(update={"low": tuple(low.tolist()), "high": tuple(high.tolist())})})
+        policy = make_policy(spec, Affine(), candidates=1, selection=Selection(), q=None)
+        for edge in (-50.0, 50.0):
+            action = policy.act(np.array([edge, 0, 0]), deterministic=True)
+            assert (action >= low).all()
+            assert (action <= high).all()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gaussian import CENTRAL, FINE, STATES, data
+from oracles import VP
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from ddice.guidance import Guidance
+from ddice.networks import MLP, ResidualScore
+from ddice.prior import DiffusionPrior
+from ddice.samplers import AnySampler, Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.samplers.reference import LOG_STD
+from ddice.schedule import NoiseSchedule
+from ddice.solvers import DDIM, PUBLISHED
+
+TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
+
+
+# Selection.
+
+Q = torch.tensor([[[1.0, 2.0, 6.0]], [[3.0, 4.0, -1.0]]])  # (2 members, 1 state, 3 candidates): means 2, 3, 2.5, minima 1, 2, -1
+
+
+def test_mean_and_minimum_by_hand() -> None:
+    assert Selection(rule="mean").select(Q, None).tolist() == [1]
+    assert Selection(rule="minimum").select(Q, None).tolist() == [1]
+    other = torch.tensor([[[1.0, 9.0]], [[2.0, 0.0]]])
+    assert Selection(rule="mean").select(other, None).tolist() == [1]
+    assert Selection(rule="minimum").select(other, None).tolist() == [0]
+
+
+def test_rows_are_chosen_apart() -> None:
+    q = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [5.0, 5.1]]])
+    for rule in ("mean", "minimum", "softmax"):
+        assert Selection(rule=rule).select(q, None).tolist() == [1, 0, 1]
+
+
+def test_without_random_numbers_a_softmax_is_an_argmax() -> None:
+    assert Selection(rule="softmax", temperature=100).select(Q, None).tolist() == [1]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_softmax_frequencies(temperature: float) -> None:
+    """Probabilities exp(mean / T) / sum, from the equally spaced uniform numbers that are each interval's share exactly."""
+    count = 10_000
+    uniform = (torch.arange(count) + 0.5) / count
+    picked = Selection(rule="softmax", temperature=temperature).select(Q.expand(2, count, 3), uniform)
+    weights = np.exp(np.array([2, 3, 2.5]) / temperature)
+    np.testing.assert_allclose(np.bincount(picked, minlength=3) / count, weights / weights.sum(), atol=2 / count)
+
+
+def test_softmax_at_the_edges() -> None:
+    rule = Selection(rule="softmax", temperature=1e-3)
+    edges = torch.tensor([0.0, 1.0 - 2**-24])
+    assert rule.select(torch.tensor([[[1e4, -1e4, 1e4 - 50], [0.0, 0.0, 0.0]]]), edges).tolist() == [0, 2]
+    assert rule.select(torch.full((1, 2, 3), -1e30), edges).tolist() == [0, 2]
+
+
+# Diffusion.
+
+
+class Known(nn.Module):
+    """A network that predicts the noise of a point mass at 0.1 * feature: every solver is exact for it."""
+
+    def forward(self, features: Tensor, x: Tensor, time: Tensor) -> Tensor:
+        alpha, sigma = time[..., 2:3], time[..., 3:4]
+        return (x - alpha * 0.1 * features) / sigma
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("solver", [PUBLISHED, DDIM(evaluations=3), FINE], ids=lambda s: s.kind)
+def test_states_and_candidates_stand_where_they_belong(solver) -> None:
+    """Each of B states and K candidates: the exact map alpha' x0 + sigma' / sigma (x - alpha x0)."""
+    encoder = TINY.encoder.build(data().spec.normalizer.mean, data().spec.normalizer.std)
+    sampler = DiffusionSampler(Diffusion(prior=TINY, solver=solver), encoder, Known(), None)
+    noise = torch.randn(2, 5, 1, generator=torch.Generator().manual_seed(0))
+    clean = 0.1 * ((STATES - data().spec.normalizer.mean[0]) / data().spec.normalizer.std[0])[:, None]
+    end, start = VP().sigma(1e-3), VP().sigma(1.0)
+    expected = VP().alpha(1e-3) * clean + end / start * (noise - VP().alpha(1.0) * clean)
+    torch.testing.assert_close(sampler(STATES, noise), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_row_does_not_depend_on_its_batch(guided: bool) -> None:
+    config = Diffusion(prior=TINY, guidance=Guidance(network=MLP(hidden=(8,), activation="silu")) if guided else None)
+    sampler = config.build(data().spec)
+    observations = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(7, 3, 1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = sampler(observations, noise)
+        torch.testing.assert_close(sampler(observations[2:3], noise[2:3]), together[2:3], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(sampler(observations, noise[:, 1:2]), together[:, 1:2], rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_enters_with_its_scale() -> None:
+    """g = c a has the gradient c: noise - sigma kappa c at every call, here of one DDIM step."""
+    config = Diffusion(prior=TINY, guidance=Guidance(network=MLP(hidden=())), guidance_scale=2.0, solver=DDIM(evaluations=1))
+    sampler = config.build(data().spec)
+    plain = DiffusionSampler(config, sampler.encoder, sampler.network, None)
+    slope = dict(sampler.guidance.named_parameters())["linear_0_weight"][1].item()
+    noise = CENTRAL[None, :, None].expand(2, -1, -1)
+    with torch.no_grad():
+        moved = sampler(STATES, noise) - plain(STATES, noise)
+    alpha, sigma, end = VP().alpha(1.0), VP().sigma(1.0), 1e-3
+    step = VP().alpha(end) - VP().sigma(end) / sigma * alpha  # the coefficient of the clean action
+    torch.testing.assert_close(moved, torch.full_like(moved, step * sigma**2 / alpha * 2.0 * slope), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "gaussian"])
+def test_fixed_latents_start_alike_for_every_number_of_candidates(kind: str) -> None:
+    config = Diffusion(prior=TINY) if kind == "diffusion" else Gaussian()
+    sampler = config.build(data().spec)
+    latents = sampler.latents(6, 2)
+    assert latents.shape == (6, 2)
+    assert torch.equal(latents, sampler.latents(6, 2))
+    assert torch.equal(latents[:3], sampler.latents(3, 2))
+    assert len(latents.unique(dim=0)) == 6
+    if kind == "gaussian":
+        assert not latents[0].any()
+
+
+# Gaussian.
+
+
+@pytest.mark.oracle
+def test_the_density_of_the_gaussian() -> None:
+    sampler = Gaussian(network=MLP(hidden=(8,))).build(data().spec)
+    actions = torch.tensor([[0.3], [-0.9]])
+    mean, log_std = (x.detach() for x in sampler.mean_and_log_std(STATES))
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(-1) + 0.5 * np.log(2 * np.pi)
+    torch.testing.assert_close(sampler.log_density(STATES, actions).detach(), expected)
+    assert (mean.abs() < 1).all()
+    assert ((log_std > LOG_STD[0]) & (log_std < LOG_STD[1])).all()
+
+
+@pytest.mark.oracle
+def test_candidates_of_the_gaussian() -> None:
+    sampler = Gaussian(network=MLP(hidden=(8,))).build(data().spec)
+    noise = torch.tensor([[[0.0], [1.0], [-2.0]], [[0.5], [0.0], [3.0]]])
+    mean, log_std = sampler.mean_and_log_std(STATES)
+    torch.testing.assert_close(sampler(STATES, noise), mean[:, None] + log_std.exp()[:, None] * noise)
+
+
+def test_configurations_survive_json() -> None:
+    adapter = TypeAdapter(AnySampler)
+    for config in (Diffusion(prior=TINY, guidance=Guidance(), solver=FINE), Gaussian(network=MLP(hidden=(3,)))):
+        assert adapter.validate_json(config.model_dump_json()) == config
+    assert NoiseSchedule() == TINY.schedule
