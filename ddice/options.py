@@ -67,10 +67,10 @@ def explain(error: ValidationError, model: type[BaseModel] | None) -> str:
     """One line per mistake, by its dotted name; of a value that fits no member of a union, what the members expect."""
     found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
-        given = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
         name = ".".join(map(str, item["loc"])) if model is None else _dotted(model, item["loc"])
         message = _message(item, name)
-        found.setdefault((name, "" if repr(item["input"]) in message else given), []).append(message)
+        given = "" if isinstance(item["input"], dict) or f"got {item['input']!r}" in message else f" (got {item['input']!r})"
+        found.setdefault((name, given), []).append(message)
     return "\n".join(f"{name}: {'; or '.join(texts)}{given}" if name else "; ".join(texts) for (name, given), texts in found.items())
 
 

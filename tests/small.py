@@ -1,0 +1,96 @@
+"""Small data and recipes: whole trainings in a second, on networks of eight units."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddice.config import merge
+from ddice.presets import PRESETS
+from ddice.recipe import Recipe
+
+ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]
+EPISODES, LENGTH = 12, 10
+
+NETWORK = {"hidden": [8]}
+BACKENDS: dict[str, dict[str, Any]] = {
+    "piecewise_f": {"value": NETWORK, "critic": NETWORK, "batch_size": 16},
+    "f_dice": {"value": NETWORK, "critic": NETWORK, "batch_size": 16, "divergence": "kl"},
+    "deterministic": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
+    "orthogonal": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
+    "optidice": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
+    "given": {"source": "small:ratio", "q": "small:q"},
+}
+SOLVER = {"kind": "ddim", "evaluations": 2}
+EXTRACTORS: dict[str, dict[str, Any]] = {
+    "guide_then_select": {"candidates": 2, "guidance": {"network": NETWORK, "batch_size": 16}, "solver": SOLVER},
+    "weighted_bc": {"candidates": 2, "batch_size": 16, "solver": SOLVER},
+    "gaussian_bc": {"candidates": 2, "batch_size": 16, "network": NETWORK},
+    "select_only": {"candidates": 2, "solver": SOLVER},
+}
+FIELDS: dict[str, Any] = {
+    "prior": {"network": {"width": 8, "blocks": 1}, "batch_size": 16},
+    "backend": BACKENDS["piecewise_f"],
+    "extractor": EXTRACTORS["guide_then_select"],
+    "steps": {"prior": 12, "backend": 10, "extractor": 8},
+    "evaluation": {"episodes": 2},
+}
+
+
+def ratio(batch: Any) -> Any:
+    """Twice the weight where the first action is positive."""
+    return 1.0 + (batch.actions[..., 0] > 0).float()
+
+
+def q(observations: Any, actions: Any) -> Any:
+    """One member (1, B): the larger action is the better one."""
+    return actions[..., 0][None]
+
+
+def arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    """Whole episodes for `ENV`: every third one terminates, the others are cut; the last row of a cut one is lost."""
+    random = np.random.default_rng(seed)
+    count = EPISODES * LENGTH
+    last = np.arange(count) % LENGTH == LENGTH - 1
+    third = np.arange(count) // LENGTH % 3 == 0
+    angle = random.uniform(-np.pi, np.pi, count)
+    return {
+        "observations": np.stack([np.cos(angle), np.sin(angle), random.normal(size=count)], 1).astype(np.float32),
+        "actions": random.uniform(-2, 2, (count, 1)).astype(np.float32),
+        "rewards": random.normal(size=count).astype(np.float32),
+        "terminations": last & third,
+        "truncations": last & ~third,
+    }
+
+
+def write_npz(path: Path, seed: int = 0) -> Path:
+    np.savez(path, **arrays(seed))
+    return path
+
+
+def recipe(source: Path | str, preset: str = "default", **changes: Any) -> Recipe:
+    """The small recipe on a .npz, with `changes` of its top-level fields."""
+    fields = merge(PRESETS[preset].model_dump(mode="json"), {**FIELDS, "data": {"source": str(source), "env": ENV}})
+    return Recipe.model_validate(merge(fields, changes))
+
+
+def flags(source: Path | str, fields: dict[str, Any] | None = None, prefix: str = "") -> list[str]:
+    """The same as options of the command line; `prefix` is "recipe." for compare."""
+    import json
+
+    tree = {**FIELDS, "data": {"source": str(source), "env": ENV}} if fields is None else fields
+    found: list[str] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found += flags(source, value, f"{prefix}{name}.")
+        else:
+            found += [f"--{prefix}{name}", value if isinstance(value, str) else json.dumps(value)]
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below a folder by its content."""
+    return {str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
