@@ -204,7 +204,8 @@ class Backend(Part):
         """Warn when values lie beyond every return that is possible: max(0, largest reward) / (1 - gamma), and the same from below."""
         rewards = self.rewards(data.rewards)
         low, high = (float(bound) / (1 - self.config.discount) for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0)))
-        value = self.value(data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(self.device)).mean(-1)
+        observations = data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(self.device)
+        value = self.value(observations.expand(*self.seed_shape, *observations.shape)).mean(-1)
         if self.values_are_returns and bool(((value < low) | (value > high)).any()):
             warnings.warn(
                 f"the values of {self.config.kind} average {value.tolist()}, but returns lie between {low:.4g} and {high:.4g}: they have run away, "  # type: ignore[attr-defined]

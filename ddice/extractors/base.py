@@ -54,11 +54,18 @@ class ExtractorConfig(Config):
         """The trainable part."""
 
     def check(self, prior: Prior | None, backend: RatioSource | None) -> None:
-        """Raise ValueError, before any training, when prior and backend cannot be put together with this extractor."""
+        """Raise ValueError, before any training, when prior and backend cannot be put together with this extractor.
+
+        Raises TypeError for a configuration in the place of a trained part.
+        """
+        for name, part in (("prior", prior), ("backend", backend)):
+            if isinstance(part, Config):
+                raise TypeError(f"expected {name} to be a trained part, got the configuration {type(part).__name__}(...): call .fit(data, ...) first")
         if self.needs_prior and prior is None:
             raise ValueError(f"{type(self).__name__} needs a prior: train one with DiffusionPrior().fit(data, steps=...)")
         if self.needs_ratio and backend is None:
-            raise ValueError(f"{type(self).__name__} needs a backend for its ratios: PiecewiseF().fit(data, steps=...), or GivenRatio(source=...)")
+            hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=...).fit(data)"
+            raise ValueError(f"{type(self).__name__} needs a backend for its ratios: {hint}")
         check_q(self.candidates, backend is not None and backend.has_q)
         if prior is not None and backend is not None:
             check_same_spaces(prior.spec, backend.spec)
