@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -247,3 +248,22 @@ def test_terminated_rows_never_read_their_next_observation() -> None:
         config = config.model_copy(update={"discount": 0.9})
         one, other = (config.build(problem.data().spec).update(b, step=0) for b in (batch, dataclasses.replace(batch, next_observations=garbage)))
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("config", [PiecewiseF(critic=TABLE, **COMMON), DeterministicDice(**COMMON)], ids=lambda c: c.kind)
+def test_values_that_have_run_away(config) -> None:
+    """Rewards between -1 and 2, discount 0.5: no return lies outside -2 .. 4, for one seed and for several."""
+    problem = random_problem(0, branches=1)
+    problem = dataclasses.replace(problem, r=np.linspace(-1, 2, len(problem.r)))
+    config, data = config.model_copy(update={"discount": 0.5}), problem.data()
+    for seed in (0, (0, 1)):
+        backend = config.build(data.spec, seed=seed)
+        for value, warns in ((3.9, False), (4.1, True), (-1.9, False), (-2.1, True)):
+            with torch.no_grad():
+                backend.value_network.linear_0_weight.zero_()
+                backend.value_network.linear_0_bias.zero_()
+                backend.value_network.linear_0_bias[-1:] = value  # of the last seed
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                backend.check_values(data)
+            assert [str(w.message) for w in caught if "run away" in str(w.message)] != [] if warns else not caught
