@@ -1,0 +1,131 @@
+"""Recipes: JSON in and out, what they refuse, and how they load data and evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import small
+from pydantic import ValidationError
+
+from ddice.dice_backends import AnyBackend, FDice, GivenRatio, OptiDice
+from ddice.divergences import KL
+from ddice.extractors import AnyExtractor, GaussianBC, SelectOnly, WeightedBC
+from ddice.presets import PRESETS
+from ddice.recipe import DataSource, EvaluationSettings, Recipe, Steps
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
+
+
+def kinds(union: Any) -> list[Any]:
+    return list(get_args(get_args(union)[0]))
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_npz(tmp_path_factory.mktemp("data") / "small.npz")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_round_trip_through_json(name: str) -> None:
+    recipe = PRESETS[name]
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
+
+
+@pytest.mark.parametrize("extractor", kinds(AnyExtractor), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("backend", kinds(AnyBackend), ids=lambda cls: cls.__name__)
+def test_every_combination_round_trips_through_json(backend: Any, extractor: Any) -> None:
+    made = GivenRatio(source="ratios.npy", q="mine:q") if backend is GivenRatio else backend()
+    recipe = Recipe(backend=made, extractor=extractor(), seed=3)
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert again == recipe
+    assert (type(again.backend), type(again.extractor)) == (backend, extractor)
+    assert again.digest() == recipe.digest()
+
+
+def test_every_field_off_its_default_survives() -> None:
+    recipe = Recipe(
+        data=DataSource(source=("a.npz", "b.npz"), goal="observed", action_bounds=(-2, 2), out_of_bounds="clip", reference_scores=(0, 1)),
+        backend=FDice(divergence=KL(), temperature="ess:0.3", rewards=("standardize", {"kind": "scale", "factor": 2})),
+        extractor=WeightedBC(candidates=3, init="fresh"),
+        steps=Steps(prior=1, backend=2, extractor=3),
+        schedule="joint",
+        seed=7,
+        device="cpu",
+        evaluation=EvaluationSettings(episodes=0, deterministic=True),
+        batch_size=5,
+    )
+    content = json.loads(recipe.model_dump_json())
+    assert content["backend"]["rewards"] == [{"kind": "standardize"}, {"kind": "scale", "factor": 2.0}]
+    assert content["backend"]["temperature"] == "ess:0.3"
+    assert content["data"]["source"] == ["a.npz", "b.npz"]
+    assert Recipe.model_validate(content) == recipe
+    default = json.loads(Recipe().model_dump_json())
+    assert [name for name in content if content[name] == default[name]] == ["prior"]
+
+
+def test_joint_training_needs_an_extractor_that_learns_from_ratios() -> None:
+    Recipe(schedule="joint", extractor=GaussianBC())
+    with pytest.raises(ValidationError, match='joint training needs an extractor that learns from ratios: use schedule "staged" with select_only'):
+        Recipe(schedule="joint", extractor=SelectOnly())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": {"prior": -1}},
+        {"batch_size": 0},
+        {"schedule": "both"},
+        {"evaluation": {"episodes": -1}},
+        {"evaluation": {"parallel": 0}},
+        {"data": {"fraction": 1.5}},
+        {"data": {"goal": "none"}},
+        {"data": {"action_bounds": [1]}},
+    ],
+    ids=json.dumps,
+)
+def test_values_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
+    (path,) = [[name, *(value if isinstance(value, dict) else ())] for name, value in changes.items()]
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate(changes)
+    assert {error["loc"][: len(path)] for error in caught.value.errors()} == {tuple(path)}
+
+
+def test_recipes_are_frozen_and_compare_by_content() -> None:
+    recipe = Recipe(seed=1)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 2
+    assert recipe == Recipe(seed=1) != Recipe()
+    assert recipe.model_copy(update={"backend": OptiDice()}) == Recipe(seed=1, backend=OptiDice())
+
+
+def test_the_data_are_loaded_as_the_fields_say(npz: Path, tmp_path: Path) -> None:
+    data = DataSource(source=str(npz), env=small.ENV).load()
+    assert data.spec.env is not None
+    assert (data.spec.env.id, data.spec.actions.low, data.spec.actions.high) == (small.ENV, (-2.0,), (2.0,))
+    assert len(data) == small.EPISODES * small.LENGTH - 8  # eight of twelve episodes are cut and lose their last row
+    both = DataSource(source=(str(npz), str(small.write_npz(tmp_path / "other.npz", seed=1))), env=small.ENV).load()
+    assert len(both) == 2 * len(data)
+    half = DataSource(source=str(npz), env=small.ENV, fraction=0.5).load()
+    assert half.spec.episodes == small.EPISODES // 2
+    other = DataSource(source=str(npz), env=small.ENV, fraction=0.5, fraction_seed=1).load()
+    assert half.spec.fingerprint != other.spec.fingerprint
+    bounds = DataSource(source=str(npz), action_bounds=(-4, 4), reference_scores=(-10, 30)).load().spec
+    assert (bounds.actions.low, bounds.actions.high) == ((-4.0,), (4.0,))
+    assert bounds.reference is not None
+    assert (bounds.reference.random, bounds.reference.expert) == (-10.0, 30.0)
+    assert bounds.env is None
+
+
+def test_evaluation_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("ddice.evaluation.evaluate", lambda *args, **options: seen.append((args, options)) or "scores")
+    settings = EvaluationSettings(episodes=3, seed=4, parallel=5, deterministic=True)
+    policy: Any = object()
+    assert settings.evaluate(policy, progress=False) == "scores"
+    assert seen == [((policy,), {"episodes": 3, "seed": 4, "parallel": 5, "deterministic": True, "progress": False})]
+    assert EvaluationSettings(episodes=0).evaluate(policy) is None
+    assert len(seen) == 1
