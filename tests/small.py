@@ -6,13 +6,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from ddice.config import merge
 from ddice.presets import PRESETS
 from ddice.recipe import Recipe
 
-ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]
+ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]; episodes of 200 steps
+SHORT = "ddice-test/Pendulum-v0"  # the same in episodes of 20 steps; known to this process only
+gymnasium.register(SHORT, "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=20)
 EPISODES, LENGTH = 12, 10
 
 NETWORK = {"hidden": [8]}
