@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        print(f"\n{error or 'stopped'}", file=sys.stderr)
+        print(f"\n{str(error) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 
@@ -87,6 +88,7 @@ def _show_warning(
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="ddice", description=__doc__, epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ddice {version('ddice')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace, list[str]], None], text: str, fields: type[BaseModel] | None = None) -> Any:
@@ -205,7 +207,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     write_bytes(folder / "table.md", (table + "\n").encode())
     _plot(lambda path: plot_scores(results, path / "scores.png"), folder)
     for metrics in sorted(folder.glob("seed-*/*/metrics")):
-        _plot(lambda path: plot_metrics(path / "metrics", path / "metrics.png"), metrics.parent)
+        picture = metrics.parent / "metrics.png"
+        if not picture.exists() or any(path.stat().st_mtime > picture.stat().st_mtime for path in metrics.iterdir()):
+            _plot(lambda path: plot_metrics(path / "metrics", path / "metrics.png"), metrics.parent)
     print(f"\n{table}\n\nresults, plots and policies: {folder}")
 
 

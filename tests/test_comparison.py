@@ -261,7 +261,8 @@ def test_keys_see_recipe_and_data(npz: Path, tmp_path: Path) -> None:
 
 def test_joint_recipes(npz: Path, tmp_path: Path, work: list[str]) -> None:
     extractors = {name: small.EXTRACTORS[name] for name in ("guide_then_select", "select_only")}
-    results = go(grid(npz, recipe=recipe(npz, schedule="joint"), backends={"piecewise_f": small.BACKENDS["piecewise_f"]}, extractors=extractors), tmp_path / "run")
+    backends = {"piecewise_f": small.BACKENDS["piecewise_f"]}
+    results = go(grid(npz, recipe=recipe(npz, schedule="joint"), backends=backends, extractors=extractors), tmp_path / "run")
     assert work == ["prior", "evaluate", "joint", "evaluate", "joint", "evaluate"]
     assert [result.extractor for result in results] == [BEHAVIOUR, "guide_then_select", "select_only"]
     assert (tmp_path / "run" / "seed-0" / "piecewise_f-guide_then_select" / "metrics" / "joint.jsonl").exists()
