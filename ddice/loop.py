@@ -48,7 +48,8 @@ class Checkpoint:
         tensors, meta = load_tensors(self.path, CHECKPOINT)
         if meta["identity"] != self.identity:
             raise ValueError(
-                f"{self.path} belongs to another run: its configuration, data or seed differs. Give another path, or delete it to start anew"
+                f"{self.path} belongs to another run: its configuration, data, seed or number of steps differs. "
+                "Give another path, or delete it to start anew"
             )
         thing.load_state(tensors)
         return int(meta["step"])

@@ -142,7 +142,7 @@ class Part(nn.Module):
         data = data.to(self.device)
         self.prepare(data)
         self.horizon = self.step + steps
-        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, self.identity(data))
+        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, f"{self.identity(data)}/{self.horizon}")
         self.run(data, lambda batch, step: self.update(batch, step=step), progress=progress, on_step=on_step, checkpoint=saved)
         return self
 

@@ -29,6 +29,7 @@ class RatioSource(Protocol):
     spec: Spec
     ratio_kind: Any
     has_q: bool
+    step: int
 
     @property
     def q(self) -> Any: ...
@@ -36,6 +37,8 @@ class RatioSource(Protocol):
     def log_ratio(self, batch: Batch) -> Tensor: ...
 
     def select(self, index: int) -> Any: ...
+
+    def identity(self, data: Transitions) -> str: ...
 
 
 class ExtractorConfig(Config):
@@ -171,9 +174,14 @@ class Extractor(Part):
         """Train for `steps` more steps with the ratios of `backend`, which is not trained; see `Part.fit`."""
         data = data.to(self.device)
         self.horizon = self.step + steps
-        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, self.identity(data))
+        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, self._run_identity(data, backend))
         self.run(data, self.step_function(backend), progress=progress, on_step=on_step, checkpoint=saved)
         return self
+
+    def _run_identity(self, data: Transitions, backend: RatioSource | None) -> str:
+        """Names all that training depends on: this part and its steps, and the parts that it reads with theirs."""
+        used = [f"{part.identity(data)}/{part.step}" for part in (self.prior, backend) if part is not None]
+        return "/".join([self.identity(data), str(self.horizon), *used])
 
     def step_function(self, backend: RatioSource | None) -> Callable[[Batch, int], loop.Metrics]:
         """`update` with the ratios of `backend`, as a function of batch and step."""
