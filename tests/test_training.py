@@ -77,7 +77,8 @@ def command(npz: Path, run: Path, *more: str) -> list[str]:
 
 
 def start(arguments: list[str], cache_folder: Path, code: str | None = None) -> subprocess.Popen[str]:
-    environment = {**os.environ, "DDICE_CACHE": str(cache_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": HERE}
+    path = os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "DDICE_CACHE": str(cache_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     program = ["-m", "ddice.cli"] if code is None else ["-c", code]
     return subprocess.Popen([sys.executable, *program, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
