@@ -266,7 +266,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     toy = Toy()
     go(toy, tmp_path, stop=10)
     content = (tmp_path / "checkpoint").read_bytes()
-    with pytest.raises(ValueError, match=r"checkpoint belongs to another run: its configuration, data, seed or number of steps differs\. Give another path, or"):
+    with pytest.raises(ValueError, match=r"belongs to another run: its configuration, data, seed or number of steps differs\. Give another path, or"):
         run(toy.step, toy, start=0, stop=20, name="toy", progress=False, checkpoint=Checkpoint(tmp_path / "checkpoint", "other"))
     assert toy.steps == list(range(10))
     assert (tmp_path / "checkpoint").read_bytes() == content
