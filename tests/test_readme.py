@@ -12,6 +12,7 @@ import torch
 
 from ddice.cli import main
 from ddice.collection import make_pointmaze
+from ddice.comparison import Results, render_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -76,3 +77,12 @@ def test_commands_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 1 + 4
     assert "behaviour policy" in rows[2]
+
+
+def test_the_table_is_the_committed_one() -> None:
+    """Every row of the README's results stands in the committed table, and the table follows from the committed results."""
+    folder = Path(__file__).parents[1] / "benchmarks/results/pointmaze-umaze"
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    committed = (folder / "table.md").read_text()
+    assert rows == [line for line in committed.splitlines() if line.startswith("|")]
+    assert render_table(Results(folder / "results.jsonl").rows) == committed.strip()

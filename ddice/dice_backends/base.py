@@ -22,6 +22,7 @@ from ddice.randomness import Seed
 
 TEMPERATURE_RATE = 0.01  # per step and per unit of log effective sample size: settles within some hundred steps, slower than the value
 CHECKED_ROWS = 4096
+VALUE_MARGIN = 0.05
 RatioKind = Literal["action", "state-action"]
 
 
@@ -199,17 +200,23 @@ class Backend(Part):
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
             self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_((data.rows,), returns.to(self.device))
 
-    @torch.no_grad()
     def check_values(self, data: Transitions) -> None:
-        """Warn when values lie beyond every return that is possible: max(0, largest reward) / (1 - gamma), and the same from below."""
+        """Warn when values average beyond every return that is possible, max(0, largest reward) / (1 - gamma) and the same from below.
+
+        An error of a twentieth of the range is allowed for.
+        """
+        if not self.values_are_returns:
+            return
         rewards = self.rewards(data.rewards)
         low, high = (float(bound) / (1 - self.config.discount) for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0)))
         observations = data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(self.device)
-        value = self.value(observations.expand(*self.seed_shape, *observations.shape)).mean(-1)
-        if self.values_are_returns and bool(((value < low) | (value > high)).any()):
+        with torch.no_grad():
+            values = self.value(observations.expand(*self.seed_shape, *observations.shape)).mean(-1).reshape(-1).tolist()
+        margin = VALUE_MARGIN * (high - low)
+        if any(not low - margin <= value <= high + margin for value in values):
             warnings.warn(
-                f"the values of {self.config.kind} average {value.tolist()}, but returns lie between {low:.4g} and {high:.4g}: they have run away, "  # type: ignore[attr-defined]
-                'and the ratios with them. Raise the temperature, or let it be found: temperature="ess:0.3"',
+                f"values average {', '.join(f'{value:.4g}' for value in values)}, but returns lie between {low:.4g} and {high:.4g}: they have run "
+                'away, and the ratios with them. Raise the temperature, or let it be found: temperature="ess:0.3"',
                 stacklevel=2,
             )
 
