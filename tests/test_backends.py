@@ -252,13 +252,13 @@ def test_terminated_rows_never_read_their_next_observation() -> None:
 
 @pytest.mark.parametrize("config", [PiecewiseF(critic=TABLE, **COMMON), DeterministicDice(**COMMON)], ids=lambda c: c.kind)
 def test_values_that_have_run_away(config) -> None:
-    """Rewards between -1 and 2, discount 0.5: no return lies outside -2 .. 4, for one seed and for several."""
+    """Rewards between -1 and 2, discount 0.5: no return lies outside -2 .. 4, and 0.3 is allowed for, for one seed and for several."""
     problem = random_problem(0, branches=1)
     problem = dataclasses.replace(problem, r=np.linspace(-1, 2, len(problem.r)))
     config, data = config.model_copy(update={"discount": 0.5}), problem.data()
     for seed in (0, (0, 1)):
         backend = config.build(data.spec, seed=seed)
-        for value, warns in ((3.9, False), (4.1, True), (-1.9, False), (-2.1, True)):
+        for value, warns in ((4.2, False), (4.4, True), (-2.2, False), (-2.4, True)):
             with torch.no_grad():
                 backend.value_network.linear_0_weight.zero_()
                 backend.value_network.linear_0_bias.zero_()
