@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -129,6 +130,9 @@ class Part(nn.Module):
     def prepare(self, data: Transitions) -> None:
         """What a part needs to know of the whole dataset before its first step; nothing, for most."""
 
+    def check_trained(self, data: Transitions) -> None:
+        """Warn of what has gone wrong in training; nothing, for most."""
+
     def fit(
         self,
         data: Transitions,
@@ -144,6 +148,7 @@ class Part(nn.Module):
         self.horizon = self.step + steps
         saved = None if checkpoint is None else loop.Checkpoint(checkpoint, f"{self.identity(data)}/{self.horizon}")
         self.run(data, lambda batch, step: self.update(batch, step=step), progress=progress, on_step=on_step, checkpoint=saved)
+        self.check_trained(data)
         return self
 
     def run(
@@ -168,6 +173,32 @@ class Part(nn.Module):
             checkpoint=checkpoint,
             metrics=metrics,
         )
+
+
+P = TypeVar("P", bound=Part)
+
+
+class Fits(Generic[P]):
+    """A configuration that `build`s a part P, and can train it at once."""
+
+    @abstractmethod
+    def build(self, spec: Spec, seed: Seed = 0) -> P:
+        """The trainable part, untrained."""
+
+    def fit(
+        self,
+        data: Transitions,
+        *,
+        steps: int,
+        seed: Seed = 0,
+        device: str | torch.device = "auto",
+        progress: bool = True,
+        on_step: loop.OnStep | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> P:
+        """Build the part and train it for `steps` steps on a device; see `Part.fit` for the other arguments."""
+        part = self.build(data.spec, seed).to(loop.resolve_device(device))
+        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from ddice import loop
 from ddice.config import Config
-from ddice.data import Batch, Spec, Transitions
+from ddice.data import Batch, Spec
 from ddice.networks import Encoder, FlattenEncoder, Network, ResidualScore, Score
-from ddice.part import Optimizer, Part, average, weighted_mean
+from ddice.part import Fits, Optimizer, Part, average, weighted_mean
 from ddice.randomness import Seed, rand, randn
 from ddice.schedule import NoiseSchedule
 from ddice.solvers import Denoiser
@@ -26,7 +24,7 @@ def denoising_loss(predicted: Tensor, noise: Tensor, weights: Tensor, factors: T
     return weighted_mean(error if factors is None else factors * error, weights)
 
 
-class DiffusionPrior(Config):
+class DiffusionPrior(Config, Fits["Prior"]):
     """Configuration of the diffusion model: noise prediction on a variance-preserving schedule (Song et al., arXiv 2011.13456)."""
 
     kind: Literal["diffusion"] = "diffusion"
@@ -45,21 +43,6 @@ class DiffusionPrior(Config):
     def build(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> Prior:
         """The trainable part; `stream` names its random numbers."""
         return Prior(self, spec, seed, stream)
-
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int,
-        seed: Seed = 0,
-        device: str | torch.device = "auto",
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> Prior:
-        """Build and train for `steps` steps; see `Part.fit`."""
-        part = self.build(data.spec, seed).to(loop.resolve_device(device))
-        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
 
 
 class Prior(Part):

@@ -120,7 +120,7 @@ class Training:
             part.prepare(self.data)
             key = self.recipe.backend.digest(data=self.data.spec.fingerprint, **self._common(self.recipe.steps.backend))
             self._stage("backend", key, part, own_update(part), part.batch_size, self.recipe.steps.backend, [part])
-            part.check_values(self.data)
+            part.check_trained(self.data)
         return part
 
     def extractor(self, prior: Prior | None, backend: Any) -> Extractor:
@@ -145,7 +145,7 @@ class Training:
         used = [None if prior is None else [prior.identity(self.data), recipe.steps.prior], backend.identity(self.data)]
         key = recipe.extractor.digest(without=recipe.extractor.acting_fields, used=used, joint=size, **self._common(recipe.steps.backend))
         self._stage("joint", key, pair, pair.update, size, recipe.steps.backend, [backend, extractor])
-        backend.check_values(self.data)
+        backend.check_trained(self.data)
         return backend, extractor
 
     def _common(self, steps: int) -> dict[str, Any]:

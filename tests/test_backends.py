@@ -265,5 +265,5 @@ def test_values_that_have_run_away(config) -> None:
                 backend.value_network.linear_0_bias[-1:] = value  # of the last seed
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                backend.check_values(data)
+                backend.check_trained(data)
             assert [str(w.message) for w in caught if "run away" in str(w.message)] != [] if warns else not caught

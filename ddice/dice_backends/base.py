@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 from abc import abstractmethod
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ddice import loop
 from ddice.config import Config
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.rewards import Rewards, RewardTransform
 from ddice.networks import MLP, Encoder, FlattenEncoder, Network
-from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.part import Fits, Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.randomness import Seed
 
 TEMPERATURE_RATE = 0.01  # per step and per unit of log effective sample size: settles within some hundred steps, slower than the value
@@ -80,7 +78,7 @@ class QConfig(Config):
         return QFunction(self, encoder, critic, value)
 
 
-class BackendConfig(Config):
+class BackendConfig(Config, Fits["Backend"]):
     """The fields that all trained backends share."""
 
     temperature: Temperature = Field(1.0, description='strength of the f-divergence penalty in reward units, or a target such as "ess:0.3"')
@@ -92,27 +90,6 @@ class BackendConfig(Config):
     batch_size: int = Field(512, ge=1)
     polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
     warm_start_steps: int = Field(0, ge=0, description="first steps that regress values on observed returns-to-go instead")
-
-    @abstractmethod
-    def build(self, spec: Spec, seed: Seed = 0) -> Backend:
-        """The trainable part."""
-
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int,
-        seed: Seed = 0,
-        device: str | torch.device = "auto",
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> Backend:
-        """Build and train for `steps` steps; see `Part.fit`."""
-        part = self.build(data.spec, seed).to(loop.resolve_device(device))
-        part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
-        part.check_values(data)
-        return part
 
 
 class AdvantageHead(Config):
@@ -200,7 +177,7 @@ class Backend(Part):
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
             self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_((data.rows,), returns.to(self.device))
 
-    def check_values(self, data: Transitions) -> None:
+    def check_trained(self, data: Transitions) -> None:
         """Warn when values average beyond every return that is possible, max(0, largest reward) / (1 - gamma) and the same from below.
 
         An error of a twentieth of the range is allowed for.

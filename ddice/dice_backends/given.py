@@ -139,7 +139,7 @@ class Given:
     def prepare(self, data: Transitions) -> None:
         """Nothing to prepare."""
 
-    def check_values(self, data: Transitions) -> None:
+    def check_trained(self, data: Transitions) -> None:
         """There are no values to check."""
 
     def identity(self, data: Transitions) -> str:
