@@ -45,7 +45,7 @@ def test_an_entry_has_its_files_in_one_folder_and_makes_none_by_itself(tmp_path:
 
 def test_entries_are_listed_oldest_first_with_what_they_are() -> None:
     assert entries() == []
-    new, old = make("prior", "1" * 32, 10, age=0), make("backend", "2" * 32, 1000, age=50)
+    new, old = make("backend", "1" * 32, 10, age=0), make("prior", "2" * 32, 1000, age=50)
     assert entries() == [old, new]
     assert {name: old.about[name] for name in ABOUT} == ABOUT
     assert set(old.about) == {*ABOUT, "created"}
