@@ -30,7 +30,7 @@ GUIDANCE = Guidance(
     noises_per_action=8,
 )
 QUICK = Optimizer(learning_rate=2e-3, decay="cosine")
-COUNT = 2000
+COUNT = 1000
 OBSERVATIONS = STATES.repeat_interleave(COUNT, 0)
 BEST, TEMPERATURE = 0.1, 0.04  # reward -(a - BEST)^2, ratio exp(reward / TEMPERATURE)
 
