@@ -144,7 +144,7 @@ def orthogonal_dual(problem: Problem, kind: str, temperature: float, discount: f
         flow = problem.p * ratio(kind, y)
         gradient = start - np.bincount(problem.s, flow, problem.states)
         gradient += discount * np.bincount(problem.following, flow * ~problem.d, problem.states)
-        return float(start @ v + temperature * (problem.p * conjugate(kind, y)).sum()), gradient
+        return float(start @ v + temperature * (problem.p * conjugate(kind, y)).sum()), gradient.astype(np.float64)
 
     v, minimum, residual = _minimise(objective, np.zeros(problem.states))
     e = problem.expectation(problem.r + discount * ~problem.d * v[problem.following]) - v[:, None]
@@ -159,7 +159,8 @@ def _minimise(objective: Callable[[Array], tuple[float, Array]], start: Array) -
         from scipy.optimize import minimize
     except ImportError as error:
         raise ImportError("the exact duals need SciPy: pip install scipy") from error
-    result: Any = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 50_000, "maxfun": 200_000, "ftol": 1e-17, "gtol": 1e-10})
+    options = {"maxiter": 50_000, "maxfun": 200_000, "ftol": 1e-17, "gtol": 1e-10}
+    result: Any = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     residual = float(np.abs(objective(result.x)[1]).max())
     if residual >= GRADIENT_TOLERANCE:
         raise RuntimeError(f"expected the dual to be solved to a flow violation below {GRADIENT_TOLERANCE}, got {residual}: {result.message}")

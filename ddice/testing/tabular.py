@@ -44,7 +44,7 @@ class Problem:
     @property
     def pairs(self) -> Array:
         """d^D(s, a), (S * A,)."""
-        return np.bincount(self.pair, self.p, self.states * self.actions)
+        return np.bincount(self.pair, self.p, self.states * self.actions).astype(np.float64)
 
     @property
     def behaviour(self) -> Array:
