@@ -49,8 +49,8 @@ def conjugate(kind: str, y: Array) -> Array:
 
 
 def bisect(increasing: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Where an increasing function changes sign, elementwise."""
-    for _ in range(100):
+    """Where an increasing function changes sign, elementwise, to float64's precision of the first interval."""
+    for _ in range(64):
         middle = (low + high) / 2
         negative = increasing(middle) < 0
         low, high = np.where(negative, middle, low), np.where(negative, high, middle)
@@ -202,6 +202,6 @@ def occupancy(problem: Problem, policy: Array, discount: float, start: Array | N
 
 
 def state_action_ratio(problem: Problem, policy: Array, discount: float) -> Array:
-    """d^pi(s) pi(a | s) / d^D(s, a), (S, A)."""
+    """d^pi(s) pi(a | s) / d^D(s, a), (S, A); 0 for pairs without data."""
     pairs = problem.pairs.reshape(problem.states, problem.actions)
-    return occupancy(problem, policy, discount)[:, None] * policy / pairs
+    return np.where(pairs > 0, occupancy(problem, policy, discount)[:, None] * policy / np.where(pairs > 0, pairs, 1), 0.0)

@@ -48,9 +48,10 @@ class Problem:
 
     @property
     def behaviour(self) -> Array:
-        """pi_D(a | s), (S, A)."""
+        """pi_D(a | s), (S, A); uniform in states without data."""
         table = self.pairs.reshape(self.states, self.actions)
-        return table / table.sum(1, keepdims=True)
+        total = table.sum(1, keepdims=True)
+        return np.where(total > 0, table / np.where(total > 0, total, 1), 1 / self.actions)
 
     def expectation(self, outcome: Array) -> Array:
         """E[outcome | s, a], (S, A), of numbers (N,); 0 for pairs without data."""
@@ -105,6 +106,20 @@ class Problem:
             },
             action_bounds=(-1, 1),
         )
+
+    def observed(self, data: Transitions) -> Problem:
+        """The problem that sampled `data` show: outcomes and first states with their frequencies. Its exact answers are what a method that makes
+        no error of its own learns from these data. Raises ValueError without initial observations."""
+        if data.initial_observations is None:
+            raise ValueError("expected data with initial observations, as `episodes` makes them")
+        pair, following = data.actions.argmax(-1).numpy(), data.next_observations.argmax(-1).numpy()
+        first = np.bincount(data.initial_observations.argmax(-1).numpy(), minlength=self.states).astype(np.float64)
+        rewards, ends = data.rewards.double().numpy(), data.terminations.numpy()
+        table, count = np.unique(np.column_stack([pair, following, ends, rewards]), axis=0, return_counts=True)
+        number = table[:, 0].astype(np.int64)
+        s, a = number // self.actions, number % self.actions
+        p, mu0 = count / count.sum(), first / first.sum()
+        return Problem(s, a, table[:, 1].astype(np.int64), table[:, 3], table[:, 2] > 0, p, mu0, self.states, self.actions)
 
     def by_outcome(self) -> Problem:
         """The problem in which every outcome is an action of its own: what a method sees that takes luck for choice."""
