@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +225,26 @@ def test_fitted_q_refusals() -> None:
         fitted.follow(exact_actions(PROBLEM, POLICY, PROBLEM.episodes(2, 3, seed=0)), data)
     with pytest.raises(ValueError, match="expected the data whose actions are kept"):
         fitted.estimate(data)
+
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "ope_tabular.py"
+
+
+def test_the_best_of_several_draws_by_hand() -> None:
+    """Probabilities 1/2, 1/4, 1/4 in the order of q: the best of 2 is the last with 1 - (3/4)^2, the first with (1/2)^2."""
+    best_of = runpy.run_path(str(BENCHMARK))["best_of"]
+    got = best_of(np.array([[0.25, 0.5, 0.25]]), np.array([[2.0, 1.0, 3.0]]), 2)
+    np.testing.assert_allclose(got, [[9 / 16 - 1 / 4, 1 / 4, 1 - 9 / 16]])
+
+
+@pytest.mark.slow
+@pytest.mark.oracle
+def test_estimates_rank_with_many_episodes_and_fail_with_few() -> None:
+    """On two problems; with 5 episodes at least one method misranks, and the flag is raised everywhere."""
+    table = runpy.run_path(str(BENCHMARK))["table"]
+    rows, rankings = table(1, episodes=100)
+    assert min(ranking.mean for ranking in rankings) > 0.7
+    few_rows, few = table(1, episodes=5)
+    assert min(ranking.worst for ranking in few) < 0.7
+    assert not any(row.valid for row in few_rows if row.choice == "temperature")
+    assert any(row.valid for row in rows if row.choice == "temperature")

@@ -152,6 +152,9 @@ def test_sampled_episodes_follow_the_problem() -> None:
     visited = np.bincount(pairs, minlength=18).reshape(6, 3)
     np.testing.assert_allclose(visited / visited.sum(1, keepdims=True), problem.behaviour, atol=0.08)
     assert data.spec.episodes == 400
+    observed = problem.observed(data)
+    np.testing.assert_allclose(observed.behaviour, visited / visited.sum(1, keepdims=True))
+    np.testing.assert_allclose(observed.expectation(observed.r), problem.expectation(problem.r), atol=0.2)
     returns = data.returns_to_go(data.rewards, DISCOUNT)[np.append(True, np.diff(data.episode.numpy()) > 0)]
     assert float(returns.mean()) == pytest.approx(policy_value(problem, problem.behaviour, DISCOUNT), abs=4 * float(returns.std()) / 20 + 0.15)
 
