@@ -24,10 +24,10 @@ LEVELS = (
     ("dice_backends", "samplers"),
     ("policy",),
     ("extractors", "collection"),
-    ("evaluation",),
+    ("evaluation", "ope"),
     ("recipe",),
     ("training", "presets"),
-    ("comparison",),
+    ("comparison", "testing"),
     ("cli",),
 )
 ROOT = "__init__"  # the public names: above everything, imported by nobody inside

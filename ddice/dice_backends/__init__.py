@@ -9,6 +9,7 @@ from ddice.dice_backends.given import Given, GivenRatio
 from ddice.dice_backends.optidice import OptiDice
 from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
+from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
 
 AnyBackend = Annotated[PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio, Field(discriminator="kind")]
@@ -18,6 +19,7 @@ __all__ = [
     "AnyBackend",
     "Backend",
     "BackendConfig",
+    "CorrectedRatio",
     "DeterministicDice",
     "FDice",
     "Given",
@@ -27,4 +29,5 @@ __all__ = [
     "PiecewiseF",
     "QConfig",
     "QFunction",
+    "StateCorrection",
 ]

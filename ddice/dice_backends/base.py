@@ -125,6 +125,7 @@ class Backend(Part):
 
     config: BackendConfig
     ratio_kind: ClassVar[RatioKind]
+    starts_from: ClassVar[Literal["initial", "data"]] = "initial"  # where the flow of a state-action ratio begins
     has_q: bool = True
     has_value: bool = True
     values_are_returns: bool = True

@@ -48,6 +48,7 @@ class Orthogonal(ValueOnly):
 
     config: OrthogonalDice
     ratio_kind: ClassVar[RatioKind] = "state-action"
+    starts_from: ClassVar[Literal["initial", "data"]] = "data"  # the linear term is E_D[V(s)]
     values_are_returns = False
 
     @torch.no_grad()
