@@ -227,7 +227,7 @@ def learned(name: str) -> GuidedExtractor:
     return extractor.train_on(samples(), GivenRatio(source=log_w.exp().numpy()).fit(samples()), steps=1500, progress=False)
 
 
-@pytest.mark.parametrize("name", ["linear", "mixture"])
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "mixture"])
 def test_the_learned_gradient_and_its_samples(name: str) -> None:
     """The gradient where guided samples are, in root mean square, and their energy distance to p w, with the exact prior.
 
