@@ -112,3 +112,10 @@ class MultiStep(_Solver):
 
 Solver = Annotated[DDIM | SingleStep | MultiStep, Field(discriminator="kind")]
 PUBLISHED = SingleStep(evaluations=15)
+FEW_STEPS = MultiStep(evaluations=8, spacing="quadratic")
+"""Eight evaluations instead of the fifteen of `PUBLISHED`, and nearer to the exact flow at every guidance scale measured. Never the default.
+
+Root mean square error of the actions on a guided mixture of two peaks of deviation 0.2, at scale 0, 1, 2 and 4: 0.039, 0.034, 0.034 and 0.064; of
+`PUBLISHED`: 0.052, 0.066, 0.065 and 0.094 (benchmarks/solver_error.py). Of eight evaluations it is the best solver and spacing at scales 0 to 2;
+at scale 4 DDIM on the same grid is better (0.032).
+"""
