@@ -16,7 +16,9 @@ from ddice import cache, plugins
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
 from ddice.config import import_function, merge, unknown_name
+from ddice.dice_backends import BackendConfig
 from ddice.evaluation import evaluate
+from ddice.extractors import ExtractorConfig
 from ddice.loop import TrainingDiverged
 from ddice.options import Tree, describe_fields, explain, parse_flags, read_config
 from ddice.policy import load_policy
@@ -248,7 +250,7 @@ def _cache(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _plugins(options: argparse.Namespace, rest: list[str]) -> None:
-    found = plugins.survey()
+    found = plugins.survey({plugins.BACKENDS: BackendConfig, plugins.EXTRACTORS: ExtractorConfig})
     print("\n".join(map(str, found)) if found else f"no package offers entry points {plugins.BACKENDS} or {plugins.EXTRACTORS}")
 
 

@@ -1,12 +1,12 @@
 """Parts of other packages: a `kind` that is not built in is looked up among entry points, and only that one is imported.
 
 A package offers a backend by an entry point of the group `ddice.backends`, an extractor by one of `ddice.extractors`: its name is the kind,
-its value the configuration class, "package.module:Class".
+its value "package.module:Class", a subclass of `BackendConfig` or `ExtractorConfig`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
@@ -25,7 +25,7 @@ def origin(entry: EntryPoint) -> str:
     return f"{package}, {entry.value}"
 
 
-def load(entries: Iterable[EntryPoint], base: type[Config] = Config) -> type[Config]:
+def load(entries: Iterable[EntryPoint], base: type[Config]) -> type[Config]:
     """The configuration class behind the one entry point of a kind. Raises ValueError that shows its import error, or what is wrong with it."""
     entry, *others = entries
     if others:
@@ -46,7 +46,7 @@ def load(entries: Iterable[EntryPoint], base: type[Config] = Config) -> type[Con
 class PluginKinds:
     """Annotation of a union of configurations: it takes those of plugins too, by their kind or as objects, and writes them to JSON."""
 
-    def __init__(self, group: str, base: type[Config] = Config):
+    def __init__(self, group: str, base: type[Config]):
         self.group, self.base = group, base
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -82,14 +82,14 @@ class Plugin:
         return f"{self.group}  {self.kind}  ({self.origin})  " + (f"BROKEN: {self.error}" if self.error else self.about)
 
 
-def survey() -> list[Plugin]:
-    """All plugins of all groups, each imported to see whether it works."""
+def survey(bases: Mapping[str, type[Config]]) -> list[Plugin]:
+    """All plugins of the groups, whose configurations are of the given base; each is imported to see whether it works."""
     found = []
-    for group in (BACKENDS, EXTRACTORS):
+    for group, base in bases.items():
         offered = sorted(entry_points(group=group), key=lambda entry: entry.name)
         for entry in offered:
             try:
-                about, error = (load([e for e in offered if e.name == entry.name]).__doc__ or "").strip().split("\n")[0], None
+                about, error = (load([e for e in offered if e.name == entry.name], base).__doc__ or "").strip().split("\n")[0], None
             except ValueError as problem:
                 about, error = "", str(problem)
             found.append(Plugin(group, entry.name, origin(entry), about, error))

@@ -99,8 +99,9 @@ def test_objects_are_taken_as_they_are(site: Path) -> None:
     own = ddice_example.AdvantageWeighted(clip=1.0)
     assert Recipe(backend=own).backend is own
     assert Recipe(backend=PiecewiseF(temperature=2.0)).backend == PiecewiseF(temperature=2.0)
-    with pytest.raises(ValidationError):
-        Recipe(extractor=own)
+    for mixed_up in ({"extractor": own}, {"backend": GuideThenSelect()}, {"extractor": PiecewiseF()}):
+        with pytest.raises(ValidationError):
+            Recipe(**mixed_up)
     for wrong in (3, None, "piecewise_f", [], {"kind": 3}):
         with pytest.raises(ValidationError):
             Recipe.model_validate({"backend": wrong})
@@ -127,7 +128,7 @@ BROKEN = {
     "import error": ("import no_such_module", r"'bad' \(bad 1\.0, ddice_bad:Bad\) cannot be imported: ModuleNotFoundError: No module named 'no_"),
     "any error": ("raise RuntimeError('no licence')", r"cannot be imported: RuntimeError: no licence"),
     "no such name": ("", r"cannot be imported: AttributeError: .*has no attribute 'Bad'"),
-    "no configuration": ("Bad = 3", r"must be a subclass of ddice\.config\.Config, got 3"),
+    "no configuration": ("Bad = 3", r"must be a subclass of ddice\.dice_backends\.base\.BackendConfig, got 3"),
     "another kind": (
         "from ddice.dice_backends import PiecewiseF as Bad",
         r'needs build\(\.\.\.\) and a field kind: Literal\["bad"\] = "bad", got kind \'piecewise_f\'',

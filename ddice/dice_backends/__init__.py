@@ -13,7 +13,9 @@ from ddice.dice_backends.value_only import DeterministicDice
 from ddice.plugins import BACKENDS, PluginKinds
 
 AnyBackend = Annotated[
-    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio, Field(discriminator="kind"), PluginKinds(BACKENDS)
+    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio,
+    Field(discriminator="kind"),
+    PluginKinds(BACKENDS, BackendConfig),
 ]
 
 __all__ = [
