@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | compare | data | cache."""
+"""The command line: ddice train | evaluate | compare | data | cache | plugins."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any, Literal, TextIO, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ddice import cache
+from ddice import cache, plugins
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
-from ddice.config import merge, unknown_name
-from ddice.dice_backends.given import import_function
+from ddice.config import import_function, merge, unknown_name
+from ddice.dice_backends import BackendConfig
 from ddice.evaluation import evaluate
+from ddice.extractors import ExtractorConfig
 from ddice.loop import TrainingDiverged
 from ddice.options import Tree, describe_fields, explain, parse_flags, read_config
 from ddice.policy import load_policy
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("cache", _cache, "List or delete trained parts (DDICE_CACHE, else ~/.cache/ddice).")
     command.add_argument("action", choices=["list", "clear"])
+    add("plugins", _plugins, "List the backends and extractors that other packages offer, and why some cannot be imported.")
     return parser
 
 
@@ -249,6 +251,11 @@ def _cache(options: argparse.Namespace, rest: list[str]) -> None:
             f"{found.size / 2**20:6.1f} MiB  {json.dumps(about['data'])}  {found.folder.name[:8]}"
         )
     print(cache.cache_folder())
+
+
+def _plugins(options: argparse.Namespace, rest: list[str]) -> None:
+    found = plugins.survey({plugins.BACKENDS: BackendConfig, plugins.EXTRACTORS: ExtractorConfig})
+    print("\n".join(map(str, found)) if found else f"no package offers entry points {plugins.BACKENDS} or {plugins.EXTRACTORS}")
 
 
 if __name__ == "__main__":

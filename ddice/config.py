@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,15 @@ def unknown_name(name: str, known: Iterable[str], noun: str) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown {noun} {name!r}: {hint}known are {', '.join(known)}"
+
+
+def import_function(name: str, field: str) -> Any:
+    """What "module:function" names. Raises ValueError, naming the field that holds it, when it cannot be imported."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'{field} = {name!r} cannot be imported ({error}): expected "module:function", importable from here') from error
 
 
 def merge(base: Any, changes: Any) -> Any:

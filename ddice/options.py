@@ -89,9 +89,11 @@ def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
     models, keys = [model], False
     for key in location:
         annotations = [member.model_fields[key].annotation for member in models if key in member.model_fields]
+        labels = {label for member in models for label in (member.__name__, getattr(member.model_fields.get("kind"), "default", None))}
+        of_a_plugin = bool(models) and not annotations and str(key).isidentifier() and key not in labels
         if annotations:
             models = [inner for annotation in annotations for inner in _models(annotation, inside=True)]
-        if annotations or keys or isinstance(key, int):
+        if annotations or keys or isinstance(key, int) or of_a_plugin:
             names.append(str(key))
         keys = any(get_origin(annotation) is dict for annotation in annotations)
     return ".".join(names)

@@ -18,6 +18,11 @@ def brute_force_conjugate(f: Callable[[Tensor], Tensor], y: Tensor, highest: flo
     return torch.stack([(x * one - fx).max() for one in y.double()])
 
 
+def hellinger(x: Tensor) -> Tensor:
+    """2 - 2 sqrt(x): the squared Hellinger distance before normalisation, as a user may write it."""
+    return 2 - 2 * torch.sqrt(x)
+
+
 @dataclass(frozen=True)
 class VP:
     """The variance-preserving schedule in plain floats."""

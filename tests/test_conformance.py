@@ -1,250 +1,300 @@
-"""What holds for every backend and every extractor that the unions name: a new one enters by being named there."""
+"""The parts of the toolkit pass its own conformance suites, which `ddice.testing` gives to everybody; and the suites notice broken parts."""
 
 from __future__ import annotations
 
-import signal
-import typing
-from functools import cache
-from pathlib import Path
+import dataclasses
+import math
+from typing import Any, get_args
 
-import numpy as np
 import pytest
+import small
 import torch
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
-import ddice
-from ddice.config import Config
-from ddice.data import Batch, Transitions
-from ddice.dice_backends import AdvantageHead, AnyBackend, DeterministicDice, FDice, GivenRatio, OptiDice, OrthogonalDice, PiecewiseF
-from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.dice_backends import AnyBackend
+from ddice.divergences import BUILT_IN, KL, Alpha, FDivergence, NumericDivergence, Pearson, Piecewise
+from ddice.extractors import AnyExtractor
 from ddice.guidance import Guidance
 from ddice.networks import MLP, ResidualScore
-from ddice.policy import load_policy
-from ddice.prior import DiffusionPrior, Prior
+from ddice.prior import DiffusionPrior
+from ddice.samplers import AnySampler, Diffusion, Gaussian
+from ddice.solvers import DDIM, MultiStep, SingleStep, Solver
+from ddice.testing import (
+    BACKEND_CHECKS,
+    EXTRACTOR_CHECKS,
+    SAMPLER_CHECKS,
+    SOLVER_CHECKS,
+    check_backend,
+    check_divergence,
+    check_extractor,
+    check_sampler,
+    check_solver,
+)
+from ddice.testing.example import example_data
+from ddice.testing.expect import run_checks
 
-NET = MLP(hidden=(8,), activation="silu")
-HEAD = AdvantageHead(network=NET)
-SHARED = {"value": NET, "batch_size": 16, "polyak": 0.1}
-
-
-def weights(batch: Batch) -> Tensor:
-    return (batch.rewards > 0).float() + 0.1
-
-
-def critic(observations: Tensor, actions: Tensor) -> Tensor:
-    return torch.stack([actions.sum(-1), observations.sum(-1) - actions.sum(-1)])
-
-
-BACKENDS = {
-    PiecewiseF: PiecewiseF(critic=NET, selector="ensemble", ensemble_members=3, temperature="ess:0.5", **SHARED),
-    FDice: FDice(critic=NET, divergence="pearson", selector="advantage", advantage=HEAD, warm_start_steps=4, **SHARED),
-    DeterministicDice: DeterministicDice(advantage=HEAD, **SHARED),
-    OrthogonalDice: OrthogonalDice(advantage=HEAD, **SHARED),
-    OptiDice: OptiDice(advantage=HEAD, warm_start_steps=2, **SHARED),
-    GivenRatio: GivenRatio(source=weights, q=critic),
+PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
+NETWORK = MLP(hidden=(8,), activation="silu")
+SAMPLERS = {
+    "diffusion": Diffusion(prior=PRIOR, solver=DDIM(evaluations=3)),
+    "guided": Diffusion(prior=PRIOR, guidance=Guidance(network=NETWORK), guidance_scale=2.0, solver=SingleStep(evaluations=3)),
+    "gaussian": Gaussian(network=MLP(hidden=(8,))),
 }
-EXTRACTORS = {
-    GuideThenSelect: GuideThenSelect(candidates=3, guidance=Guidance(network=NET, batch_size=16, noises_per_action=2)),
-    WeightedBC: WeightedBC(batch_size=16),
-    GaussianBC: GaussianBC(network=NET, batch_size=16, candidates=2),
-    SelectOnly: SelectOnly(candidates=3),
+SOLVERS = {"ddim": (DDIM(), 1), "single_step": (SingleStep(), 2), "multi_step": (MultiStep(), 2)}
+
+
+def kinds(union: Any) -> set[str]:
+    return {str(member.model_fields["kind"].default) for member in get_args(get_args(union)[0]) if issubclass(member, BaseModel)}
+
+
+def backend(kind: str) -> Any:
+    return TypeAdapter(AnyBackend).validate_python({"kind": kind, **small.BACKENDS[kind]})
+
+
+def extractor(kind: str) -> Any:
+    return TypeAdapter(AnyExtractor).validate_python({"kind": kind, **small.EXTRACTORS[kind]})
+
+
+def test_every_built_in_part_is_checked() -> None:
+    assert set(small.BACKENDS) == kinds(AnyBackend)
+    assert set(small.EXTRACTORS) == kinds(AnyExtractor)
+    assert {config.kind for config in SAMPLERS.values()} == kinds(AnySampler)
+    assert set(SOLVERS) == kinds(Solver)
+
+
+@pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", small.BACKENDS)
+def test_backends(kind: str, check: Any) -> None:
+    run_checks([check], backend(kind), example_data())
+
+
+@pytest.mark.parametrize("check", EXTRACTOR_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("kind", small.EXTRACTORS)
+def test_extractors(kind: str, check: Any) -> None:
+    run_checks([check], extractor(kind), example_data())
+
+
+@pytest.mark.parametrize("check", SAMPLER_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers(name: str, check: Any) -> None:
+    run_checks([check], SAMPLERS[name], example_data().spec)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("check", SOLVER_CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers(name: str, check: Any) -> None:
+    config, order = SOLVERS[name]
+    run_checks([check], config, order)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("cls", BUILT_IN, ids=lambda c: c.__name__)
+def test_divergences(cls: type[FDivergence]) -> None:
+    check_divergence(cls())
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "divergence",
+    [Alpha(order=3), Alpha(order=0.9), Alpha(order=-2), NumericDivergence(function=Pearson().f), NumericDivergence(function=Piecewise().f)],
+    ids=["alpha=3", "alpha=0.9", "alpha=-2", "numeric pearson", "numeric piecewise"],
+)
+def test_more_divergences(divergence: FDivergence) -> None:
+    check_divergence(divergence)
+
+
+# The suites notice what is broken.
+
+
+class NotNormalised(KL):
+    """x log x, as it is often written."""
+
+    def f(self, ratio: Tensor) -> Tensor:
+        return torch.xlogy(ratio, ratio)
+
+
+class NotRestricted(Pearson):
+    """The ratio y/2 + 1 without its zero: negative, and its logarithm NaN."""
+
+    def ratio(self, y: Tensor) -> Tensor:
+        return y / 2 + 1
+
+    def log_ratio(self, y: Tensor) -> Tensor:
+        return torch.log(y / 2 + 1)
+
+
+class HalfTheConjugate(Piecewise):
+    """A factor that belongs into the temperature."""
+
+    def conjugate(self, y: Tensor) -> Tensor:
+        return super().conjugate(y) / 2
+
+
+class TwoSlopes(Piecewise):
+    """clamp in place of relu: both branches pass their gradient at y = 0."""
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        above = torch.clamp(y, min=0)
+        return torch.expm1(torch.clamp(y, max=0)) + above + above * above / 4
+
+
+class Exploding(KL):
+    """Without a cut."""
+
+    def cut(self, dtype: torch.dtype) -> float:
+        return math.inf
+
+
+class SwappedBranches(Piecewise):
+    """The linear ratio below, the exponential above."""
+
+    def conjugate(self, y: Tensor) -> Tensor:
+        return torch.where(y < 0, Pearson().conjugate(y), KL().conjugate(y))
+
+    def log_ratio(self, y: Tensor) -> Tensor:
+        return torch.where(y < 0, Pearson().log_ratio(y), KL().log_ratio(y))
+
+
+class WrongPrecision(Pearson):
+    """A float64 constant spreads."""
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return super()._conjugate(y) * torch.ones(1, dtype=torch.float64)
+
+
+BROKEN_DIVERGENCES = {
+    NotNormalised: r"f_is_normalised .*: f'\(1\): expected 0, got 1",
+    NotRestricted: "log_ratio_is_the_logarithm .*: log_ratio is NaN at y = ",
+    HalfTheConjugate: "ratio_is_the_slope_of_the_conjugate .*the slope of the conjugate",
+    TwoSlopes: "ratio_is_the_slope_of_the_conjugate .* worst at y = 0",
+    Exploding: "log_ratio_is_the_logarithm|everything_is_finite_up_to_a_million",
+    SwappedBranches: "fenchel_equality_holds_at_the_ratio",
+    WrongPrecision: r"conjugate of torch\.float32 is torch\.float64",
 }
-PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16, ema=0.9)
 
 
-def members(union: typing.Any) -> tuple[type[Config], ...]:
-    return typing.get_args(typing.get_args(union)[0])
+@pytest.mark.parametrize("broken", BROKEN_DIVERGENCES, ids=lambda c: c.__name__)
+def test_a_broken_divergence_is_noticed(broken: type[FDivergence]) -> None:
+    with pytest.raises(AssertionError, match=BROKEN_DIVERGENCES[broken]):
+        check_divergence(broken())
 
 
-def example(table: dict[typing.Any, Config], kind: type[Config]) -> typing.Any:
-    assert kind in table, f"{kind.__name__} is new: give this file a small example of it, so that it is tested like all others"
-    return table[kind]
+class FirstOrder(SingleStep):
+    """DDIM under another name."""
+
+    def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
+        return DDIM(evaluations=self.evaluations, spacing=self.spacing).integrate(denoiser, x, schedule)
 
 
-every_backend = pytest.mark.parametrize("backend", members(AnyBackend), ids=lambda kind: kind.__name__)
-every_extractor = pytest.mark.parametrize("extractor", members(AnyExtractor), ids=lambda kind: kind.__name__)
+class Wasteful(DDIM):
+    """One evaluation more than it says."""
+
+    def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
+        denoiser(x, torch.ones((), dtype=x.dtype))
+        return super().integrate(denoiser, x, schedule)
 
 
-@cache
-def data() -> Transitions:
-    """Episodes of a random walk on dict observations; every second one is cut by time, the others end."""
-    rng = np.random.default_rng(0)
-    count = 90
-    ends = np.arange(count) % 9 == 8
-    terminations = ends & (np.arange(count) // 9 % 2 == 0)
-    position, actions = rng.normal(size=(count, 2)).cumsum(0), rng.uniform(-2, 2, (count, 2))
-    observations = {"position": position, "clock": rng.normal(size=(count, 1))}
-    following = {"position": np.roll(position, -1, 0), "clock": np.roll(observations["clock"], -1, 0)}
-    arrays = {"observations": observations, "next_observations": following, "actions": actions, "rewards": rng.normal(size=count)}
-    return ddice.load_dataset({**arrays, "terminations": terminations, "truncations": ends & ~terminations}, action_bounds=(-2, 2))
+def test_a_broken_solver_is_noticed() -> None:
+    with pytest.raises(AssertionError, match=r"single_step fails order_is_as_declared .*: declared order 2, measured 1\.0"):
+        check_solver(FirstOrder(), order=2)
+    with pytest.raises(AssertionError, match=r"evaluations_are_counted .*: 1 evaluations call the denoiser 2 times"):
+        check_solver(Wasteful(), order=1)
 
 
-@cache
-def prior() -> Prior:
-    return PRIOR.fit(data(), steps=10, progress=False)
+def patched(config: Any, **methods: Any) -> Any:
+    """A configuration of a subclass whose parts have these methods in place of their own."""
+    part = type(config).build
+
+    def build(self: Any, *arguments: Any, **named: Any) -> Any:
+        built = part(self, *arguments, **named)
+        built.__class__ = type(type(built).__name__, (type(built),), methods)
+        return built
+
+    return type(type(config).__name__, (type(config),), {"build": build, "__module__": __name__, "__annotations__": {}})(**dict(config))
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    differing = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not differing
+def noisy_update(self: Any, batch: Any, **named: Any) -> Any:
+    torch.rand(())
+    return super(type(self), self).update(batch, **named)
 
 
-@every_extractor
-@every_backend
-def test_every_backend_meets_every_extractor(backend, extractor, tmp_path: Path) -> None:
-    ratios = example(BACKENDS, backend).fit(data(), steps=8, progress=False)
-    policy = example(EXTRACTORS, extractor).fit(data(), prior=prior(), backend=ratios, steps=6, progress=False)
-    observations = {"position": np.random.default_rng(1).normal(size=(5, 2)), "clock": np.zeros((5, 1))}
-    actions = policy.act(observations, seed=3)
-    assert actions.shape == (5, 2)
-    assert actions.dtype == np.float32
-    assert np.isfinite(actions).all()
-    assert (np.abs(actions) <= 2).all()
-    single = {name: leaf[2] for name, leaf in observations.items()}
-    everyone = policy.act(observations, deterministic=True)
-    np.testing.assert_allclose(policy.act(single, deterministic=True), everyone[2], rtol=1e-3, atol=1e-3)
-    policy.save(tmp_path)
-    loaded = load_policy(tmp_path, device="cpu", q=critic if backend is GivenRatio and policy.config.candidates > 1 else None)
-    assert np.array_equal(loaded.act(observations, seed=3), actions)
-    assert np.array_equal(loaded.act(observations, deterministic=True), everyone)
-    assert not any(path.suffix not in (".json", ".safetensors") for path in tmp_path.iterdir())
+def waiting_update(self: Any, batch: Any, **named: Any) -> Any:
+    return {name: torch.tensor(value.mean().item()) for name, value in super(type(self), self).update(batch, **named).items()}
 
 
-@every_backend
-def test_the_interface_of_a_backend(backend) -> None:
-    config = example(BACKENDS, backend)
-    part = config.fit(data(), steps=8, progress=False)
-    batch = data().full()
-    log_ratio = part.log_ratio(batch)
-    assert log_ratio.shape == (len(data()),)
-    assert not log_ratio.requires_grad
-    assert not torch.isnan(log_ratio).any()
-    torch.testing.assert_close(part.ratio(batch), log_ratio.exp())
-    assert part.ratio_kind in ("action", "state-action")
-    assert part.has_q
-    q = part.q(batch.observations, batch.actions)
-    assert q.ndim == 2
-    assert q.shape[1] == len(data())
-    if part.has_value:
-        assert part.value(batch.observations).shape == (len(data()),)
-    metrics = part.update(batch, step=part.step)
-    for name, value in metrics.items():
-        assert not value.requires_grad, name
-        assert torch.isfinite(value).all(), name
-    assert {"mean_ratio", "effective_sample_size", "zero_rate", "largest_weight"} <= metrics.keys()
-    adapter = TypeAdapter(AnyBackend)
-    if backend is not GivenRatio:
-        assert adapter.validate_json(config.model_dump_json()) == config
+def lost_optimiser(self: Any) -> Any:
+    return {name: value for name, value in super(type(self), self).state().items() if not name.startswith("optimizer.")}
 
 
-@every_extractor
-def test_configurations_of_extractors_survive_json(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
-    assert TypeAdapter(AnyExtractor).validate_json(config.model_dump_json()) == config
+def careless_log_ratio(self: Any, batch: Any) -> Tensor:
+    return super(type(self), self).log_ratio(batch) * (batch.rewards * 0 + math.nan)
 
 
-@every_backend
-def test_a_backend_goes_on_from_its_state(backend) -> None:
-    """State after 7 steps, loaded into a new part, then 7 more: bit for bit the uninterrupted 14 steps. The warm start ends in between."""
-    config = example(BACKENDS, backend)
-    whole, first, second = (config.build(data().spec, seed=1) for _ in range(3))
-    for part in (whole, first, second):
-        part.prepare(data())
-    for step in range(14):
-        batch = data().sample(16, seed=1, step=step)
-        whole.update(batch, step=step)
-        if step == 7:
-            second.load_state({name: value.clone() for name, value in first.state().items()})
-        (first if step < 7 else second).update(batch, step=step)
-    same(whole.state(), second.state())
-    assert torch.equal(whole.log_ratio(data().full()), second.log_ratio(data().full()))
+def centred_log_ratio(self: Any, batch: Any) -> Tensor:
+    found = super(type(self), self).log_ratio(batch)
+    return found - found.mean(-1, keepdim=True)
 
 
-@every_extractor
-def test_an_extractor_goes_on_from_its_state(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
-    ratios = GivenRatio(source=weights, q=critic).build(data().spec)
-    whole, first, second = (config.build(data().spec, seed=1, prior=prior()) for _ in range(3))
-    for step in range(14):
-        batch = data().sample(16, seed=1, step=step)
-        whole.update(batch, step=step, log_ratio=ratios.log_ratio(batch))
-        if step == 7:
-            second.load_state({name: value.clone() for name, value in first.state().items()})
-        (first if step < 7 else second).update(batch, step=step, log_ratio=ratios.log_ratio(batch))
-    same(whole.state(), second.state())
+BROKEN_BACKENDS = [
+    ({"update": noisy_update}, "training_is_a_function_of_seed_and_step .*draws from the global generator"),
+    ({"update": waiting_update}, "metrics_are_detached_scalars .*waits for the device"),
+    ({"state": lost_optimiser}, "a_state_goes_on_as_if_never_interrupted .*differ"),
+    ({"log_ratio": careless_log_ratio}, "log_ratio_is_a_logarithm .*NaN in rows"),
+    ({"log_ratio": centred_log_ratio}, "log_ratio_is_a_logarithm .*log_ratio of some rows alone"),
+    ({"bootstrap": lambda self, batch, values: self.rewards(batch.rewards) + 0.99 * values}, "terminations_end_the_bootstrap .*garbage"),
+    ({"ratio_kind": "both"}, 'has_what_a_backend_has .*ratio_kind is "action" or "state-action", got \'both\''),
+]
 
 
-def interrupt(step: int, metrics: typing.Any) -> None:
-    if step == 6:
-        signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize(("methods", "message"), BROKEN_BACKENDS, ids=[message.split(" ")[0] for _, message in BROKEN_BACKENDS])
+def test_a_broken_backend_is_noticed(methods: dict[str, Any], message: str) -> None:
+    checks = [check for check in BACKEND_CHECKS if message.startswith(check.__name__)]
+    with pytest.raises(AssertionError, match=f"piecewise_f fails {message}"):
+        run_checks(checks, patched(backend("piecewise_f"), **methods), example_data())
 
 
-@every_backend
-def test_a_backend_is_killed_and_resumed(backend, tmp_path: Path) -> None:
-    config = example(BACKENDS, backend)
-    if not config.build(data().spec).trains:
-        return
-    whole = config.fit(data(), steps=12, progress=False)
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 7"):
-        config.fit(data(), steps=12, progress=False, on_step=interrupt, checkpoint=tmp_path / "checkpoint")
-    resumed = config.fit(data(), steps=12, progress=False, checkpoint=tmp_path / "checkpoint")
-    same(whole.state(), resumed.state())
+def asking_update(self: Any, batch: Any, **named: Any) -> Any:
+    self.prior.averaged(self.prior.encoder(batch.observations), batch.actions, self.prior.config.schedule.features(torch.ones(len(batch.rows))))
+    return super(type(self), self).update(batch, **named)
 
 
-@every_extractor
-def test_an_extractor_is_killed_and_resumed(extractor, tmp_path: Path) -> None:
-    config = example(EXTRACTORS, extractor)
-    if not config.build(data().spec, prior=prior()).trains:
-        return
-    parts = {"prior": prior(), "backend": GivenRatio(source=weights, q=critic).fit(data()), "steps": 12, "progress": False}
-    whole = config.fit(data(), **parts)
-    with pytest.raises(KeyboardInterrupt, match="stopped at step 7"):
-        config.fit(data(), **parts, on_step=interrupt, checkpoint=tmp_path / "checkpoint")
-    resumed = config.fit(data(), **parts, checkpoint=tmp_path / "checkpoint")
-    for mine, theirs in zip(whole.sampler.parameters(), resumed.sampler.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+def unweighted_update(self: Any, batch: Any, **named: Any) -> Any:
+    return super(type(self), self).update(dataclasses.replace(batch, weights=torch.ones_like(batch.weights)), **named)
 
 
-@every_backend
-def test_several_seeds_of_a_backend_are_the_single_ones(backend) -> None:
-    config = example(BACKENDS, backend)
-    together = config.fit(data(), steps=10, seed=(0, 5), progress=False)
-    batch = data().full()
-    for i, seed in enumerate((0, 5)):
-        alone, selected = config.fit(data(), steps=10, seed=seed, progress=False), together.select(i)
-        torch.testing.assert_close(selected.log_ratio(batch), alone.log_ratio(batch), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(
-            selected.q(batch.observations, batch.actions), alone.q(batch.observations, batch.actions), rtol=1e-3, atol=1e-4
-        )
+BROKEN_EXTRACTORS = [
+    ({"update": asking_update}, "no_generated_action_in_training .*score network of the prior is evaluated"),
+    ({"update": unweighted_update}, "losses_are_weighted_means .*rows of weight 0"),
+]
 
 
-@every_extractor
-def test_several_seeds_of_an_extractor_are_the_single_ones(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
-    priors = PRIOR.fit(data(), steps=5, seed=(0, 5), progress=False)
-    backends = BACKENDS[PiecewiseF].fit(data(), steps=5, seed=(0, 5), progress=False)
-    together = config.fit(data(), prior=priors, backend=backends, steps=10, seed=(0, 5), progress=False)
-    for i, seed in enumerate((0, 5)):
-        alone = config.fit(data(), prior=priors.select(i), backend=backends.select(i), steps=10, seed=seed, progress=False)
-        for mine, theirs in zip(together[i].sampler.parameters(), alone.sampler.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(("methods", "message"), BROKEN_EXTRACTORS, ids=[message.split(" ")[0] for _, message in BROKEN_EXTRACTORS])
+def test_a_broken_extractor_is_noticed(methods: dict[str, Any], message: str) -> None:
+    checks = [check for check in EXTRACTOR_CHECKS if message.startswith(check.__name__)]
+    with pytest.raises(AssertionError, match=f"guide_then_select fails {message}"):
+        run_checks(checks, patched(extractor("guide_then_select"), **methods), example_data())
 
 
-@every_backend
-def test_updates_do_not_depend_on_who_else_draws(backend) -> None:
-    """Nothing random is left to the order in which parts are trained."""
-    config = example(BACKENDS, backend)
-    parts = [config.build(data().spec, seed=2) for _ in range(2)]
-    for part in parts:
-        part.prepare(data())
-    for step in range(6):
-        parts[0].update(data().sample(16, seed=2, step=step), step=step)
-    torch.manual_seed(99)
-    other = PRIOR.build(data().spec, seed=2)
-    for step in range(6):
-        other.update(data().sample(16, seed=2, step=step), step=step)
-        torch.randn(7)
-        parts[1].update(data().sample(16, seed=2, step=step), step=step)
-    same(parts[0].state(), parts[1].state())
+def test_whole_suites_in_one_call() -> None:
+    check_backend(backend("given"))
+    check_extractor(extractor("gaussian_bc"))
+    check_sampler(SAMPLERS["gaussian"])
+    check_solver(DDIM(), order=1)
+    with pytest.raises(AssertionError, match=r"given fails log_ratio_is_a_logarithm .*NaN in rows"):
+        check_backend(patched(backend("given"), log_ratio=careless_log_ratio))
+
+
+def test_a_broken_sampler_is_noticed() -> None:
+    class Mixing(Gaussian):
+        """Rows that look at one another."""
+
+        def build(self, spec: Any, seed: Any = 0) -> Any:
+            sampler = super().build(spec, seed)
+            inner = sampler.forward
+            sampler.forward = lambda observations, noise: inner(observations - observations.mean(0), noise)
+            return sampler
+
+    with pytest.raises(AssertionError, match=r"gaussian fails rows_and_candidates_are_independent .*: two rows alone"):
+        check_sampler(Mixing(network=MLP(hidden=(8,))))

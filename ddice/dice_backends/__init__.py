@@ -11,8 +11,13 @@ from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
 from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
+from ddice.plugins import BACKENDS, PluginKinds
 
-AnyBackend = Annotated[PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio, Field(discriminator="kind")]
+AnyBackend = Annotated[
+    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio,
+    Field(discriminator="kind"),
+    PluginKinds(BACKENDS, BackendConfig),
+]
 
 __all__ = [
     "AdvantageHead",

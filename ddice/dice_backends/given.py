@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,22 +13,13 @@ from pydantic import ConfigDict, Field, field_serializer, field_validator
 from torch import Tensor
 
 from ddice import loop
-from ddice.config import Config
+from ddice.config import Config, import_function
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.base import RatioKind, ratio_metrics
 from ddice.randomness import Seed, seed_shape
 
 RatioFunction = Callable[[Batch], Tensor]
 QCallable = Callable[[Tensor, Tensor], Tensor]
-
-
-def import_function(name: str, field: str) -> Any:
-    """What "module:function" names. Raises ValueError, naming the field that holds it, when it cannot be imported."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f'{field} = {name!r} cannot be imported ({error}): expected "module:function", importable from here') from error
 
 
 def _digest(value: Any) -> str:
@@ -175,7 +165,9 @@ class Given:
 
     def select(self, index: int) -> Given:
         """The same ratios, for one seed of several."""
-        return Given(self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index])  # type: ignore[index]
+        part = Given(self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index])  # type: ignore[index]
+        part.step = self.step
+        return part
 
 
 def _read_npy(path: Path) -> np.ndarray:

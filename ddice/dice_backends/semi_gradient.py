@@ -74,7 +74,7 @@ class FDice(_PairConfig):
     """The same pair with any divergence."""
 
     kind: Literal["f_dice"] = "f_dice"
-    divergence: Divergence = Field(Piecewise(), description="kl, pearson, half_pearson, piecewise or soft_chi2")
+    divergence: Divergence = Field(Piecewise(), description='a name, such as "kl", or "module:function" of your own f')
 
     @property
     def f(self) -> FDivergence:

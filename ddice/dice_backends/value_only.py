@@ -21,7 +21,7 @@ from ddice.randomness import Seed
 class ValueOnlyConfig(BackendConfig):
     """The fields of the backends that learn V alone."""
 
-    divergence: Divergence = Field(Piecewise(), description="kl, pearson, half_pearson, piecewise or soft_chi2")
+    divergence: Divergence = Field(Piecewise(), description='a name, such as "kl", or "module:function" of your own f')
     advantage: AdvantageHead = Field(AdvantageHead(), description="the regression e(s, a) that makes Q = V + e")
 
 

@@ -8,7 +8,10 @@ from ddice.extractors.base import Extractor, ExtractorConfig
 from ddice.extractors.guide_then_select import GuideThenSelect
 from ddice.extractors.select_only import SelectOnly
 from ddice.extractors.weighted_bc import GaussianBC, WeightedBC
+from ddice.plugins import EXTRACTORS, PluginKinds
 
-AnyExtractor = Annotated[GuideThenSelect | WeightedBC | GaussianBC | SelectOnly, Field(discriminator="kind")]
+AnyExtractor = Annotated[
+    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly, Field(discriminator="kind"), PluginKinds(EXTRACTORS, ExtractorConfig)
+]
 
 __all__ = ["AnyExtractor", "Extractor", "ExtractorConfig", "GaussianBC", "GuideThenSelect", "SelectOnly", "WeightedBC"]

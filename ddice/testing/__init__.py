@@ -1,7 +1,9 @@
-"""Checks and exact answers for anybody who writes a part: conformance suites, problems whose answers are known, closed forms, orders of convergence."""
+"""For anybody who writes a part: conformance suites, problems whose answers are known, closed forms, orders of convergence."""
 
+from ddice.testing.backends import BACKEND_CHECKS, check_backend
 from ddice.testing.bandit import ContinuousBandit
 from ddice.testing.distance import TwoSample, energy_distance, two_sample
+from ddice.testing.divergences import DIVERGENCE_CHECKS, check_divergence
 from ddice.testing.exact import (
     Solution,
     dual,
@@ -13,6 +15,7 @@ from ddice.testing.exact import (
     semi_gradient,
     state_action_ratio,
 )
+from ddice.testing.extractors import EXTRACTOR_CHECKS, check_extractor
 from ddice.testing.fixed_points import (
     RAW,
     TABLE,
@@ -31,10 +34,17 @@ from ddice.testing.fixed_points import (
 from ddice.testing.gaussian import ExponentialRatio, GaussianMixture, exact_flow, quantiles, threshold_guidance
 from ddice.testing.objectives import contrastive_loss, regression_loss
 from ddice.testing.order import measured_order, solver_error
+from ddice.testing.samplers import SAMPLER_CHECKS, check_sampler
+from ddice.testing.solvers import SOLVER_CHECKS, check_solver
 from ddice.testing.tabular import Problem, grid_world, random_problem, tabular_bandit
 
 __all__ = [
+    "BACKEND_CHECKS",
+    "DIVERGENCE_CHECKS",
+    "EXTRACTOR_CHECKS",
     "RAW",
+    "SAMPLER_CHECKS",
+    "SOLVER_CHECKS",
     "TABLE",
     "ContinuousBandit",
     "Difference",
@@ -43,6 +53,11 @@ __all__ = [
     "Problem",
     "Solution",
     "TwoSample",
+    "check_backend",
+    "check_divergence",
+    "check_extractor",
+    "check_sampler",
+    "check_solver",
     "contrastive_loss",
     "difference_table",
     "differences",
