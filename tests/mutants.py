@@ -69,7 +69,7 @@ MUTANTS = (
         "data/arrays.py",
         'ends = source.terminations | _flags(columns["truncations"], count, "truncations")',
         'ends = source.terminations = source.terminations | _flags(columns["truncations"], count, "truncations")',
-        "tests/test_data.py::test_next_observations_keep_the_cut_row_and_need_no_chain",
+        "tests/test_data.py::test_two_episodes_row_by_row",
     ),
     Mutant(
         "the branches of f swapped", "divergences.py", "torch.where(ratio < 1, torch.xlogy", "torch.where(ratio > 1, torch.xlogy",
