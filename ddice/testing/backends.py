@@ -24,7 +24,7 @@ from ddice.testing.expect import (
 
 SEED, SEEDS, ROWS = 5, (3, 5), 32
 MEMBERS = ("spec", "ratio_kind", "has_q", "has_value", "trains", "log_ratio", "ratio", "update", "state", "load_state", "select")
-MEMBERS_OF_TRAINING = ("prepare", "check_values", "identity", "fit", "to")
+MEMBERS_OF_TRAINING = ("prepare", "check_trained", "identity", "fit", "to")
 
 
 def _build(config: Any, data: Transitions, seed: Seed = SEED) -> Any:
