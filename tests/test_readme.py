@@ -45,7 +45,7 @@ def test_snippets_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "advantages": rng.normal(size=rows),
         "critic": lambda observations, actions: -actions.square().sum(-1),
     }
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     for snippet in SNIPPETS:
         if "prior=prior" in snippet and "prior = " not in snippet:
             namespace["prior"] = namespace["ddice"].DiffusionPrior().fit(namespace["data"], steps=5, progress=False)
