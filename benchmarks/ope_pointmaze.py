@@ -1,7 +1,7 @@
 """How well off-policy evaluation ranks on a real dataset, beside returns in its environment. Minutes to hours: see the options.
 
     ddice data make pointmaze-umaze
-    python benchmarks/ope_pointmaze.py --dataset ddice/pointmaze-umaze-v0 --out benchmarks/ope-pointmaze.json
+    python benchmarks/ope_pointmaze.py --dataset ddice/pointmaze-umaze-v0 --out benchmarks/results/ope-pointmaze.json
 
 Episodes are split in two. On the first part: a prior, and per temperature a backend (`DeterministicDice`), its guidance, and policies for all
 numbers of candidates and guidance scales. On the other part: the corrected ratios' estimates of each temperature's regularised optimum, and fitted Q

@@ -1,6 +1,6 @@
 """How well off-policy evaluation ranks, on finite problems where true returns are known.
 
-    python benchmarks/ope_tabular.py --out benchmarks/ope-tabular.json
+    python benchmarks/ope_tabular.py --out benchmarks/results/ope-tabular.json
 
 Episodes of the behaviour are split in two. The first part gives, per temperature, the action ratios of `PiecewiseF` and their correction; the other
 part evaluates: ratios rank the temperatures (self-normalised and doubly robust), and fitted Q evaluation ranks both the temperatures and the number

@@ -182,7 +182,7 @@ def load_policy(path: str | Path, device: str | torch.device = "auto", q: QCalla
     """
     path = Path(path)
     if not (path / "policy.json").exists():
-        raise FileNotFoundError(f"{path} holds no policy.json: expected a folder that policy.save(...) wrote")
+        raise FileNotFoundError(f"{path} holds no policy.json: expected a folder that policy.save(...) wrote, or a run whose training has finished")
     try:
         content = json.loads((path / "policy.json").read_text())
     except json.JSONDecodeError as error:

@@ -263,7 +263,7 @@ def test_joint_recipes(npz: Path, tmp_path: Path, work: list[str]) -> None:
     extractors = {name: small.EXTRACTORS[name] for name in ("guide_then_select", "select_only")}
     backends = {"piecewise_f": small.BACKENDS["piecewise_f"]}
     results = go(grid(npz, recipe=recipe(npz, schedule="joint"), backends=backends, extractors=extractors), tmp_path / "run")
-    assert work == ["prior", "evaluate", "joint", "evaluate", "joint", "evaluate"]
+    assert work == ["prior", "evaluate", "joint", "evaluate", "backend", "evaluate"]
     assert [result.extractor for result in results] == [BEHAVIOUR, "guide_then_select", "select_only"]
     assert (tmp_path / "run" / "seed-0" / "piecewise_f-guide_then_select" / "metrics" / "joint.jsonl").exists()
 
@@ -416,3 +416,8 @@ def test_metrics_are_plotted_or_said_to_be_missing(tmp_path: Path) -> None:
     assert width > 800
     assert height > 150
     assert len(set(content)) == 256  # nothing blank: every byte value occurs in what was compressed
+
+
+def test_what_learns_from_no_ratio_is_not_trained_jointly() -> None:
+    comparison = Comparison(recipe={"schedule": "joint"}, extractors=["guide_then_select", "select_only"])
+    assert [cell.recipe.schedule for cell in comparison.cells()] == ["staged", "joint", "staged"]

@@ -150,3 +150,8 @@ def test_shapes_and_types_are_kept() -> None:
     got = rewards(torch.tensor([[1.0], [-1.0]]))
     assert got.dtype == torch.float32
     assert got.tolist() == [[0], [-2]]
+
+
+@pytest.mark.parametrize("given", ["standardize", {"kind": "standardize"}, ["standardize"], (Standardize(),)])
+def test_one_transform_needs_no_list(given) -> None:
+    assert PiecewiseF(rewards=given).rewards == (Standardize(),)

@@ -67,7 +67,8 @@ class Comparison(Config):
         for backend_name, backend in self.backends.items():
             for extractor_name, extractor in self.extractors.items():
                 for seed in self.seeds:
-                    parts = {"backend": backend, "extractor": extractor, "seed": seed}
+                    schedule = self.recipe.schedule if extractor.needs_ratio else "staged"  # nothing to train together with the backend
+                    parts = {"backend": backend, "extractor": extractor, "seed": seed, "schedule": schedule}
                     yield Cell(backend_name, extractor_name, seed, self.recipe.model_copy(update=parts))
 
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from ddice.config import Config
@@ -90,6 +90,11 @@ class BackendConfig(Config, Fits["Backend"]):
     batch_size: int = Field(512, ge=1)
     polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
     warm_start_steps: int = Field(0, ge=0, description="first steps that regress values on observed returns-to-go instead")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _one_transform(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | dict) else value
 
 
 class AdvantageHead(Config):
