@@ -6,7 +6,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class Part(nn.Module):
     """
 
     config: Config
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # Adam's usual ones
 
     def __init__(self, config: Config, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed):
         super().__init__()
@@ -54,8 +55,10 @@ class Part(nn.Module):
     def optimizer(self) -> torch.optim.AdamW:
         """Made at the first use, when the parameters are where they will be trained."""
         if self._optimizer is None:
-            trained = [p for p in self.parameters() if p.requires_grad]
-            self._optimizer = torch.optim.AdamW(trained, lr=self._settings.learning_rate, weight_decay=self._settings.weight_decay, fused=True)
+            trained, settings = [p for p in self.parameters() if p.requires_grad], self._settings
+            self._optimizer = torch.optim.AdamW(
+                trained, lr=settings.learning_rate, betas=self.betas, weight_decay=settings.weight_decay, fused=True
+            )
         return self._optimizer
 
     def learning_rate(self, step: int) -> float:
@@ -159,7 +162,6 @@ class Part(nn.Module):
         progress: bool = True,
         on_step: loop.OnStep | None = None,
         checkpoint: loop.Checkpoint | None = None,
-        metrics: loop.MetricsFile | None = None,
     ) -> None:
         """Call `step_function` on the batches of steps `self.step` .. `self.horizon` - 1; see `loop.run`."""
         loop.run(
@@ -171,7 +173,6 @@ class Part(nn.Module):
             progress=progress,
             on_step=on_step,
             checkpoint=checkpoint,
-            metrics=metrics,
         )
 
 

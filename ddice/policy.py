@@ -118,6 +118,8 @@ class Policy:
             return candidates[:, 0].clamp(-1, 1)
         assert self.q is not None
         q = self.q(observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size))
+        if q.ndim not in (1, 2) or q.shape[-1] != batch * count:
+            raise ValueError(f"expected q(observations, actions) of shape (M, {batch * count}) or ({batch * count},), got {tuple(q.shape)}")
         index = self.config.selection.select(q.reshape(-1, batch, count), uniform)
         return candidates[torch.arange(batch, device=candidates.device), index].clamp(-1, 1)
 

@@ -328,3 +328,11 @@ def test_the_largest_actions_lie_within_the_bounds() -> None:
             action = policy.act(np.array([edge, 0, 0]), deterministic=True)
             assert (action >= low).all()
             assert (action <= high).all()
+
+
+@pytest.mark.parametrize("shape", [(48, 1), (48, 2), (2, 6, 8), (47,)])
+def test_a_critic_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """Members come first: (48, 2) in place of (2, 48) would otherwise be read in the wrong order, silently."""
+    policy = affine(candidates=8, q=lambda observations, actions: torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"expected q\(observations, actions\) of shape \(M, 48\) or \(48,\), got "):
+        policy.act(OBSERVATIONS)

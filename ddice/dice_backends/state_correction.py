@@ -24,9 +24,6 @@ from ddice.networks import MLP, FlattenEncoder
 from ddice.part import Optimizer, Part, weighted_mean
 from ddice.randomness import Seed
 
-# Momentum makes U and the factor chase each other: with Adam's usual (0.9, 0.999) tables were still 5 to 10 % off after 1000 steps, with these 0.2 %.
-BETAS = (0.5, 0.99)
-
 
 class ActionRatio(Protocol):
     """What the correction asks of a backend."""
@@ -96,6 +93,8 @@ class CorrectedRatio(Part):
 
     config: StateCorrection
     backend: Any
+    # Momentum makes U and the factor chase each other: with Adam's usual betas tables were still 5 to 10 % off after 1000 steps, with these 0.2 %.
+    betas = (0.5, 0.99)
     ratio_kind: ClassVar[RatioKind] = "state-action"
     starts_from: ClassVar[Literal["initial", "data"]] = "initial"
     trains: ClassVar[bool] = True
@@ -110,15 +109,6 @@ class CorrectedRatio(Part):
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
         self.potential = config.potential.build({"features": self.encoder.size}, 1, seed=seed, stream="potential")
         self.factor = config.factor.build({"features": self.encoder.size}, 1, seed=seed, stream="factor")
-
-    @property
-    def optimizer(self) -> torch.optim.AdamW:
-        """That of every part, with less momentum."""
-        if self._optimizer is None:
-            settings = self.config.optimizer
-            trained = list(self.parameters())
-            self._optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay, fused=True)
-        return self._optimizer
 
     @property
     def has_q(self) -> bool:
