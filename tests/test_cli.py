@@ -35,7 +35,7 @@ def plots() -> None:
 @pytest.fixture(autouse=True)
 def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "plots" not in request.fixturenames:
-        for name in ("plot_metrics", "plot_scores"):
+        for name in ("train.plot_metrics", "compare.plot_metrics", "compare.plot_scores"):
             monkeypatch.setattr(f"ddice.cli.{name}", lambda *_: True)
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -92,7 +92,7 @@ def finished(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDICE_CACHE", str(folder / "cache"))
-        patch.setattr("ddice.cli.plot_metrics", lambda *_: True)
+        patch.setattr("ddice.cli.train.plot_metrics", lambda *_: True)
         assert main(["train", *options(npz), "--run", str(folder / "a")]) == 0
     return folder
 
@@ -222,7 +222,7 @@ def test_compare(npz: Path, tmp_path: Path, run: Run, plots: None, monkeypatch: 
     status, again, _ = run("compare", *grid_options(npz), *grid, "--run", "g")
     assert again == output[output.index("\n| backend") :]
     assert all(path.stat().st_mtime_ns == then for path, then in drawn.items())
-    monkeypatch.setattr("ddice.cli.plot_metrics", lambda *_: True)
+    monkeypatch.setattr("ddice.cli.compare.plot_metrics", lambda *_: True)
     status, output, errors = run("compare", "--config", "g/comparison.json", "--seeds", "0,1", "--run", "h", "--no-progress")
     assert status == 0, errors
     assert [row.seed for row in Results(tmp_path / "h" / "results.jsonl").rows] == [0, 1] * 3
@@ -333,13 +333,15 @@ def test_help_mentions_every_field(command: str, model: Any, run: Run) -> None:
     ("command", "words"),
     [
         ("evaluate", ["path", "--episodes", "--env", "--deterministic", "--json"]),
-        ("data", ["make", "describe", "--steps", "--generation-seed", "--source", "--goal", "pointmaze-umaze"]),
+        ("data", ["make", "describe"]),
+        ("data make", ["--steps", "--generation-seed", "pointmaze-umaze"]),
+        ("data describe", ["--source", "--goal"]),
         ("cache", ["list", "clear", "DDICE_CACHE"]),
         ("train", ["--preset", "--config", "--run", "--dry-run", "--no-progress", "--checkpoint-every"]),
     ],
 )
 def test_help_of_the_commands(command: str, words: list[str], run: Run) -> None:
-    status, output, _ = run(command, "--help")
+    status, output, _ = run(*command.split(), "--help")
     assert status == 0
     assert all(word in output for word in words)
 
@@ -490,7 +492,7 @@ def test_ctrl_c_outside_of_training(npz: Path, run: Run, monkeypatch: pytest.Mon
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ddice.cli.train", interrupt)
+    monkeypatch.setattr("ddice.cli.train.train", interrupt)
     assert run("train", *options(npz)) == (130, "", "\nstopped\n")
 
 

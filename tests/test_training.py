@@ -31,7 +31,7 @@ HERE = str(Path(__file__).parent)
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("ddice.cli.plot_metrics", lambda *_: True)  # takes longer than all the rest
+    monkeypatch.setattr("ddice.cli.train.plot_metrics", lambda *_: True)  # takes longer than all the rest
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def undisturbed(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Undistur
         folder = tmp_path_factory.mktemp(schedule)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DDICE_CACHE", str(folder / "cache"))
-            patch.setattr("ddice.cli.plot_metrics", lambda *_: True)
+            patch.setattr("ddice.cli.train.plot_metrics", lambda *_: True)
             arguments = command(npz, folder / "run", "--schedule", schedule)
             arguments[arguments.index("--checkpoint-every") + 1] = "1000"
             assert main(arguments) == 0

@@ -1,0 +1,65 @@
+"""What every command of the command line shares: how it is added, and how it reads its options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ddice.comparison import Comparison
+from ddice.config import merge, unknown_name
+from ddice.options import Tree, describe_fields, parse_flags, read_config
+from ddice.recipe import Recipe
+
+Run = Callable[[argparse.Namespace, list[str]], None]
+
+
+def add_command(commands: Any, name: str, run: Run, text: str, fields: type[BaseModel] | None = None) -> argparse.ArgumentParser:
+    """A new command among `commands`; with `fields`, every field of that model is an option too."""
+    epilog = None if fields is None else f"every field of the {fields.__name__.lower()} is an option:\n" + "\n".join(describe_fields(fields))
+    raw = argparse.RawDescriptionHelpFormatter
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+    command.set_defaults(run_command=run, takes_fields=fields)
+    return command
+
+
+def own_options(options: argparse.Namespace) -> list[str]:
+    """The options of a command that are no fields."""
+    return [name.replace("_", "-") for name in vars(options) if name not in ("run_command", "takes_fields", "parser", "path", "action", "name")]
+
+
+def refuse(options: argparse.Namespace, rest: list[str]) -> None:
+    """Raise ValueError when there are arguments that a command does not know."""
+    if rest:
+        name = rest[0].partition("=")[0].removeprefix("--")
+        raise ValueError(unknown_name(name, own_options(options), "option") if rest[0].startswith("--") else f"unexpected argument {rest[0]!r}")
+
+
+def read_fields(options: argparse.Namespace, rest: list[str], base: Tree, model: type[BaseModel]) -> Tree:
+    """`base`, overridden by --config and then by the dotted flags; ValueError for a name that is no field."""
+    config = {} if options.config is None else read_config(options.config)
+    flags = parse_flags(rest)
+    for name in flags:
+        if name not in model.model_fields:
+            if model is Comparison and name in Recipe.model_fields:
+                raise ValueError(f"unknown option {name!r}: it is a field of the recipe that is compared, --recipe.{name}")
+            raise ValueError(unknown_name(name, [*model.model_fields, *own_options(options)], "option"))
+    return dict(merge(merge(base, config), flags))
+
+
+def plot(draw: Callable[[Path], object], folder: Path) -> None:
+    """Draw a plot, or say what is missing."""
+    try:
+        draw(folder)
+    except ImportError:
+        print("plots need matplotlib: pip install 'ddice[plots]'", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,72 @@
+"""The command line: ddice train | evaluate | compare | data | cache | plugins."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from ddice.cli import cache, compare, data, evaluate, plugins, train
+from ddice.cli.command import refuse
+from ddice.loop import TrainingDiverged
+from ddice.options import explain
+
+COMMANDS = (train, evaluate, compare, data, cache, plugins)
+EXAMPLES = """\
+examples:
+  ddice data make pointmaze-umaze
+  ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
+  ddice train --preset official --dry-run
+  ddice evaluate runs/umaze --episodes 100
+  ddice compare --run runs/grid --backends piecewise_f,optidice --extractors weighted_bc,guide_then_select --seeds 0,1,2
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after Ctrl-C."""
+    warnings.showwarning = _show_warning
+    sys.path.insert(0, "")  # "module:function" options name modules of the working directory too
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not hasattr(options, "run_command"):
+        parser.print_help()
+        return 0
+    command: Callable[[argparse.Namespace, list[str]], None] = options.run_command
+    try:
+        if not options.takes_fields:
+            refuse(options, rest)
+        command(options, rest)
+    except ValidationError as error:
+        return _fail(explain(error, options.takes_fields))
+    except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
+        print(f"\n{str(error) or 'stopped'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="ddice", description=__doc__, epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ddice {version('ddice')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.register(commands)
+    return parser

@@ -1,0 +1,53 @@
+"""ddice train."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ddice.cli.command import add_command, duration, plot, read_fields
+from ddice.comparison.report import plot_metrics
+from ddice.presets import PRESETS
+from ddice.recipe import Recipe
+from ddice.training import CHECKPOINT_EVERY, forecast, train
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    text = "Train a recipe, save its policy and evaluate it; the same command resumes a run that was stopped."
+    command = add_command(commands, "train", _train, text, Recipe)
+    command.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe to start from")
+    command.add_argument("--config", help="JSON file of fields, over the preset")
+    command.add_argument("--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots")
+    command.add_argument("--dry-run", action="store_true", help="print parameters, memory and predicted time, and train nothing")
+    command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
+    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    recipe = Recipe.model_validate(read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe))
+    if options.dry_run:
+        _print_forecast(recipe)
+        return
+    _, scores = train(recipe, options.run, progress=not options.no_progress, checkpoint_every=options.checkpoint_every)
+    if options.run is None:
+        print("the policy was not kept: give --run for that (trained parts are found again)")
+    else:
+        plot(lambda folder: plot_metrics(folder / "metrics", folder / "metrics.png"), Path(options.run))
+        print(f"policy: {Path(options.run) / 'policy'}")
+    if scores is not None:
+        print(scores)
+
+
+def _print_forecast(recipe: Recipe) -> None:
+    data = recipe.data.load()
+    stages = forecast(recipe, data)
+    table = len(data) * (2 * data.spec.observations.size + data.spec.actions.size + 3) * 4
+    # Parameters, their average, gradients and two moments of Adam, 4 bytes each.
+    training = max((stage.parameters for stage in stages), default=0) * 20
+    print(f"{'stage':10} {'parameters':>12} {'steps':>12} {'predicted':>12}")
+    for stage in stages:
+        print(f"{stage.stage:10} {stage.parameters:12,} {stage.steps:12,} {duration(stage.seconds):>12}")
+    print(f"memory: {table / 2**20:,.0f} MiB of transitions, {training / 2**20:,.1f} MiB for the largest part in training")
+    print(f"time: {duration(sum(stage.seconds for stage in stages))} of training, from measured steps; evaluation comes on top")
