@@ -29,7 +29,7 @@ def add_command(commands: Any, name: str, run: Run, text: str, fields: type[Base
 
 def own_options(options: argparse.Namespace) -> list[str]:
     """The options of a command that are no fields."""
-    return [name.replace("_", "-") for name in vars(options) if name not in ("run_command", "takes_fields", "parser", "path", "action", "name")]
+    return [name.replace("_", "-") for name in vars(options) if name not in ("run_command", "takes_fields", "path", "action", "name")]
 
 
 def refuse(options: argparse.Namespace, rest: list[str]) -> None:

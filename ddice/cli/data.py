@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, get_args
 
-from ddice.cli.command import add_command, refuse
+from ddice.cli.command import add_command
 from ddice.options import parse_flags
 from ddice.recipe import DataSource
 
@@ -14,9 +14,8 @@ MazeSize = Literal["umaze", "medium", "large"]
 
 def register(commands: Any) -> None:
     """Add the command and what stands below it."""
-    group = add_command(commands, "data", _help, "Make or describe datasets.")
-    actions = group.add_subparsers(title="actions", metavar="ACTION")
-    group.set_defaults(parser=group)
+    group = commands.add_parser("data", help="Make or describe datasets.", description="Make or describe datasets.", allow_abbrev=False)
+    actions = group.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
 
     make = add_command(actions, "make", _make, "Make a dataset without a network.")
     make.add_argument("name", nargs="?", help="pointmaze-umaze, pointmaze-medium or pointmaze-large")
@@ -26,11 +25,6 @@ def register(commands: Any) -> None:
 
     describe = add_command(actions, "describe", _describe, "Print what a source holds.", DataSource)
     describe.add_argument("name", nargs="?", help="a source")
-
-
-def _help(options: argparse.Namespace, rest: list[str]) -> None:
-    refuse(options, rest)
-    options.parser.print_help()
 
 
 def _make(options: argparse.Namespace, rest: list[str]) -> None:
