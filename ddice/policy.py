@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ddice.config import Config
 from ddice.data import Spec
 from ddice.dice_backends.base import QConfig, QFunction
+from ddice.engines import REFERENCE, Choice, Engine, EngineDtype, EngineName, EngineSettings, QCallable, make_engine
 from ddice.loop import resolve_device
 from ddice.randomness import generator
 from ddice.samplers import AnySampler, Sampler, Selection
 from ddice.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 
 KIND = "policy"
-QCallable = Callable[[Tensor, Tensor], Tensor]
 Clipping = Literal["before_scoring", "after_scoring"]
 
 
@@ -46,11 +46,43 @@ def check_q(candidates: int, has_q: bool) -> None:
 class Policy:
     """observation -> K candidates -> the bounds -> selection by Q -> an action in the environment's units."""
 
-    def __init__(self, config: PolicyConfig, spec: Spec, sampler: Sampler, q: QCallable | None):
+    def __init__(
+        self, config: PolicyConfig, spec: Spec, sampler: Sampler, q: QCallable | None, settings: EngineSettings = REFERENCE
+    ):
         check_q(config.candidates, q is not None)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
-        self._clipped, self._seen = torch.zeros(()), 0
+        self.settings, self.engine = settings, self._make_engine(settings)
+        self._clipped, self._seen = torch.zeros((), device=self.device), 0
+
+    def _make_engine(self, settings: EngineSettings) -> Engine:
+        config = self.config
+        return make_engine(
+            settings,
+            self.sampler,
+            self.q,
+            candidates=config.candidates,
+            selection=config.selection,
+            clip_before_scoring=config.clip_candidates == "before_scoring",
+        )
+
+    def compile(
+        self,
+        engine: EngineName = "auto",
+        *,
+        batch_sizes: Sequence[int] = (1,),
+        dtype: EngineDtype = "float32",
+        rows_per_call: int | None = None,
+    ) -> Policy:
+        """A new policy that makes the same decisions faster; "auto" takes the fastest engine that covers this policy on its device, and says which.
+
+        batch_sizes: numbers of states that will be asked for at once; engines with fixed shapes prepare them. dtype: of the arithmetic.
+        rows_per_call: more states x candidates than this are worked off in chunks. An engine is never saved with a policy.
+        Raises ValueError where a named engine does not cover this policy, ImportError where its package is missing.
+        """
+        settings = EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call)
+        q = copy.deepcopy(self.q) if isinstance(self.q, QFunction) else self.q
+        return Policy(self.config, self.spec, copy.deepcopy(self.sampler), q, settings)
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +99,7 @@ class Policy:
         self.sampler.to(device)
         if isinstance(self.q, QFunction):
             self.q.to(device)
+        self.engine = self._make_engine(self.settings)
         self._clipped = self._clipped.to(device)
         return self
 
@@ -102,26 +135,15 @@ class Policy:
         noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
         return noise.to(self.device), torch.cat([torch.rand(1, generator=source) for source in sources]).to(self.device)
 
-    @torch.inference_mode()
-    def candidates(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Observations (B, S) and noise (B, K, A) -> candidates (B, K, A), in [-1, 1] unless they are clipped after scoring only."""
-        raw = self.sampler(observations, noise)
-        self._clipped = self._clipped + (raw.abs() > 1).any(-1).sum()
-        self._seen += raw.shape[0] * raw.shape[1]
-        return raw if self.config.clip_candidates == "after_scoring" else raw.clamp(-1, 1)
+    def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None = None) -> Choice:
+        """Observations (B, S) and noise (B, K, A) -> the chosen actions (B, A) in [-1, 1], all candidates as sampled, and which were chosen.
 
-    @torch.inference_mode()
-    def choose(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
-        """The candidate that the selection rule picks, (B, A) in [-1, 1]."""
-        batch, count, size = candidates.shape
-        if count == 1:
-            return candidates[:, 0].clamp(-1, 1)
-        assert self.q is not None
-        q = self.q(observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size))
-        if q.ndim not in (1, 2) or q.shape[-1] != batch * count:
-            raise ValueError(f"expected q(observations, actions) of shape (M, {batch * count}) or ({batch * count},), got {tuple(q.shape)}")
-        index = self.config.selection.select(q.reshape(-1, batch, count), uniform)
-        return candidates[torch.arange(batch, device=candidates.device), index].clamp(-1, 1)
+        uniform (B,): random numbers of a softmax selection; without them the argmax is taken.
+        """
+        choice = self.engine.decide(observations, noise, uniform)
+        self._clipped = self._clipped + (choice.candidates.abs() > 1).any(-1).sum()
+        self._seen += choice.candidates.shape[0] * choice.candidates.shape[1]
+        return choice
 
     def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> Any:
         """One observation -> (A,), a batch -> (B, A); numpy in, numpy out; tensor in, tensor out; the environment's dict of either.
@@ -134,8 +156,7 @@ class Policy:
             leaf = next(iter(leaf.values()))
         observations, single = self._observations(observation)
         noise, uniform = self._noise(len(observations), deterministic, seed)
-        chosen = self.choose(observations, self.candidates(observations, noise), uniform)
-        actions = self.spec.actions.from_unit(chosen)
+        actions = self.spec.actions.from_unit(self.decide(observations, noise, uniform).actions)
         actions = actions[0] if single else actions
         return actions if isinstance(leaf, Tensor) else actions.cpu().numpy().astype(np.float32)
 
@@ -177,8 +198,12 @@ def make_policy(
     return Policy(config, spec, copy.deepcopy(sampler), used)
 
 
-def load_policy(path: str | Path, device: str | torch.device = "auto", q: QCallable | None = None) -> Policy:
+def load_policy(
+    path: str | Path, device: str | torch.device = "auto", q: QCallable | None = None, engine: EngineName = "reference"
+) -> Policy:
     """Read a policy that `Policy.save` wrote; nothing is unpickled. `q` is needed where the saved one was the user's own callable.
+
+    engine: as for `Policy.compile`.
 
     Raises FileNotFoundError without the files, ValueError for truncated, foreign or newer ones.
     """
@@ -202,7 +227,8 @@ def load_policy(path: str | Path, device: str | torch.device = "auto", q: QCalla
         q = saved
     elif config.q == "given" and q is None:
         raise ValueError("this policy selects by a callable of its author's, which is not saved: give it again, load_policy(path, q=...)")
-    return Policy(config, spec, sampler, q).to(device)
+    policy = Policy(config, spec, sampler, q).to(device)
+    return policy if engine == "reference" else policy.compile(engine)
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:

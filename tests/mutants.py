@@ -38,6 +38,7 @@ GUIDED = "tests/test_guidance.py::test_guidance_on_noise_and_on_the_clean_action
 CRITIC, PRIOR = f"{FIDELITY}test_the_losses_of_the_critic", f"{FIDELITY}test_the_loss_of_the_prior"
 IGL = f"{FIDELITY}test_the_loss_of_the_guidance"
 SAMPLING, STEP = f"{FIDELITY}test_a_sampling_call_and_the_selection", f"{FIDELITY}test_one_step_of_the_critic"
+ENGINES = "tests/test_engines.py"
 PAIR = "dice_backends/semi_gradient.py"
 MUTANTS = (
     Mutant("the sign of the guidance", "guidance.py", "denoiser(x, t) - schedule.sigma(t)", "denoiser(x, t) + schedule.sigma(t)", GUIDED),
@@ -97,7 +98,10 @@ MUTANTS = (
     Mutant("alpha for sigma", "schedule.py", "self.sigma(t)[..., None] * noise", "self.alpha(t)[..., None] * noise", PRIOR),
     Mutant("the mean over action dimensions", "prior.py", "(predicted - noise).square().sum(-1)", "(predicted - noise).square().mean(-1)", PRIOR),
     Mutant("the best member for their mean", "samplers/selection.py", "else q.mean(0)", "else q.amax(0)", SAMPLING),
-    Mutant("clipped before scoring", "policy.py", '== "after_scoring" else raw', '== "before_scoring" else raw', SAMPLING),
+    Mutant("clipped before scoring", "policy.py", '== "before_scoring",', '== "after_scoring",', SAMPLING),
+    Mutant("guidance of the other sign", "engines/program.py", "-config.guidance_scale * schedule", "config.guidance_scale * schedule", ENGINES),
+    Mutant("a time too early", "engines/eager.py", "found[..., i if", "found[..., max(i - 1, 0) if", ENGINES),
+    Mutant("a row that is forgotten", "engines/program.py", "return y if row is None else y + row", "return y", ENGINES),
     Mutant("a reward of another scale", "dice_backends/rewards.py", "1000 / (summary", "100 / (summary", CRITIC),
     Mutant(
         "an unprojected backward gradient", "dice_backends/orthogonal.py", "(b - share.reshape", "(b - 0 * share.reshape",

@@ -368,13 +368,13 @@ def test_a_sampling_call_and_the_selection() -> None:
     rng = np.random.default_rng(5)
     s, x = rng.normal(size=(6, STATE)), rng.normal(size=(6, candidates, ACTION))
     expected = published_sampler(part, s[:, None], x)
-    got = policy.candidates(torch.from_numpy(s), torch.from_numpy(x))
-    np.testing.assert_allclose(numbers(got), expected, rtol=1e-7, atol=1e-7)
+    got = policy.decide(torch.from_numpy(s), torch.from_numpy(x))
+    np.testing.assert_allclose(numbers(got.candidates), expected, rtol=1e-7, atol=1e-7)
     assert (np.abs(expected) > 1).any()
     q = action_value(critic.head, s[:, None], expected)
     assert q.shape == (10, 6, candidates)
     chosen = expected[np.arange(6), q.mean(0).argmax(-1)]
-    np.testing.assert_allclose(numbers(policy.choose(torch.from_numpy(s), got, None)), np.clip(chosen, -1, 1), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(numbers(got.actions), np.clip(chosen, -1, 1), rtol=1e-7, atol=1e-7)
     clipped = action_value(critic.head, s[:, None], np.clip(expected, -1, 1))
     for other in (q.min(0), clipped.mean(0), action_value(critic.target, s[:, None], expected).mean(0)):
         assert (other.argmax(-1) != q.mean(0).argmax(-1)).any()  # another rule would have chosen otherwise

@@ -68,7 +68,7 @@ def _act(policy: Acting, observations: Tensor, stream: str, seed: int, batch_siz
             noise = randn(seed, f"{stream}/noise", i, (len(chunk), policy.config.candidates, size)).to(policy.device)
             uniform = rand(seed, f"{stream}/choice", i, (len(chunk),)).to(policy.device)
             chunk = torch.nan_to_num(chunk).to(policy.device)  # rows that terminate may hold anything as their next observation
-            chosen = policy.choose(chunk, policy.candidates(chunk, noise), uniform)
+            chosen = policy.decide(chunk, noise, uniform).actions
         else:
             chosen = torch.as_tensor(policy(chunk, int(rand(seed, stream, i, (1,)).item() * 2**31)), dtype=torch.float32)
         if tuple(chosen.shape) != (len(chunk), size):

@@ -66,6 +66,13 @@ class Gaussian(Config):
         return GaussianSampler(self, encoder, self.network.build({"features": encoder.size}, 2 * spec.actions.size, seed=seed, stream="gaussian"))
 
 
+def gaussian_mean_and_log_std(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """A network's numbers (..., 2A) -> tanh(first half), and the second half squashed into `LOG_STD`."""
+    mean, log_std = numbers.chunk(2, dim=-1)
+    low, high = LOG_STD
+    return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)
+
+
 class GaussianSampler(nn.Module):
     """mean(s) + std(s) * noise."""
 
@@ -75,9 +82,7 @@ class GaussianSampler(nn.Module):
 
     def mean_and_log_std(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (*seeds, B, S) -> two of (*seeds, B, A)."""
-        mean, log_std = self.network(self.encoder(observations)).chunk(2, dim=-1)
-        low, high = LOG_STD
-        return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)
+        return gaussian_mean_and_log_std(self.network(self.encoder(observations)))
 
     def log_density(self, observations: Tensor, actions: Tensor) -> Tensor:
         """log N(a; mean, std^2) up to the constant -A log(2 pi) / 2, (*seeds, B)."""

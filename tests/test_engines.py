@@ -1,0 +1,127 @@
+"""Every engine against the reference, on the same noise: all samplers, solvers, networks, selection rules, K and numbers of states."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddice.dice_backends import QConfig
+from ddice.engines import NotCovered
+from ddice.engines.program import solver_matrix
+from ddice.guidance import Guidance
+from ddice.networks import MLP, FourierTime, PublishedScore, ResidualScore, Score
+from ddice.policy import Policy, PolicyConfig
+from ddice.prior import DiffusionPrior
+from ddice.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.schedule import NoiseSchedule
+from ddice.solvers import DDIM, MultiStep, SingleStep, Solver
+from ddice.testing.example import example_data
+
+ENGINES = ("eager",)
+SPEC = example_data().spec
+SCORES: dict[str, Score] = {
+    "residual": ResidualScore(width=16, blocks=2),
+    "residual, fourier": ResidualScore(width=16, blocks=1, time=FourierTime(size=8, scale=2.0)),
+    "published": PublishedScore(widths=(16, 12, 8), condition=8, embedding=4),
+}
+GUIDANCES = {
+    "none": None,
+    "silu": Guidance(network=MLP(hidden=(16, 12), activation="silu")),
+    "relu, normalised": Guidance(network=MLP(hidden=(16, 12), activation="relu", layer_norm=True)),
+    "affine": Guidance(network=MLP(hidden=())),
+    "published": Guidance(network=MLP(hidden=(16,) * 4, activation="silu"), time=FourierTime(size=8, scale=2.0)),
+}
+SOLVERS: list[Solver] = [
+    kind(evaluations=evaluations, spacing=spacing)
+    for kind, evaluations, spacing in itertools.product((DDIM, SingleStep, MultiStep), (1, 2, 3, 8, 15), ("uniform", "quadratic"))
+]
+
+
+def shaken(policy: Policy) -> Policy:
+    """The same policy with all of its parameters moved, so that biases and gains matter."""
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for module in (policy.sampler, policy.q):
+            if module is not None:
+                for parameter in module.parameters():
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
+    return policy
+
+
+def make(sampler: AnySampler, *, candidates: int = 4, selection: Selection | None = None, after: bool = False, layer_norm: bool = False) -> Policy:
+    q = QConfig(critic=MLP(hidden=(16, 16), layer_norm=layer_norm), members=3, value=MLP(hidden=(8,)))
+    config = PolicyConfig(
+        sampler=sampler,
+        candidates=candidates,
+        selection=selection or Selection(),
+        clip_candidates="after_scoring" if after else "before_scoring",
+        q=None if candidates == 1 else q,
+    )
+    return shaken(Policy(config, SPEC, sampler.build(SPEC), None if candidates == 1 else q.build(SPEC)))
+
+
+def cases() -> Iterator[tuple[str, Policy]]:
+    for (score, network), (guidance, config) in itertools.product(SCORES.items(), GUIDANCES.items()):
+        yield f"{score} score, {guidance} guidance", make(Diffusion(prior=DiffusionPrior(network=network), guidance=config, guidance_scale=1.5))
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"])
+    for solver in SOLVERS:
+        yield f"{solver.kind} {solver.evaluations} {solver.spacing}", make(sampler.model_copy(update={"solver": solver}))
+    for rule, candidates, after in itertools.product(("mean", "minimum", "softmax"), (1, 2, 7), (False, True)):
+        selection = Selection(rule=rule, temperature=0.1)
+        yield f"{rule} of {candidates}, after {after}", make(sampler, candidates=candidates, selection=selection, after=after, layer_norm=after)
+        yield f"gaussian, {rule} of {candidates}, after {after}", make(Gaussian(network=MLP(hidden=(8,))), candidates=candidates, selection=selection)
+
+
+def inputs(policy: Policy, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    noise = torch.randn(batch, policy.config.candidates, SPEC.actions.size, generator=source)
+    return torch.randn(batch, SPEC.observations.size, generator=source), noise, torch.rand(batch, generator=source)
+
+
+def agree(policy: Policy, engine: str, batch: int) -> None:
+    """The candidates within 1e-5 of the largest, and the same choice except at ties."""
+    observations, noise, uniform = inputs(policy, batch)
+    expected = policy.decide(observations, noise, uniform)
+    got = policy.compile(engine).decide(observations, noise, uniform)  # type: ignore[arg-type]
+    scale = float(expected.candidates.abs().max().clamp(min=1))
+    torch.testing.assert_close(got.candidates, expected.candidates, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(got.actions, expected.actions, rtol=0, atol=1e-5 * scale)
+    assert torch.equal(got.chosen, expected.chosen)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
+def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: str, policy: Policy) -> None:
+    for batch in (1, 5):
+        agree(policy, engine, batch)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_a_solver_is_its_matrix(solver: Solver) -> None:
+    """Integrating a nonlinear denoiser step by step, and by the matrix: equal in float64."""
+    schedule = NoiseSchedule()
+    times, matrix = solver_matrix(solver, schedule)
+    assert len(times) == solver.evaluations
+    assert torch.equal(matrix, matrix.tril())
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return torch.sin(3 * x) + t * x
+
+    start = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    history = [start]
+    for row, t in zip(matrix[:-1], times, strict=True):
+        history.append(denoise(row[: len(history)] @ torch.stack(history), t))
+    torch.testing.assert_close(matrix[-1] @ torch.stack(history), solver.integrate(denoise, start, schedule), rtol=1e-9, atol=1e-9)
+
+
+def test_a_solver_that_is_not_linear_is_not_covered() -> None:
+    class Clipped(DDIM):
+        def integrate(self, denoiser, x, schedule):  # type: ignore[no-untyped-def]
+            return super().integrate(denoiser, x, schedule).clamp(-1, 1)
+
+    with pytest.raises(NotCovered, match="not covered: the solver 'ddim'"):
+        solver_matrix(Clipped(evaluations=4), NoiseSchedule())
