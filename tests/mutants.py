@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant("the best member for their mean", "samplers/selection.py", "else q.mean(0)", "else q.amax(0)", SAMPLING),
     Mutant("clipped before scoring", "policy.py", '== "before_scoring",', '== "after_scoring",', SAMPLING),
     Mutant("guidance of the other sign", "engines/program.py", "-config.guidance_scale * schedule", "config.guidance_scale * schedule", ENGINES),
-    Mutant("a time too early", "engines/eager.py", "found[..., i if", "found[..., max(i - 1, 0) if", ENGINES),
+    Mutant("a time too early", "engines/eager.py", "times[i if", "times[max(i - 1, 0) if", ENGINES),
     Mutant("a row that is forgotten", "engines/program.py", "return y if row is None else y + row", "return y", ENGINES),
     Mutant("a reward of another scale", "dice_backends/rewards.py", "1000 / (summary", "100 / (summary", CRITIC),
     Mutant(

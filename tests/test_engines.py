@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +127,17 @@ def test_a_solver_that_is_not_linear_is_not_covered() -> None:
 
     with pytest.raises(NotCovered, match="not covered: the solver 'ddim'"):
         solver_matrix(Clipped(evaluations=4), NoiseSchedule())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What speed is measured against is the same sampler, written plainly."""
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent), *sys.path])
+    plain_eager = pytest.importorskip("benchmarks.plain_eager")
+    for score, guidance in (("residual", "silu"), ("published", "published")):
+        sampler = Diffusion(prior=DiffusionPrior(network=SCORES[score]), guidance=GUIDANCES[guidance], guidance_scale=1.5)
+        policy = make(sampler, after=after)
+        observations, noise, _ = inputs(policy, 7)
+        expected = policy.decide(observations, noise).actions
+        torch.testing.assert_close(plain_eager.PlainEager(policy)(observations, noise), expected, rtol=0, atol=1e-4)
+        assert len(expected.unique(dim=0)) == 7

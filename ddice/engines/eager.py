@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ddice.engines.base import Choice, Engine
-from ddice.engines.program import Decision, GaussianProgram, Program, evaluate
+from ddice.engines.program import Decision, GaussianProgram, Instruction, Program, evaluate
+from ddice.networks import NORM_EPS
 from ddice.samplers.reference import gaussian_mean_and_log_std
+
+Rows = Mapping[str, tuple[Tensor, ...]]  # of every setup value, (*M, B or 1, n) for each time; one where it does not depend on time
+Run = Callable[[Rows, int], None]
+SHAPES_KEPT = 8  # programs, numbers of states and of candidates whose buffers are kept
 
 
 class EagerEngine(Engine):
-    """Runs a decision's program with one tensor operation per instruction."""
+    """Runs a decision's program with one tensor operation per instruction, into buffers that are kept from call to call."""
 
     name: ClassVar[str] = "eager"
 
     def __init__(self, decision: Decision, *, rows_per_call: int):
         super().__init__(rows_per_call)
         self.decision = decision
+        self._bodies: dict[tuple[int, int, int], Body] = {}
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         raw = self._generate(observations, noise)
         candidates = raw.clamp(-1, 1) if self.decision.clip_before_scoring else raw
-        index = self._select(observations, candidates, uniform)
-        actions = candidates[torch.arange(len(candidates), device=candidates.device), index].clamp(-1, 1)
-        return Choice(actions, raw, index)
+        chosen = self._select(observations, candidates, uniform)
+        actions = candidates[torch.arange(len(candidates), device=candidates.device), chosen].clamp(-1, 1)
+        return Choice(actions, raw, chosen)
 
     def _generate(self, observations: Tensor, noise: Tensor) -> Tensor:
         generator = self.decision.generator
@@ -35,20 +42,30 @@ class EagerEngine(Engine):
         if isinstance(generator, GaussianProgram):
             mean, log_std = gaussian_mean_and_log_std(setup[generator.network.output][0])
             return mean[:, None] + log_std.exp()[:, None] * noise
-        history = noise.new_empty(len(generator.times) + 1, *noise.shape)
-        history[0] = noise
-        flat = history.view(len(history), -1)
+        body = self._body(generator.network, *noise.shape[:2])
+        rows = body.rows(setup)
+        history = noise.new_empty(len(generator.times) + 1, noise.numel())
+        history[0] = noise.reshape(-1)
         for i in range(len(generator.times)):
-            x = (generator.matrix[i, : i + 1] @ flat[: i + 1]).view(noise.shape)
-            history[i + 1] = run_body(generator.network, setup, x, i)
-        return (generator.matrix[-1] @ flat).view(noise.shape)
+            x = torch.mv(history[: i + 1].T, generator.matrix[i, : i + 1])
+            history[i + 1] = body.run(x.view(-1, noise.shape[-1]), rows, i).reshape(-1)
+        return torch.mv(history.T, generator.matrix[-1]).view(noise.shape)
+
+    def _body(self, program: Program, batch: int, candidates: int) -> Body:
+        key = (id(program), batch, candidates)
+        if key not in self._bodies:
+            if len(self._bodies) == SHAPES_KEPT:
+                self._bodies.pop(next(iter(self._bodies)))
+            self._bodies[key] = Body(program, batch, candidates)
+        return self._bodies[key]
 
     def _select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
-        program = self.decision.q
+        program, (batch, count, size) = self.decision.q, candidates.shape
         if program is None:
-            return torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
-        q = run_body(program, run_setup(program, observations), candidates, 0)[..., 0]
-        return self.decision.selection.select(q.expand(-1, *candidates.shape[:2]), uniform)
+            return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
+        body, setup = self._body(program, batch, count), run_setup(program, observations)
+        q = body.run(candidates.reshape(-1, size), body.rows(setup), 0)
+        return self.decision.selection.select(q.expand(*q.shape[:-2], batch * count, 1).view(-1, batch, count), uniform)
 
 
 def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
@@ -60,17 +77,84 @@ def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
     return values
 
 
-def run_body(program: Program, setup: Mapping[str, Tensor], x: Tensor, i: int) -> Tensor:
-    """The output (*M, B, K, n) for candidates x (B, K, A) at evaluation i."""
-    values = {"x": x}
+class Body:
+    """The body of a program for B states and K candidates: a list of calls that write into buffers (*M, B * K, n)."""
 
-    def value(name: str) -> Tensor:
-        if name in values:
-            return values[name]
-        found = setup[name]
-        return found[..., i if found.shape[-3] > 1 else 0, :, None, :]
+    def __init__(self, program: Program, batch: int, candidates: int):
+        self.program, self.batch, self.candidates = program, batch, candidates
+        used = [name for step in program.body for name in (*step.inputs, *(() if step.row is None else (step.row,)))]
+        self._names = {name for name in (*used, program.output) if name not in program.in_body}
+        self._values: dict[str, Tensor] = {}
+        self._calls = [self._call(step) for step in program.body]
 
-    for instruction in program.body:
-        row = None if instruction.row is None else value(instruction.row)
-        values[instruction.output] = evaluate(instruction, [value(name) for name in instruction.inputs], row)
-    return value(program.output)
+    def rows(self, setup: Mapping[str, Tensor]) -> Rows:
+        """The setup values that the body reads."""
+        return {name: setup[name].unbind(-3) for name in self._names}
+
+    def run(self, x: Tensor, rows: Rows, i: int) -> Tensor:
+        """The output for x (B * K, A) at evaluation i, (*M, B * K, n), or a single row where it depends on nothing."""
+        self._values["x"] = x
+        for call in self._calls:
+            call(rows, i)
+        return self._value(self.program.output, rows, i)
+
+    def _value(self, name: str, rows: Rows, i: int) -> Tensor:
+        """A body value, or a setup value (*M, B or 1, n) spread over the candidates."""
+        if name in self.program.in_body:
+            return self._values[name]
+        row = _at(rows[name], i)
+        return row if row.shape[-2] == 1 else row.repeat_interleave(self.candidates, -2)
+
+    def _call(self, step: Instruction) -> Run:
+        """One instruction as a call that leaves its output in `_values`."""
+        values, output, inputs = self._values, step.output, step.inputs
+        if step.op == "linear" and self.program.in_body.issuperset(inputs):
+            return self._linear(step)
+
+        def silu_backward(rows: Rows, i: int) -> None:
+            values[output] = torch.ops.aten.silu_backward(self._value(inputs[1], rows, i), values[inputs[0]])
+
+        def layer_norm(rows: Rows, i: int) -> None:
+            x, (gain, shift) = values[inputs[0]], step.weights
+            if gain.ndim == 1:
+                values[output] = functional.layer_norm(x, x.shape[-1:], gain, shift, NORM_EPS)
+            else:
+                values[output] = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * gain[:, None] + shift[:, None]
+
+        def general(rows: Rows, i: int) -> None:
+            row = None if step.row is None else self._value(step.row, rows, i)
+            values[output] = evaluate(step, [self._value(name, rows, i) for name in inputs], row)
+
+        return {"silu_backward": silu_backward, "layer_norm": layer_norm}.get(step.op, general)
+
+    def _linear(self, step: Instruction) -> Run:
+        """sum of inputs @ weights + row; the row inside the product where all states share it."""
+        values, (first, *others), (weight, *weights), row = self._values, step.inputs, step.weights, step.row
+        members = weight.shape[:-2]
+        out = weight.new_empty(*members, self.batch * self.candidates, weight.shape[-1])
+        by_state = out.view(*members, self.batch, self.candidates, -1)
+        values[step.output] = out
+
+        def linear(rows: Rows, i: int) -> None:
+            x = values[first]
+            value = None if row is None else _at(rows[row], i)
+            if members:
+                torch.bmm(x.expand(*members, *x.shape[-2:]), weight, out=out)
+            elif value is None or value.shape[-2] > 1:
+                torch.mm(x, weight, out=out)
+            else:
+                torch.addmm(value, x, weight, out=out)
+                value = None
+            if value is not None:
+                by_state.add_(value[..., None, :])
+            for name, other in zip(others, weights, strict=True):
+                if members:
+                    out.baddbmm_(values[name], other)
+                else:
+                    out.addmm_(values[name], other)
+
+        return linear
+
+
+def _at(times: tuple[Tensor, ...], i: int) -> Tensor:
+    return times[i if len(times) > 1 else 0]

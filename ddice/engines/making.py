@@ -18,6 +18,7 @@ EngineName = Literal["auto", "reference", "eager"]
 EngineDtype = Literal["float32"]
 FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("eager",), "cuda": ("eager",)}
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
+CPU_BLOCK = 512  # candidates of one call of the eager engine on a CPU: their values stay in the cache
 
 
 class EngineSettings(Config):
@@ -26,7 +27,7 @@ class EngineSettings(Config):
     engine: EngineName = "auto"
     batch_sizes: tuple[int, ...] = Field((1,), min_length=1)
     dtype: EngineDtype = "float32"
-    rows_per_call: int | None = Field(None, ge=1, description="states x candidates of one call; by default 16,384 on a CPU, 131,072 on CUDA")
+    rows_per_call: int | None = Field(None, ge=1, description="states x candidates of one call: bounds memory; by default as engine and device ask")
 
 
 REFERENCE = EngineSettings(engine="reference")
@@ -45,7 +46,7 @@ def make_engine(
     for name in names:
         try:
             program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
-            return EagerEngine(program, rows_per_call=rows)
+            return EagerEngine(program, rows_per_call=settings.rows_per_call or (CPU_BLOCK if device == "cpu" else rows))
         except NotCovered as error:
             if settings.engine != "auto":
                 raise
