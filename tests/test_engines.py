@@ -23,7 +23,7 @@ from ddice.schedule import NoiseSchedule
 from ddice.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.testing.example import example_data
 
-ENGINES = ("eager",)
+ENGINES = ("eager", "onnx")
 SPEC = example_data().spec
 SCORES: dict[str, Score] = {
     "residual": ResidualScore(width=16, blocks=2),
@@ -86,6 +86,8 @@ def inputs(policy: Policy, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def agree(policy: Policy, engine: str, batch: int) -> None:
     """The candidates within 1e-5 of the largest, and the same choice except at ties."""
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
     observations, noise, uniform = inputs(policy, batch)
     expected = policy.decide(observations, noise, uniform)
     got = policy.compile(engine).decide(observations, noise, uniform)  # type: ignore[arg-type]

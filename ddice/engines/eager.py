@@ -82,14 +82,12 @@ class Body:
 
     def __init__(self, program: Program, batch: int, candidates: int):
         self.program, self.batch, self.candidates = program, batch, candidates
-        used = [name for step in program.body for name in (*step.inputs, *(() if step.row is None else (step.row,)))]
-        self._names = {name for name in (*used, program.output) if name not in program.in_body}
         self._values: dict[str, Tensor] = {}
         self._calls = [self._call(step) for step in program.body]
 
     def rows(self, setup: Mapping[str, Tensor]) -> Rows:
         """The setup values that the body reads."""
-        return {name: setup[name].unbind(-3) for name in self._names}
+        return {name: setup[name].unbind(-3) for name in self.program.rows()}
 
     def run(self, x: Tensor, rows: Rows, i: int) -> Tensor:
         """The output for x (B * K, A) at evaluation i, (*M, B * K, n), or a single row where it depends on nothing."""

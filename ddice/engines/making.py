@@ -10,11 +10,12 @@ from pydantic import Field
 from ddice.config import Config
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
+from ddice.engines.onnx_engine import OnnxEngine
 from ddice.engines.program import NotCovered, decision
 from ddice.engines.reference import QCallable, ReferenceEngine
 from ddice.samplers import Sampler, Selection
 
-EngineName = Literal["auto", "reference", "eager"]
+EngineName = Literal["auto", "reference", "eager", "onnx"]
 EngineDtype = Literal["float32"]
 FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("eager",), "cuda": ("eager",)}
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
@@ -46,6 +47,8 @@ def make_engine(
     for name in names:
         try:
             program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
+            if name == "onnx":
+                return OnnxEngine(program, rows_per_call=settings.rows_per_call or CPU_BLOCK)
             return EagerEngine(program, rows_per_call=settings.rows_per_call or (CPU_BLOCK if device == "cpu" else rows))
         except NotCovered as error:
             if settings.engine != "auto":

@@ -93,6 +93,11 @@ class Program:
         self.sizes[name], self.constants[name] = value.shape[-1], value
         return name
 
+    def rows(self) -> set[str]:
+        """The constants and setup values that the body reads."""
+        used = {name for step in self.body for name in (*step.inputs, step.row) if name is not None}
+        return {name for name in (*used, self.output) if name not in self.in_body}
+
     def prune(self) -> Program:
         """The same without what the output does not need."""
         needed = {self.output}

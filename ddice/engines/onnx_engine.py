@@ -1,0 +1,46 @@
+"""Decisions by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ddice.engines.base import Choice, Engine
+from ddice.engines.onnx_model import ARGMAX, onnx_model
+from ddice.engines.program import Decision
+
+
+class OnnxEngine(Engine):
+    """Runs the exported decision; one session for single states, one for batches, made when first needed."""
+
+    name: ClassVar[str] = "onnx"
+
+    def __init__(self, decision: Decision, *, rows_per_call: int):
+        super().__init__(rows_per_call)
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(f"the engine 'onnx' needs onnx and onnxruntime ({error}): pip install 'ddice[onnx]'") from error
+        self.decision, self._runtime = decision, onnxruntime
+        self._sessions: dict[int | None, Any] = {}
+        self._session(None)  # what is not covered is said at once
+
+    def _session(self, batch: int | None) -> Any:
+        if batch not in self._sessions:
+            bounds = [-1.0] * self.decision.actions, [1.0] * self.decision.actions
+            model = onnx_model(self.decision, batch=batch, low=bounds[0], high=bounds[1])
+            options = self._runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3
+            self._sessions[batch] = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return self._sessions[batch]
+
+    def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
+        uniform = torch.full((len(noise),), ARGMAX) if uniform is None else uniform
+        session = self._session(1 if len(noise) == 1 else None)
+        feeds = {"observations": observations.contiguous().numpy(), "noise": noise.contiguous().numpy(), "uniform": uniform.contiguous().numpy()}
+        feeds = {known.name: feeds[known.name] for known in session.get_inputs()}
+        return Choice(*(torch.from_numpy(array) for array in session.run(["unit_actions", "candidates", "chosen"], feeds)))

@@ -1,0 +1,362 @@
+"""A decision as an ONNX model: the whole of it, guidance gradient and selection included, with the evaluations as a loop over shared weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddice.engines.program import Decision, DiffusionProgram, Instruction, NotCovered, Program
+from ddice.networks import NORM_EPS
+from ddice.samplers.reference import LOG_STD
+
+SCHEMA = 1  # of inputs, outputs and metadata
+OPSET = 18
+IR_VERSION = 9
+INPUTS = ("observations", "noise", "uniform")
+OUTPUTS = ("actions", "unit_actions", "candidates", "chosen")
+ARGMAX = -1.0  # a uniform number that asks for the argmax instead of a softmax sample
+
+
+class _Writer:
+    """Nodes and initializers of a graph; values are named, and setup values are shared by the loop's body, which sees the outer names."""
+
+    def __init__(self, batch: int | None):
+        from onnx import helper, numpy_helper
+
+        self.batch, self._helper, self._numpy = batch, helper, numpy_helper
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._constants: dict[tuple[Any, ...], str] = {}
+        self._weights: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
+        self._gates: dict[str, tuple[str, str]] = {}
+        self._count = 0
+
+    def name(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}_{self._count}"
+
+    def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+        output = self.name(op.lower()) if output is None else output
+        self.nodes.append(self._helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def split(self, x: str, sizes: Sequence[int]) -> list[str]:
+        """Pieces of these sizes along the last axis."""
+        if len(sizes) == 1:
+            return [x]
+        outputs = [self.name("split") for _ in sizes]
+        self.nodes.append(self._helper.make_node("Split", [x, self.integers(*sizes)], outputs, axis=-1))
+        return outputs
+
+    def array(self, value: np.ndarray) -> str:
+        """A small constant, written once."""
+        key = (value.tobytes(), value.shape, value.dtype.str)
+        if key not in self._constants:
+            self._constants[key] = self.name("constant")
+            self.initializers.append(self._numpy.from_array(value, self._constants[key]))
+        return self._constants[key]
+
+    def tensor(self, value: Tensor) -> str:
+        """Weights, written once for each tensor."""
+        key = (value.data_ptr(), value.shape, value.stride())
+        if key not in self._weights:
+            self._weights[key] = (self.name("weight"), value)  # kept, so that nothing else comes to lie where it lies
+            array = np.ascontiguousarray(value.detach().cpu().numpy(), dtype=np.float32)
+            self.initializers.append(self._numpy.from_array(array, self._weights[key][0]))
+        return self._weights[key][0]
+
+    def floats(self, *values: float) -> str:
+        return self.array(np.array(values[0] if len(values) == 1 else values, dtype=np.float32))
+
+    def integers(self, *values: int) -> str:
+        return self.array(np.array(values, dtype=np.int64))
+
+    def elementwise(self, step: Instruction, inputs: Sequence[str]) -> str:
+        """Every operation that acts alike on setup and body values."""
+        x, weights = inputs[0], step.weights
+        if step.op == "add":
+            for other in inputs[1:]:
+                x = self.node("Add", (x, other))
+            return x
+        if step.op == "concat":
+            return self.node("Concat", inputs, axis=-1)
+        if step.op == "slice":
+            start, stop = step.columns
+            return self.node("Slice", (x, self.integers(start), self.integers(stop), self.integers(-1)))
+        if step.op == "relu":
+            return self.node("Relu", (x,))
+        if step.op == "silu":
+            return self._silu(x)[1]
+        if step.op == "relu_backward":
+            return self.node("Mul", (inputs[1], self.node("Cast", (self.node("Greater", (x, self.floats(0.0))),), to=1)))
+        if step.op == "silu_backward":
+            gate, value = self._silu(x)
+            slope = self.node("Add", (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value))
+            return self.node("Mul", (inputs[1], slope))
+        if step.op == "standardize":
+            return self.node("Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1])))
+        if step.op == "layer_norm":
+            return self._layer_norm(x, weights)
+        if step.op == "layer_norm_backward":
+            return self._layer_norm_backward(x, inputs[1], weights[0])
+        raise NotCovered(f"not covered: {step.op}")
+
+    def _silu(self, x: str) -> tuple[str, str]:
+        """sigmoid(x) and x sigmoid(x), once for the activation and for its gradient."""
+        if x not in self._gates:
+            gate = self.node("Sigmoid", (x,))
+            self._gates[x] = gate, self.node("Mul", (x, gate))
+        return self._gates[x]
+
+    def _vector(self, weight: Tensor) -> str:
+        """(*M, n) beside (*M, rows, n)."""
+        return self.tensor(weight) if weight.ndim == 1 else self.tensor(weight[..., None, :])
+
+    def _layer_norm(self, x: str, weights: tuple[Tensor, ...]) -> str:
+        gain, shift = weights
+        if gain.ndim == 1:
+            return self.node("LayerNormalization", (x, self.tensor(gain), self.tensor(shift)), axis=-1, epsilon=NORM_EPS)
+        ones = self.array(np.ones(gain.shape[-1], dtype=np.float32))
+        normal = self.node("LayerNormalization", (x, ones), axis=-1, epsilon=NORM_EPS)
+        return self.node("Add", (self.node("Mul", (normal, self._vector(gain))), self._vector(shift)))
+
+    def _mean(self, x: str) -> str:
+        return self.node("ReduceMean", (x, self.integers(-1)), keepdims=1)
+
+    def _layer_norm_backward(self, x: str, gradient: str, gain: Tensor) -> str:
+        gradient = self.node("Mul", (gradient, self._vector(gain)))
+        centred = self.node("Sub", (x, self._mean(x)))
+        variance = self.node("Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS)))
+        inverse = self.node("Reciprocal", (self.node("Sqrt", (variance,)),))
+        normal = self.node("Mul", (centred, inverse))
+        along = self.node("Mul", (normal, self._mean(self.node("Mul", (gradient, normal)))))
+        return self.node("Mul", (inverse, self.node("Sub", (self.node("Sub", (gradient, self._mean(gradient))), along))))
+
+
+class _Rows:
+    """Setup values and constants of one program: (*M, T or 1, B or 1, n) in the graph."""
+
+    def __init__(self, writer: _Writer, program: Program):
+        self.writer, self.program = writer, program
+        self.names: dict[str, str] = {"observations": writer.node("Unsqueeze", ("observations", writer.integers(0)))}
+        self.times = {name: value.shape[-3] for name, value in program.constants.items()} | {"observations": 1}
+        self.shared = {name: value.shape[-2] == 1 for name, value in program.constants.items()} | {"observations": False}
+        self.members = {name: value.shape[:-3] for name, value in program.constants.items()} | {"observations": torch.Size()}
+        for step in program.setup:
+            self._add(step)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self.names:
+            self.names[name] = self.writer.tensor(self.program.constants[name])
+        return self.names[name]
+
+    def _add(self, step: Instruction) -> None:
+        used = (*step.inputs, *(() if step.row is None else (step.row,)))
+        self.times[step.output] = max(self.times[name] for name in used)
+        self.shared[step.output] = all(self.shared[name] for name in used)
+        weights = [weight.shape[:-2] for weight in step.weights] if step.op == "linear" else []
+        self.members[step.output] = max((*weights, *(self.members[name] for name in used)), key=len)
+        inputs = [self[name] for name in step.inputs]
+        if step.op != "linear":
+            if step.op == "layer_norm" and step.weights[0].ndim > 1:
+                raise NotCovered("not covered: a layer norm of the state alone, in an ensemble")
+            self.names[step.output] = self.writer.elementwise(step, inputs)
+            return
+        y = None if step.row is None else self[step.row]
+        for x, weight in zip(inputs, step.weights, strict=True):
+            product = self.writer.node("MatMul", (x, self.writer.tensor(weight if weight.ndim == 2 else weight.unsqueeze(-3))))
+            y = product if y is None else self.writer.node("Add", (product, y))
+        assert y is not None
+        self.names[step.output] = y
+
+    def stacks(self, names: Iterable[str]) -> list[tuple[str, list[str]]]:
+        """The values that depend on time side by side, (T, B or 1, sum of n), so that one gather an evaluation serves them all; with their names."""
+        timed = sorted(name for name in names if self.times[name] > 1)
+        groups = [timed] if self.writer.batch == 1 else [[n for n in timed if self.shared[n]], [n for n in timed if not self.shared[n]]]
+        return [(self.writer.node("Concat", [self[n] for n in group], axis=-1), group) for group in groups if group]
+
+    def first(self, name: str) -> str:
+        """A value without times, (*M, B or 1, n)."""
+        return self.writer.node("Gather", (self[name], self.writer.array(np.array(0, dtype=np.int64))), axis=len(self.members[name]))
+
+
+def _body(writer: _Writer, program: Program, rows: _Rows, x: str, candidates: int, found: dict[str, str]) -> str:
+    """The output (*M, B * K, n) of a body for x (B * K, A); `found`: the setup values (*M, B or 1, n) of this evaluation."""
+    values = {"x": x}
+
+    def row(name: str) -> str:
+        return found[name]
+
+    def direct(name: str) -> bool:
+        """Whether one row serves all candidates: it broadcasts as it is."""
+        return rows.shared[name] or writer.batch == 1
+
+    def beside(name: str) -> str:
+        """Any value beside body values (*M, B * K, n)."""
+        if name in program.in_body:
+            return values[name]
+        if direct(name):
+            return row(name)
+        members, size = rows.members[name], program.sizes[name]
+        spread = writer.node("Unsqueeze", (row(name), writer.integers(-2)))
+        spread = writer.node("Expand", (spread, writer.integers(*([1] * len(members)), 1, candidates, 1)))
+        return writer.node("Reshape", (spread, writer.integers(*members, -1, size)))
+
+    for step in program.body:
+        if step.op != "linear":
+            values[step.output] = writer.elementwise(step, [beside(name) for name in step.inputs])
+            continue
+        members, size = step.weights[0].shape[:-2], program.sizes[step.output]
+        inputs = [beside(name) for name in step.inputs]
+        gemm = not members and step.row is not None and direct(step.row)
+        y = row(step.row) if gemm and step.row is not None else None
+        for value, weight in zip(inputs, step.weights, strict=True):
+            if y is not None and not members:
+                y = writer.node("Gemm", (value, writer.tensor(weight), y))
+            else:
+                product = writer.node("MatMul", (value, writer.tensor(weight)))
+                y = product if y is None else writer.node("Add", (product, y))
+        assert y is not None
+        if step.row is not None and not gemm:
+            if direct(step.row):
+                y = writer.node("Add", (y, row(step.row)))
+            else:
+                by_state = writer.node("Reshape", (y, writer.integers(*members, -1, candidates, size)))
+                by_state = writer.node("Add", (by_state, writer.node("Unsqueeze", (row(step.row), writer.integers(-2)))))
+                y = writer.node("Reshape", (by_state, writer.integers(*members, -1, size)))
+        values[step.output] = y
+    return beside(program.output)
+
+
+def _diffusion(writer: _Writer, generator: DiffusionProgram, candidates: int, actions: int) -> str:
+    """The loop over evaluations; it carries the noise and all predictions so far, (T + 1, B * K * A)."""
+    from onnx import TensorProto, helper
+
+    count, outer = len(generator.times), writer
+    rows = _Rows(outer, generator.network)
+    flat = outer.node("Reshape", ("noise", outer.integers(1, -1)))
+    width = outer.node("Slice", (outer.node("Shape", (flat,)), outer.integers(1), outer.integers(2)))
+    later = outer.node("Expand", (outer.floats(0.0), outer.node("Concat", (outer.integers(count), width), axis=0)))
+    start = outer.node("Concat", (flat, later), axis=0)
+    matrix = outer.tensor(generator.matrix)
+    places = outer.array(np.eye(count + 1, dtype=np.float32)[1:, :, None])
+    names = generator.network.rows()
+    stacks = rows.stacks(names)
+    found = {name: rows.first(name) for name in sorted(names) if rows.times[name] == 1}
+
+    nodes, outer.nodes = outer.nodes, []
+    coefficients = outer.node("Gather", (matrix, outer.node("Unsqueeze", ("i", outer.integers(0)))))
+    x = outer.node("Reshape", (outer.node("MatMul", (coefficients, "history")), outer.integers(-1, actions)))
+    for stack, members in stacks:
+        sizes = [generator.network.sizes[name] for name in members]
+        found |= dict(zip(members, outer.split(outer.node("Gather", (stack, "i")), sizes), strict=True))
+    prediction = _body(outer, generator.network, rows, x, candidates, found)
+    if generator.network.output not in generator.network.in_body:
+        prediction = outer.node("Add", (prediction, outer.node("Mul", (x, outer.floats(0.0)))))  # a row for every candidate
+    placed = outer.node("Mul", (outer.node("Gather", (places, "i")), outer.node("Reshape", (prediction, outer.integers(1, -1)))))
+    outer.node("Add", ("history", placed), "history_out")
+    outer.node("Identity", ("go_on",), "go_on_out")
+    inside, outer.nodes = outer.nodes, nodes
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        inside,
+        "evaluation",
+        [value("i", TensorProto.INT64, []), value("go_on", TensorProto.BOOL, []), value("history", TensorProto.FLOAT, [count + 1, None])],
+        [value("go_on_out", TensorProto.BOOL, []), value("history_out", TensorProto.FLOAT, [count + 1, None])],
+    )
+    yes = outer.array(np.array(True))
+    history = outer.node("Loop", (outer.array(np.array(count, dtype=np.int64)), yes, start), body=graph)
+    last = outer.node("Gather", (matrix, outer.integers(count)))
+    return outer.node("Reshape", (outer.node("MatMul", (last, history)), outer.integers(-1, candidates, actions)), "candidates")
+
+
+def _gaussian(writer: _Writer, program: Program, actions: int) -> str:
+    rows = _Rows(writer, program)
+    numbers = rows.first(program.output)
+    low, high = LOG_STD
+
+    def half(start: int) -> str:
+        part = writer.node("Slice", (numbers, writer.integers(start), writer.integers(start + actions), writer.integers(-1)))
+        return writer.node("Unsqueeze", (part, writer.integers(1)))
+
+    mean = writer.node("Tanh", (half(0),))
+    scaled = writer.node("Mul", (writer.node("Sigmoid", (half(actions),)), writer.floats(high - low)))
+    deviation = writer.node("Exp", (writer.node("Add", (scaled, writer.floats(low))),))
+    return writer.node("Add", (writer.node("Mul", (deviation, "noise")), mean), "candidates")
+
+
+def _chosen(writer: _Writer, decision: Decision, candidates: str) -> str:
+    """Indices (B,) of the chosen candidates."""
+    count = decision.candidates
+    if decision.q is None:
+        first = writer.node("Slice", (writer.node("Shape", ("noise",)), writer.integers(0), writer.integers(1)))
+        return writer.node("Expand", (writer.integers(0), first), "chosen")
+    x = writer.node("Reshape", (candidates, writer.integers(-1, decision.actions)))
+    rows = _Rows(writer, decision.q)
+    q = _body(writer, decision.q, rows, x, count, {name: rows.first(name) for name in sorted(decision.q.rows())})
+    q = writer.node("Reshape", (q, writer.integers(_members(decision.q), -1, count)))
+    rule = "ReduceMin" if decision.selection.rule == "minimum" else "ReduceMean"
+    scores = writer.node(rule, (q, writer.integers(0)), keepdims=0)
+    if decision.selection.rule != "softmax":
+        return writer.node("ArgMax", (scores,), "chosen", axis=-1, keepdims=0)
+    best = writer.node("ArgMax", (scores,), axis=-1, keepdims=0)
+    weights = writer.node("Softmax", (writer.node("Div", (scores, writer.floats(decision.selection.temperature))),), axis=-1)
+    cumulative = writer.node("CumSum", (weights, writer.integers(-1)))
+    total = writer.node("Slice", (cumulative, writer.integers(count - 1), writer.integers(count), writer.integers(-1)))
+    limit = writer.node("Mul", (writer.node("Unsqueeze", ("uniform", writer.integers(-1))), total))
+    below = writer.node("Cast", (writer.node("Less", (cumulative, limit)),), to=7)
+    sampled = writer.node("ReduceSum", (below, writer.integers(-1)), keepdims=0)
+    return writer.node("Where", (writer.node("Less", ("uniform", writer.floats(0.0))), best, sampled), "chosen")
+
+
+def _members(program: Program) -> int:
+    shapes = [weight.shape[0] for step in (*program.setup, *program.body) if step.op == "linear" for weight in step.weights if weight.ndim == 3]
+    return shapes[0] if shapes else 1
+
+
+def onnx_model(
+    decision: Decision, *, batch: int | None, low: Sequence[float], high: Sequence[float], metadata: Mapping[str, Any] | None = None
+) -> Any:
+    """The ModelProto of a decision.
+
+    Inputs: observations (B, S), noise (B, K, A) standard normal, uniform (B,) in [0, 1), or -1 for the argmax (read by a softmax selection only).
+    Outputs: actions (B, A) in [low, high], unit_actions (B, A) in [-1, 1], candidates (B, K, A) as sampled, chosen (B,).
+    batch: the number of states, None for any; a fixed 1 is faster. Needs the package onnx. Raises NotCovered for an unknown operation.
+    """
+    from onnx import TensorProto, helper
+
+    writer, size = _Writer(batch), decision.actions
+    generator = decision.generator
+    if isinstance(generator, DiffusionProgram):
+        raw = _diffusion(writer, generator, decision.candidates, size)
+    else:
+        raw = _gaussian(writer, generator.network, size)
+    bounds = writer.floats(-1.0), writer.floats(1.0)
+    inside = writer.node("Clip", (raw, *bounds)) if decision.clip_before_scoring else raw
+    chosen = _chosen(writer, decision, inside)
+    picked = writer.node("GatherND", (inside, writer.node("Unsqueeze", (chosen, writer.integers(-1)))), batch_dims=1)
+    unit = writer.node("Clip", (picked, *bounds), "unit_actions")
+    middle, half = (np.add(high, low) / 2).astype(np.float32), (np.subtract(high, low) / 2).astype(np.float32)
+    mapped = writer.node("Add", (writer.node("Mul", (unit, writer.array(half))), writer.array(middle)))
+    writer.node("Max", (writer.node("Min", (mapped, writer.array(np.array(high, np.float32)))), writer.array(np.array(low, np.float32))), "actions")
+    rows, value = batch or "B", helper.make_tensor_value_info
+    inputs = [
+        value("observations", TensorProto.FLOAT, [rows, decision.observations]),
+        value("noise", TensorProto.FLOAT, [rows, decision.candidates, size]),
+        value("uniform", TensorProto.FLOAT, [rows]),
+    ]
+    outputs = [
+        value("actions", TensorProto.FLOAT, [rows, size]),
+        value("unit_actions", TensorProto.FLOAT, [rows, size]),
+        value("candidates", TensorProto.FLOAT, [rows, decision.candidates, size]),
+        value("chosen", TensorProto.INT64, [rows]),
+    ]
+    graph = helper.make_graph(writer.nodes, "decision", inputs, outputs, writer.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="ddice")
+    helper.set_model_props(model, {"ddice.schema": str(SCHEMA), "ddice": json.dumps(dict(metadata or {}))})
+    return model
