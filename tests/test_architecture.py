@@ -17,14 +17,14 @@ import ddice
 PACKAGE = Path(ddice.__file__).parent
 # A name is a module of ddice/ or a folder. A module imports from lower levels only, and from its own folder.
 LEVELS = (
-    ("config", "randomness", "storage", "inversion"),
+    ("config", "randomness", "storage", "inversion", "exported"),
     ("divergences", "schedule", "networks", "statistics", "loop", "data", "cache", "options", "plugins"),
     ("part", "solvers"),
     ("prior", "guidance"),
     ("dice_backends", "samplers"),
     ("engines",),
     ("policy",),
-    ("extractors", "collection"),
+    ("extractors", "collection", "export"),
     ("evaluation", "ope"),
     ("recipe",),
     ("training", "presets"),

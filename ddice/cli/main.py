@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | compare | data | cache | plugins."""
+"""The command line: ddice train | evaluate | compare | export | data | cache | plugins."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, plugins, train
+from ddice.cli import cache, compare, data, evaluate, export, plugins, train
 from ddice.cli.command import refuse
 from ddice.loop import TrainingDiverged
 from ddice.options import explain
 
-COMMANDS = (train, evaluate, compare, data, cache, plugins)
+COMMANDS = (train, evaluate, compare, export, data, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze

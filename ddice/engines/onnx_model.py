@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from ddice.engines.program import Decision, DiffusionProgram, Instruction, NotCovered, Program
+from ddice.exported import SCHEMA
 from ddice.networks import NORM_EPS
 from ddice.samplers.reference import LOG_STD
 
-SCHEMA = 1  # of inputs, outputs and metadata
 OPSET = 18
 IR_VERSION = 9
-INPUTS = ("observations", "noise", "uniform")
-OUTPUTS = ("actions", "unit_actions", "candidates", "chosen")
 ARGMAX = -1.0  # a uniform number that asks for the argmax instead of a softmax sample
 
 
@@ -341,9 +339,11 @@ def onnx_model(
     chosen = _chosen(writer, decision, inside)
     picked = writer.node("GatherND", (inside, writer.node("Unsqueeze", (chosen, writer.integers(-1)))), batch_dims=1)
     unit = writer.node("Clip", (picked, *bounds), "unit_actions")
-    middle, half = (np.add(high, low) / 2).astype(np.float32), (np.subtract(high, low) / 2).astype(np.float32)
-    mapped = writer.node("Add", (writer.node("Mul", (unit, writer.array(half))), writer.array(middle)))
-    writer.node("Max", (writer.node("Min", (mapped, writer.array(np.array(high, np.float32)))), writer.array(np.array(low, np.float32))), "actions")
+    shares = [
+        writer.node("Mul", (writer.node(op, (writer.floats(1.0), unit)), writer.array((np.asarray(bound) / 2).astype(np.float32))))
+        for op, bound in (("Sub", low), ("Add", high))
+    ]
+    writer.node("Add", shares, "actions")  # as BoxActions.from_unit: exact at the bounds
     rows, value = batch or "B", helper.make_tensor_value_info
     inputs = [
         value("observations", TensorProto.FLOAT, [rows, decision.observations]),

@@ -1,0 +1,31 @@
+"""ddice export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ddice.cli.command import add_command
+from ddice.export import export
+from ddice.policy import load_policy
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    text = "Write a saved policy as policy.onnx with act.py, which runs it without torch, and parity.json, which says how close it is."
+    command = add_command(commands, "export", _export, text)
+    command.add_argument("path", help="a run folder, or the folder of a policy")
+    command.add_argument("--out", help="folder to write into; by default `export` beside the policy")
+    command.add_argument("--batch", type=int, help="fixed number of states per call of the model; any number by default, 1 is fastest for a robot")
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    path = Path(options.path)
+    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
+    if options.batch is not None and options.batch < 1:
+        raise ValueError(f"expected --batch of at least 1, got {options.batch}")
+    out = folder.parent / "export" if options.out is None else Path(options.out)
+    report = export(load_policy(folder, device="cpu"), out, batch=options.batch)
+    print(f"{out / 'policy.onnx'}: {report.bytes / 2**20:.1f} MiB; {report}")
+    print(f"run it without torch: python {out / 'act.py'} observations.npy")

@@ -1,0 +1,93 @@
+"""Export of a policy: one ONNX file, a script that runs it without torch, and a report of how close it is to the policy."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddice import exported
+from ddice.config import Config
+from ddice.engines.onnx_model import ARGMAX, onnx_model
+from ddice.engines.program import decision
+from ddice.exported import SCHEMA, ExportedPolicy
+from ddice.policy import Policy
+from ddice.randomness import generator
+from ddice.storage import write_bytes, write_json
+
+TOLERANCE = 1e-5  # of a candidate, relative to the largest
+MOST_TIES = 0.01  # of the decisions
+PARITY_ROWS = 256
+
+
+class Parity(Config):
+    """Exported against reference decisions on the same noise, for normally distributed observations with the dataset's mean and deviation."""
+
+    decisions: int
+    largest_error: float
+    """Of a candidate, relative to the largest candidate."""
+    other_choices: int
+    """Decisions that chose another candidate: ties, up to rounding."""
+    bytes: int
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        same = self.decisions - self.other_choices
+        return f"{same} of {self.decisions} decisions choose the same candidate; largest relative error of a candidate {self.largest_error:.1e}"
+
+
+def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> Parity:
+    """Write policy.onnx, act.py and parity.json into a folder.
+
+    batch: a fixed number of states for each call of the model, None for any; 1 is the fastest for a robot. Needs the extra `onnx`.
+    Raises NotCovered (a ValueError) for a policy that cannot be exported, and ValueError when the exported decisions differ from the policy's.
+    """
+    folder = Path(folder)
+    policy = policy.compile("reference").to("cpu")
+    config, actions = policy.config, policy.spec.actions
+    program = decision(
+        policy.sampler,
+        policy.q,
+        candidates=config.candidates,
+        selection=config.selection,
+        clip_before_scoring=config.clip_candidates == "before_scoring",
+    )
+    about = {
+        "observations": [part.model_dump(mode="json") for part in policy.spec.observations.parts],
+        "observation_size": policy.spec.observations.size,
+        "latents": policy.sampler.latents(config.candidates, actions.size).tolist(),
+        "batch": batch,
+        "env": None if policy.spec.env is None else policy.spec.env.id,
+        "notes": config.notes,
+        "ddice": version("ddice"),
+    }
+    model = onnx_model(program, batch=batch, low=actions.low, high=actions.high, metadata=about).SerializeToString()
+    write_bytes(folder / "policy.onnx", model)
+    write_bytes(folder / "act.py", Path(exported.__file__).read_bytes())
+    report = _parity(policy, ExportedPolicy(folder / "policy.onnx"), len(model))
+    write_json(folder / "parity.json", report.model_dump(mode="json"))
+    if report.largest_error > TOLERANCE or report.other_choices > MOST_TIES * report.decisions:
+        raise ValueError(f"the exported policy differs from the policy: {report} (tolerance {TOLERANCE:.0e}); see {folder / 'parity.json'}")
+    return report
+
+
+def _parity(policy: Policy, exported_policy: ExportedPolicy, size: int) -> Parity:
+    import onnxruntime
+
+    spec, source = policy.spec, generator(0, "parity", 0)
+    shape = (PARITY_ROWS, policy.config.candidates, spec.actions.size)
+    observations = torch.randn(PARITY_ROWS, spec.observations.size, generator=source) * torch.tensor(spec.normalizer.std)
+    observations = observations + torch.tensor(spec.normalizer.mean)
+    noise = torch.randn(shape, generator=source)
+    expected = policy.decide(observations, noise)
+    got = exported_policy.run(observations.numpy(), noise.numpy(), np.full(PARITY_ROWS, ARGMAX, dtype=np.float32))
+    error = (torch.from_numpy(got["candidates"]) - expected.candidates).abs().max() / expected.candidates.abs().max().clamp(min=1)
+    return Parity(
+        decisions=PARITY_ROWS,
+        largest_error=float(error),
+        other_choices=int((torch.from_numpy(got["chosen"]) != expected.chosen).sum()),
+        bytes=size,
+        versions={"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "schema": str(SCHEMA)},
+    )

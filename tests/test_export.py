@@ -1,0 +1,167 @@
+"""The exported policy, run without torch, against the policy it came from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_engines import GUIDANCES, SCORES, make
+
+from ddice.cli import main
+from ddice.data.spec import ObservationPart, Observations
+from ddice.export import export
+from ddice.exported import ExportedPolicy
+from ddice.policy import Policy
+from ddice.prior import DiffusionPrior
+from ddice.samplers import Diffusion, Gaussian, Selection
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def policy(**changes: object) -> Policy:
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"])
+    made = make(sampler, **changes)  # type: ignore[arg-type]
+    box = made.spec.actions.model_copy(update={"low": (-2.0, 0.5), "high": (4.0, 0.75)})
+    made.spec = made.spec.model_copy(update={"actions": box})
+    return made
+
+
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_actions_in_the_units_of_the_environment(batch: int | None, tmp_path: Path) -> None:
+    """Deterministic actions equal the policy's, for one state and for more than a fixed batch holds."""
+    original = policy()
+    report = export(original, tmp_path, batch=batch)
+    assert report.largest_error < 1e-5
+    assert report.other_choices <= 2
+    loaded = ExportedPolicy(tmp_path / "policy.onnx")
+    observations = np.random.default_rng(0).normal(size=(7, original.spec.observations.size)).astype(np.float32)
+    expected = original.act(observations, deterministic=True)
+    np.testing.assert_allclose(loaded.act(observations, deterministic=True), expected, atol=3e-5)
+    np.testing.assert_allclose(loaded.act(observations[0], deterministic=True), expected[0], atol=3e-5)
+    assert json.loads((tmp_path / "parity.json").read_text())["decisions"] == report.decisions
+
+
+def test_a_softmax_selection_samples_and_takes_the_argmax(tmp_path: Path) -> None:
+    original = policy(selection=Selection(rule="softmax", temperature=0.1), candidates=7)
+    export(original, tmp_path)
+    loaded, source = ExportedPolicy(tmp_path / "policy.onnx"), torch.Generator().manual_seed(0)
+    observations, noise = torch.randn(50, original.spec.observations.size, generator=source), torch.randn(50, 7, 2, generator=source)
+    uniform = torch.rand(50, generator=source)
+    for numbers, given in ((uniform, uniform), (torch.full((50,), -1.0), None)):
+        got = loaded.run(observations.numpy(), noise.numpy(), numbers.numpy())
+        np.testing.assert_array_equal(got["chosen"], original.decide(observations, noise, given).chosen)
+    assert (original.decide(observations, noise, uniform).chosen != original.decide(observations, noise).chosen).any()
+
+
+def test_stochastic_actions_follow_their_seed(tmp_path: Path) -> None:
+    export(policy(candidates=1), tmp_path)
+    loaded, observation = ExportedPolicy(tmp_path / "policy.onnx"), np.zeros(policy().spec.observations.size)
+    assert np.array_equal(loaded.act(observation, seed=3), loaded.act(observation, seed=3))
+    assert not np.array_equal(loaded.act(observation, seed=3), loaded.act(observation, seed=4))
+    assert not np.array_equal(loaded.act(observation), loaded.act(observation))
+
+
+def test_a_gaussian_policy(tmp_path: Path) -> None:
+    original = make(Gaussian())
+    export(original, tmp_path)
+    observations = np.random.default_rng(0).normal(size=(5, original.spec.observations.size)).astype(np.float32)
+    got = ExportedPolicy(tmp_path / "policy.onnx").act(observations, deterministic=True)
+    np.testing.assert_allclose(got, original.act(observations, deterministic=True), atol=1e-5)
+
+
+def test_the_script_runs_without_torch_and_without_ddice(tmp_path: Path) -> None:
+    original = policy()
+    export(original, tmp_path / "export")
+    observations = np.random.default_rng(0).normal(size=(3, original.spec.observations.size)).astype(np.float32)
+    np.save(tmp_path / "observations.npy", observations)
+    blocked = "import sys, runpy; sys.modules['torch'] = sys.modules['ddice'] = None; sys.argv = sys.argv[1:]; "
+    code = f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(tmp_path / "export" / "act.py"), str(tmp_path / "observations.npy"), "--deterministic"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    np.testing.assert_allclose(json.loads(printed), original.act(observations, deterministic=True), atol=3e-5)
+
+
+def test_an_environment_with_a_dict(tmp_path: Path) -> None:
+    original = policy()
+    size = original.spec.observations.size
+    parts = (ObservationPart(path="body/position", shape=(1,)), ObservationPart(path="speed", shape=(size - 1,)))
+    original.spec = original.spec.model_copy(update={"observations": Observations(parts=parts)})
+    export(original, tmp_path)
+    observation = {"speed": np.arange(size - 1.0), "body": {"position": np.array([0.5]), "unused": np.zeros(3)}}
+    loaded = ExportedPolicy(tmp_path / "policy.onnx")
+    np.testing.assert_allclose(loaded.act(observation, deterministic=True), original.act(observation, deterministic=True), atol=3e-5)
+    with pytest.raises(ValueError, match=r"key 'speed', got \['body'\]"):
+        loaded.act({"body": observation["body"]})
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    export(policy(), tmp_path)
+    loaded, size = ExportedPolicy(tmp_path / "policy.onnx"), policy().spec.observations.size
+    with pytest.raises(ValueError, match=r"NaN or infinity at \[1, 0\]"):
+        loaded.act(np.array([[0.0] * size, [np.nan] + [0.0] * (size - 1)]))
+    for wrong in (np.zeros(size + 1), np.zeros((0, size)), np.zeros((1, 2, size))):
+        with pytest.raises(ValueError, match="expected observations of shape"):
+            loaded.act(wrong)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ExportedPolicy(tmp_path / "other.onnx")
+    (tmp_path / "broken.onnx").write_bytes((tmp_path / "policy.onnx").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as an ONNX model"):
+        ExportedPolicy(tmp_path / "broken.onnx")
+    model = onnx.load(tmp_path / "policy.onnx")
+    for value, message in (("2", "has schema 2, this file reads 1"), (None, "not one that ddice export wrote")):
+        del model.metadata_props[:]
+        if value:
+            onnx.helper.set_model_props(model, {"ddice.schema": value})
+        onnx.save(model, tmp_path / "other.onnx")
+        with pytest.raises(ValueError, match=message):
+            ExportedPolicy(tmp_path / "other.onnx")
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+    own = policy()
+    own.q = lambda observations, actions: actions.sum(-1)
+    with pytest.raises(ValueError, match="not covered: a Q that is a callable of your own"):
+        export(own, tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+
+
+def test_two_threads_at_once(tmp_path: Path) -> None:
+    original = policy()
+    export(original, tmp_path)
+    loaded = ExportedPolicy(tmp_path / "policy.onnx")
+    compiled = original.compile("onnx")
+    rows = [np.random.default_rng(seed).normal(size=(4, original.spec.observations.size)).astype(np.float32) for seed in range(8)]
+    expected = [original.act(row, deterministic=True) for row in rows]
+    found: dict[int, list[np.ndarray]] = {}
+
+    def work(index: int) -> None:
+        found[index] = [p.act(rows[index], deterministic=True) for p in (loaded, compiled, original.compile("eager")) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(8):
+        for got in found[index]:
+            np.testing.assert_allclose(got, expected[index], atol=3e-5)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = policy()
+    original.save(tmp_path / "run" / "policy")
+    assert main(["export", str(tmp_path / "run"), "--batch", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "run" / "export" / "policy.onnx") in printed
+    assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == ["act.py", "parity.json", "policy.onnx"]
+    assert main(["export", str(tmp_path / "run"), "--batch", "0"]) == 1
+    assert main(["export", str(tmp_path / "nothing")]) == 1
+    assert "expected --batch of at least 1" in (errors := capsys.readouterr().err)
+    assert "holds no policy.json" in errors
