@@ -1,5 +1,5 @@
 # Everything from one command; `make help` lists the targets.
-# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, DATASET=, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=
+# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, DATASET=, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=, BENCH_ARGS=
 VENV ?= .venv
 DATASET ?= pointmaze-umaze
 CONFIG ?= benchmarks/pointmaze-umaze.json
@@ -8,6 +8,7 @@ RUN_ARGS ?=
 TINY_ARGS ?= --recipe.steps.prior 100 --recipe.steps.backend 100 --recipe.steps.extractor 100 --recipe.evaluation.episodes 4
 REPRODUCE_ARGS ?= --seeds 0,1,2
 PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
 INSTALLED := $(VENV)/.installed
 # Networks this small train as fast on one thread, and two would wait for each other wherever something else runs.
 export OMP_NUM_THREADS ?= 1
@@ -46,8 +47,10 @@ test: $(INSTALLED) ## ruff, mypy and the tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
 
-bench: $(INSTALLED) ## the speed measurements of benchmarks/
-	$(VENV)/bin/pytest benchmarks -o addopts= --benchmark-only
+bench: $(INSTALLED) ## the speed measurements of benchmarks/, rendered into benchmarks/README.md (10 to 20 minutes on a quiet machine)
+	@mkdir -p .benchmarks
+	$(VENV)/bin/pytest benchmarks -o addopts= -q --benchmark-only --benchmark-json=.benchmarks/bench.json $(BENCH_ARGS)
+	$(VENV)/bin/python benchmarks/render_speed.py .benchmarks/bench.json
 
 clean: ## remove the virtual environment and everything that tools left behind; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks

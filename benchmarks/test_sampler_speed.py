@@ -1,75 +1,104 @@
 """Time of whole decisions: observation -> K guided candidates -> selection by Q -> action. `make bench` runs it.
 
-Compare rows of one run by ratio: absolute times on shared machines say little.
+Every round times the plain sampler of `plain_eager.py` (15 evaluations, whatever the engine takes) and then the engine, so that their ratio is of the
+same minute of the same machine. Compare ratios: absolute times on shared machines say little.
 """
 
 from __future__ import annotations
 
-import platform
+import statistics
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ddice.data import BoxActions, Normalizer, Spec
-from ddice.data.spec import ObservationPart, Observations, RewardSummary
-from ddice.dice_backends import QConfig
-from ddice.guidance import Guidance
-from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
-from ddice.policy import Policy, PolicyConfig
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion
-from ddice.solvers import DDIM, PUBLISHED, MultiStep, Solver
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-OBSERVATIONS, ACTIONS = 11, 3  # Hopper
-NETWORKS = {
-    "published": (PublishedScore(), Guidance(network=MLP(hidden=(256,) * 4, activation="silu"), time=FourierTime())),
-    "default": (DiffusionPrior().network, Guidance()),
-}
-SOLVERS: dict[str, Solver] = {"2S-15": PUBLISHED, "2M-8": MultiStep(evaluations=8, spacing="quadratic"), "DDIM-15": DDIM(evaluations=15)}
+from benchmarks.decisions import ACTIONS, OBSERVATIONS, SOLVERS, cost, make_policy
+from benchmarks.machine import bytes_per_second, description, flops_per_second, peak_memory, synchronized
+from benchmarks.plain_eager import PlainEager
+from ddice.policy import Policy
 
-
-def make_policy(networks: str, solver: str, candidates: int) -> Policy:
-    """A policy with untrained weights: its arithmetic is that of a trained one."""
-    spec = Spec(
-        observations=Observations(parts=(ObservationPart(path="", shape=(OBSERVATIONS,)),)),
-        actions=BoxActions(low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS),
-        normalizer=Normalizer(mean=(0.0,) * OBSERVATIONS, std=(1.0,) * OBSERVATIONS),
-        rewards=RewardSummary(mean=0.0, std=1.0),
-        transitions=1,
-        episodes=1,
-        source_rows=1,
-        has_initial=True,
-        fingerprint="",
-        behaviour_fingerprint="",
-    )
-    score, guidance = NETWORKS[networks]
-    prior = DiffusionPrior(network=score, encoder=FlattenEncoder(normalize=False))
-    sampler = Diffusion(prior=prior, guidance=guidance, solver=SOLVERS[solver])
-    q = QConfig(members=10)
-    config = PolicyConfig(sampler=sampler, candidates=candidates, q=q)
-    return Policy(config, spec, sampler.build(spec), q.build(spec))
+CPU = [
+    (networks, solver, engine, batch, candidates, "float32", "cpu")
+    for networks in ("published", "default")
+    for solver, engine in (*((s, e) for e in ("reference", "eager", "onnx") for s in ("2S-15", "2M-8")), ("2M-5", "onnx"))
+    for batch, candidates in ((1, 4), (10, 4), (1, 32), (50, 32))
+]
+CUDA = [
+    ("published", solver, engine, batch, candidates, dtype, "cuda")
+    for solver in ("2S-15", "2M-8")
+    for engine, dtype in (("reference", "float32"), ("eager", "float32"), ("graph", "float32"), ("fused", "float32"), ("fused", "float16"))
+    for batch, candidates in ((1, 4), (1, 32), (50, 32), (4096, 32))
+]
+ROUNDS = {1: 40, 10: 20, 50: 5, 4096: 5}
 
 
-@pytest.mark.parametrize(("batch", "candidates"), [(1, 4), (1, 32), (10, 4), (50, 32)])
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("networks", NETWORKS)
-def test_decisions(benchmark: pytest.FixtureRequest, networks: str, solver: str, batch: int, candidates: int) -> None:
-    """One call of `policy.act` for `batch` states."""
+@cache
+def plain(networks: str, candidates: int, device: str) -> PlainEager:
+    return PlainEager(make_policy(networks, "2S-15", candidates, device))
+
+
+@cache
+def policy(networks: str, solver: str, candidates: int, device: str) -> Policy:
+    return make_policy(networks, solver, candidates, device)
+
+
+@pytest.mark.parametrize(("networks", "solver", "engine", "batch", "candidates", "dtype", "device"), [*CPU, *CUDA])
+def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batch: int, candidates: int, dtype: Any, device: str) -> None:
+    """One call of `policy.decide` for `batch` states, transfers included."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
     torch.set_num_threads(1)
-    policy = make_policy(networks, solver, candidates)
-    observations = torch.randn(batch, OBSERVATIONS, generator=torch.Generator().manual_seed(0))
-    benchmark.group = f"{networks} networks, {batch} states x {candidates} candidates"  # type: ignore[attr-defined]
-    benchmark.extra_info.update(  # type: ignore[attr-defined]
+    base = policy(networks, solver, candidates, device)
+    started = time.perf_counter()
+    compiled = base.compile(engine, batch_sizes=(batch,), dtype=dtype)
+    source = torch.Generator().manual_seed(0)
+    observations, noise = (torch.randn(*shape, generator=source) for shape in ((batch, OBSERVATIONS), (batch, candidates, ACTIONS)))
+    baseline = plain(networks, candidates, device)
+
+    def act() -> None:
+        compiled.decide(observations.to(device), noise.to(device)).actions.cpu()
+
+    act()
+    cold, memory, times = time.perf_counter() - started, peak_memory(act, device), []
+    reference = synchronized(lambda: baseline(observations, noise), device)
+
+    def before_each_round() -> None:
+        begun = time.perf_counter()
+        reference()
+        times.append(time.perf_counter() - begun)
+
+    benchmark.group = f"{device}, {networks} networks, {batch} states x {candidates} candidates"
+    benchmark.pedantic(synchronized(act, device), setup=before_each_round, rounds=ROUNDS[batch], warmup_rounds=2)
+    found, needed = benchmark.stats.stats.data, cost(base, batch)
+    floor = max(needed.flops / flops_per_second(device), needed.bytes / bytes_per_second(device, int(needed.bytes / SOLVERS[solver].evaluations)))
+    median = statistics.median(found)
+    benchmark.extra_info.update(
         {
+            **description(device),
+            "networks": networks,
+            "solver": solver,
+            "engine": engine,
+            "batch": batch,
             "candidates": candidates,
             "evaluations": SOLVERS[solver].evaluations,
-            "batch": batch,
-            "dtype": "float32",
-            "device": "cpu",
-            "threads": 1,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
+            "dtype": dtype,
+            "ratio_to_plain": statistics.median(times[2:]) / median,
+            "p50_ms": 1e3 * median,
+            "p99_ms": 1e3 * float(np.quantile(found, 0.99)),
+            "decisions_per_second": batch / median,
+            "times_the_floor": median / floor,
+            "floor_ms": 1e3 * floor,
+            "gflop": needed.flops / 1e9,
+            "peak_memory_mib": memory,
+            "cold_start_s": cold,
         }
     )
-    actions = benchmark.pedantic(policy.act, args=(observations,), kwargs={"seed": 0}, rounds=10, warmup_rounds=2)  # type: ignore[attr-defined]
-    assert actions.shape == (batch, ACTIONS)

@@ -48,7 +48,7 @@ def make_engine(
         try:
             program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
             if name == "onnx":
-                return OnnxEngine(program, rows_per_call=settings.rows_per_call or CPU_BLOCK)
+                return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=settings.rows_per_call or CPU_BLOCK)
             return EagerEngine(program, rows_per_call=settings.rows_per_call or (CPU_BLOCK if device == "cpu" else rows))
         except NotCovered as error:
             if settings.engine != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ class OnnxEngine(Engine):
 
     name: ClassVar[str] = "onnx"
 
-    def __init__(self, decision: Decision, *, rows_per_call: int):
+    def __init__(self, decision: Decision, *, batch_sizes: Sequence[int], rows_per_call: int):
         super().__init__(rows_per_call)
         try:
             import onnx  # noqa: F401
@@ -26,9 +27,11 @@ class OnnxEngine(Engine):
             raise ImportError(f"the engine 'onnx' needs onnx and onnxruntime ({error}): pip install 'ddice[onnx]'") from error
         self.decision, self._runtime = decision, onnxruntime
         self._sessions: dict[int | None, Any] = {}
-        self._session(None)  # what is not covered is said at once
+        for batch in batch_sizes:  # at least one: what is not covered is said at once
+            self._session(batch)
 
-    def _session(self, batch: int | None) -> Any:
+    def _session(self, states: int) -> Any:
+        batch = 1 if states == 1 else None
         if batch not in self._sessions:
             bounds = [-1.0] * self.decision.actions, [1.0] * self.decision.actions
             model = onnx_model(self.decision, batch=batch, low=bounds[0], high=bounds[1])
@@ -40,7 +43,7 @@ class OnnxEngine(Engine):
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         uniform = torch.full((len(noise),), ARGMAX) if uniform is None else uniform
-        session = self._session(1 if len(noise) == 1 else None)
+        session = self._session(len(noise))
         feeds = {"observations": observations.contiguous().numpy(), "noise": noise.contiguous().numpy(), "uniform": uniform.contiguous().numpy()}
         feeds = {known.name: feeds[known.name] for known in session.get_inputs()}
         return Choice(*(torch.from_numpy(array) for array in session.run(["unit_actions", "candidates", "chosen"], feeds)))

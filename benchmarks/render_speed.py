@@ -1,0 +1,135 @@
+"""Write benchmarks/README.md and its plot from the committed results of `make bench`.
+
+    python benchmarks/render_speed.py .benchmarks/bench.json   # take a new result in, then render
+    python benchmarks/render_speed.py                          # render what is committed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "speed"
+TEXT = """\
+# How fast it is
+
+Written by `make bench` from the results in [results/speed](results/speed); `python benchmarks/render_speed.py` writes it again.
+
+**What is measured.** One decision: observation -> K guided candidates -> selection by Q -> action, transfers included, one thread, float32 unless
+said. The yardstick is [plain_eager.py](plain_eager.py): the same policy as research code samples it (torch modules, the state repeated for every
+candidate, guidance by autograd, a round trip to the host before selection), always with the published solver, 15 evaluations of singlestep
+DPM-Solver++(2S). Each round times the yardstick and then the engine, and the *ratio* of their medians is what to read: how many times faster.
+
+"x floor" is the time over the least time that the linear layers need: the larger of multiply-adds over the measured rate of a matrix product, and
+bytes of weights over the measured rate of reading them. "p99/p50" shows the spread on that machine. "cold start" is everything up to the first answer:
+compiling, exporting, first call. Networks: "published" are those of Diffusion-DICE (1.6 M parameters, guidance 4 x 256, ten Q), "default" those of
+the preset `default`. Solvers: 2S-15 is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 the same with 5 evaluations: other solvers give other actions,
+so compare their returns too.
+"""
+
+
+def take_in(path: Path) -> Path:
+    """Keep what matters of a pytest-benchmark result, under the name of its machine."""
+    found = json.loads(path.read_text())["benchmarks"]
+    rows = []
+    for entry in found:
+        row = {"test": entry["name"].partition("[")[0], "group": entry["group"], **entry["extra_info"]}
+        if "p50_ms" not in row:
+            row |= {"p50_ms": 1e3 * entry["stats"]["median"]}
+        rows.append({key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()})
+    if not rows:
+        raise ValueError(f"{path} holds no measurement")
+    device = "cuda" if any(row["device"] == "cuda" for row in rows) else "cpu"
+    machine = next(row["machine"] for row in rows if row["device"] == device)
+    target = RESULTS / f"{device}-{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({"measured": json.loads(path.read_text())["datetime"][:10], "rows": rows}, indent=1) + "\n")
+    return target
+
+
+def decision_table(rows: list[dict[str, Any]]) -> list[str]:
+    columns = "| states x K | networks | solver | engine | dtype | times faster | decisions/s | p99/p50 | x floor | peak MiB | cold start, s |"
+    lines = [columns, "|" + "---|" * columns.count("| ")]
+    for row in rows:
+        memory = "" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.1f}"
+        cells = [
+            f"{row['batch']} x {row['candidates']}", row["networks"], row["solver"], row["engine"], row["dtype"], f"**{row['ratio_to_plain']:.2f}**",
+            f"{row['decisions_per_second']:,.0f}", f"{row['p99_ms'] / row['p50_ms']:.2f}", f"{row['times_the_floor']:.1f}", memory,
+            f"{row['cold_start_s']:.2f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def step_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| part | preset | batch | ms a step |", "|---|---|---|---|"]
+    return lines + [f"| {row['stage']} | {row['preset']} | {row['batch']} | {row['p50_ms']:.1f} |" for row in rows]
+
+
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """How many times faster, for every shape of the published networks."""
+    import matplotlib.pyplot as plt
+
+    panels = [(name, [row for row in rows if row["networks"] == "published"]) for name, rows in results.items()]
+    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 4.2), squeeze=False, layout="constrained")
+    for axis, (name, rows) in zip(axes[0], panels, strict=True):
+        shapes = list(dict.fromkeys((row["batch"], row["candidates"]) for row in rows))
+        series = list(dict.fromkeys((row["engine"], row["solver"], row["dtype"]) for row in rows))
+        width = 0.84 / len(series)
+        for j, key in enumerate(series):
+            chosen = {(r["batch"], r["candidates"]): r["ratio_to_plain"] for r in rows if (r["engine"], r["solver"], r["dtype"]) == key}
+            places = [shapes.index(shape) + (j - (len(series) - 1) / 2) * width for shape in chosen]
+            label = " ".join(part for part in key if part != "float32")
+            color = plt.get_cmap("cividis")(j / max(len(series) - 1, 1))
+            bars = axis.bar(places, list(chosen.values()), width * 0.92, label=label, color=color)
+            axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(shapes)), [f"{b} x {k}" for b, k in shapes])
+        axis.set(xlabel="states x candidates", ylabel="times faster than the plain sampler", title=f"{name}, published networks")
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def render() -> None:
+    parts, decisions = [TEXT], {}
+    for path in sorted(RESULTS.glob("*.json")):
+        content = json.loads(path.read_text())
+        rows = content["rows"]
+        about = next(row for row in rows if "engine" in row)
+        versions = ", ".join(f"{name} {about[name]}" for name in ("python", "torch", "onnxruntime", "triton") if name in about)
+        device = about["device"].upper()
+        parts.append(f"## {device}: {about['machine']}\n\n{content['measured']}, {about['threads']} thread, {versions}.\n")
+        found = [row for row in rows if row["test"] == "test_decisions"]
+        decisions[f"{device} ({about['machine']})"] = found
+        parts.append("\n".join(decision_table(found)) + "\n")
+        if steps := [row for row in rows if row["test"] == "test_steps"]:
+            title = "One training step, batch drawn (shared machine: compare rows of this table only):"
+            parts.append(f"{title}\n\n" + "\n".join(step_table(steps)) + "\n")
+        if batches := [row for row in rows if row["test"] == "test_batches"]:
+            told = ", ".join(f"{row['ratio_to_loader']:.0f} times faster for {row['batch']} rows" for row in batches)
+            parts.append(f"`data.sample` against a DataLoader that collates row by row: {told}.\n")
+    if not any(name.startswith("CUDA") for name in decisions):
+        parts.append("## CUDA\n\nNot yet measured: `make bench` on a machine with an NVIDIA GPU adds its table here.\n")
+    plot(decisions, HERE / "speed.png")
+    parts.insert(1, "![how many times faster than the plain sampler](speed.png)\n")
+    (HERE / "README.md").write_text("\n".join(parts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", nargs="?", type=Path, help="JSON of pytest --benchmark-json")
+    options = parser.parse_args()
+    if options.result is not None:
+        print(f"kept in {take_in(options.result)}")
+    render()
+    print(f"written: {HERE / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()
