@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
     command.add_argument("path", help="a run folder, or the folder of a policy (without ratios then)")
     command.add_argument("--out", help="folder for the PNGs; RUN/pictures by default")
     command.add_argument("--episodes", type=int, default=20, help="trajectories that are drawn")
-    command.add_argument("--states", type=int, default=3, help="decisions that are drawn: far apart among the states of the episodes, else of the data")
+    command.add_argument("--states", type=int, default=3, help="decisions that are drawn, far apart among the states of the episodes or data")
     command.add_argument("--seed", type=int, default=0, help="as for ddice evaluate: the same seed draws the same episodes")
     command.add_argument("--colour", choices=("time", "success"), default="time", help="of the trajectories")
     command.add_argument("--device", default="auto")

@@ -114,7 +114,7 @@ def view_actions(
     """One view for each state of `observation` (one, or a batch, as `policy.act` takes them).
 
     The candidates and the chosen one are those of `policy.act(observation[i], deterministic=True)`, or of `seed=seed`. The behaviour is that of
-    `behaviour_actions`. q: (observations (B, S), actions (B, 2)) -> (M, B) or (B,), in place of the policy's own; a policy with one candidate has none.
+    `behaviour_actions`. q: (observations (B, S), actions (B, 2)) -> (M, B) or (B,), in place of the policy's own; one with one candidate has none.
     Raises ValueError for a policy whose actions are not two-dimensional.
     """
     if policy.spec.actions.size != 2:
@@ -147,7 +147,7 @@ def decision(
     maze: Maze | None = None,
     seed: int | None = None,
 ) -> Figure:
-    """A row for each state: behaviour and candidates, Q and candidates, and first, with `maze`, where the state is. Arguments as for `view_actions`."""
+    """A row for each state: behaviour and candidates, Q and candidates; first, with `maze`, where it is. Arguments as for `view_actions`."""
     views = view_actions(policy, observation, data=data, prior=prior, q=q, seed=seed)
     states = policy._observations(observation)[0].cpu().numpy()
     figure, axes = panels(len(views), 2 + (maze is not None), height=3.4)

@@ -71,8 +71,8 @@ def require_rendering(env: Any) -> None:
         raise
     except Exception as error:  # drivers raise whatever they like
         raise OSError(
-            f"cannot render {record.id}: {type(error).__name__}: {error}. MuJoCo needs OpenGL: without a display set MUJOCO_GL=egl (Debian: apt install "
-            "libegl1 libgl1) or MUJOCO_GL=osmesa (apt install libosmesa6); classic control and Box2D need pygame"
+            f"cannot render {record.id}: {type(error).__name__}: {error}. MuJoCo needs OpenGL: without a display set MUJOCO_GL=egl (Debian: apt "
+            "install libegl1 libgl1) or MUJOCO_GL=osmesa (apt install libosmesa6); classic control and Box2D need pygame"
         ) from error
     finally:
         if made is not None:
@@ -122,7 +122,7 @@ def make_film(
 def _look_from_above(made: Any) -> None:
     """A maze's own camera looks over its walls, which hide what is behind them, and sees half of a large maze."""
     whole = made.unwrapped
-    maze = getattr(whole, "maze", None)
+    maze: Any = getattr(whole, "maze", None)
     if hasattr(maze, "maze_map"):
         distance = DISTANCE * max(maze.map_length, maze.map_width) * maze.maze_size_scaling
         above = {"elevation": -90.0, "azimuth": 90.0, "distance": distance, "lookat": np.zeros(3)}

@@ -19,7 +19,7 @@ SHOWN_WALL = 0.3  # of the outer wall
 
 @dataclass(frozen=True)
 class Maze:
-    """walls (W, 4): x and y of the lower left corner, width and height of every wall cell; side: of a cell; goal (2,): the one that is fixed, or None."""
+    """walls (W, 4): x and y of the lower left corner, width and height of every wall cell; side: of a cell; goal: the fixed one, or None."""
 
     walls: np.ndarray
     side: float
@@ -46,7 +46,7 @@ def read_maze(env: Any) -> Maze | None:
     """
     made = make_env(env if isinstance(env, EnvRecord) else record_of(env))
     try:
-        maze = getattr(made.unwrapped, "maze", None)
+        maze: Any = getattr(made.unwrapped, "maze", None)
         if not hasattr(maze, "maze_map"):
             return None
         side = float(maze.maze_size_scaling)

@@ -95,8 +95,8 @@ def ratio_map(backend: Any, data: Transitions, maze: Maze, *, rows: int = ROWS) 
     for axis, density, steps, title in zip(axes[0], (grid.data, grid.weighted), (grid.data_steps, grid.weighted_steps), titles, strict=True):
         drawn = axis.imshow(density, origin="lower", extent=maze.extent, cmap=DENSITY_MAP, vmin=0, vmax=brightest, interpolation="nearest")
         draw_maze(axis, maze)
-        scaled = steps / longest * 0.9 * maze.side / ARROWS
-        axis.quiver(*grid.points.T, *scaled.T, angles="xy", scale_units="xy", scale=1, color=VERMILLION, width=0.007, minlength=0, pivot="mid", zorder=4)
+        arrows = {"angles": "xy", "scale_units": "xy", "scale": 1, "pivot": "mid", "width": 0.007, "minlength": 0}
+        axis.quiver(*grid.points.T, *(steps / longest * 0.9 * maze.side / ARROWS).T, color=VERMILLION, zorder=4, **arrows)
         axis.set_title(title, fontsize=10)
     colour_bar(figure, drawn, axes[0, 1], "density")
     return figure
