@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROWS = 200_000  # of the data: enough for a smooth picture
 CHUNK = 8192
 CELLS, ARROWS = 12, 3  # bins, and arrows, along one side of a maze's cell
-LEAST_SHARE = 0.002  # of all rows behind an arrow: fewer point anywhere
+LEAST_ROWS = 0.5  # behind an arrow, times the mean of the bins that hold any: where few rows are, they point anywhere
 BRIGHTEST = 99  # percentile of the filled bins that has the darkest colour: a peak at the goal would leave the rest white
 
 
@@ -77,7 +77,8 @@ def _flow(
     def total(values: np.ndarray) -> np.ndarray:
         return _histogram(x, y, values, maze, ARROWS)
 
-    enough = (total(np.ones(len(x))) >= LEAST_SHARE * len(x)) & (total(weights) > 0) & (total(ratio) > 0)
+    counts = total(np.ones(len(x)))
+    enough = (counts >= LEAST_ROWS * counts[counts > 0].mean()) & (total(weights) > 0) & (total(ratio) > 0)
     row, column = np.nonzero(enough)
     points = np.stack([maze.extent[0] + (column + 0.5) * maze.side / ARROWS, maze.extent[2] + (row + 0.5) * maze.side / ARROWS], 1)
     means = [np.stack([total(w * steps[:, axis])[enough] / total(w)[enough] for axis in (0, 1)], 1) for w in (weights, ratio)]
