@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -281,9 +282,11 @@ def test_the_ratio_grid_weighs_rows(data: Any, umaze: EnvRecord) -> None:
     assert grid.data[row, column] * area == pytest.approx(inside.mean())
     # an arrow is the mean step of the rows around its point
     steps = (data.next_observations - data.observations)[:, :2].numpy()
-    here = (np.abs(positions - grid.points[0]) < maze.side / 6).all(1)
-    np.testing.assert_allclose(grid.data_steps[0], steps[here].mean(0), atol=1e-6)
-    np.testing.assert_allclose(grid.weighted_steps[0], steps[here & east].mean(0), atol=1e-6)
+    for point, mean, weighted in zip(grid.points, grid.data_steps, grid.weighted_steps, strict=True):
+        here = (np.abs(positions - point) < maze.side / 6).all(1)
+        np.testing.assert_allclose(mean, steps[here].mean(0), atol=1e-6)
+        np.testing.assert_allclose(weighted, steps[here & east].mean(0), atol=1e-6)
+    assert np.abs(grid.data_steps - grid.weighted_steps).max() > 1e-3
 
 
 def test_ratios_that_are_all_zero_are_refused(data: Any, umaze: EnvRecord) -> None:
@@ -385,9 +388,9 @@ def test_a_film_plays_the_evaluation_again(umaze: EnvRecord, played: Any, render
 
 def test_an_episode_that_comes_out_differently_is_refused(umaze: EnvRecord, played: Any, renders: None) -> None:
     (recording, *_) = played[1]
-    changed = pictures.Recording(recording.reset_seed, recording.observations, recording.actions, recording.rewards + 1, None)
-    with pytest.raises(ValueError, match="the environment is not deterministic"):
-        pictures.make_film(umaze, [changed])
+    for changes in ({"rewards": recording.rewards + 1}, {"actions": -recording.actions}, {"reset_seed": 0}):
+        with pytest.raises(ValueError, match=r"expected .* again at step [01], got .* is the environment not deterministic"):
+            pictures.make_film(umaze, [dataclasses.replace(recording, **changes)])
 
 
 def shortened(recording: pictures.Recording, steps: int) -> pictures.Recording:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,16 +134,23 @@ def _look_from_above(made: Any) -> None:
 
 def _replay(made: Any, recording: Recording, every: int) -> Iterator[tuple[int, float, np.ndarray]]:
     """Step, return so far and picture: at the start, after every `every` steps, and at the end."""
-    made.reset(seed=recording.reset_seed)
+    _require_same(made.reset(seed=recording.reset_seed)[0], recording.observations[0], 0)
     yield 0, 0.0, made.render()
     total, length = 0.0, len(recording.actions)
-    for step, (action, expected) in enumerate(zip(recording.actions, recording.rewards, strict=True), start=1):
-        reward = float(made.step(action)[1])
-        if abs(reward - expected) > REPLAY_TOLERANCE * (1 + abs(expected)):
-            raise ValueError(f"expected the reward {expected} again at step {step - 1}, got {reward}: the environment is not deterministic")
-        total += reward
+    for step, (action, reward) in enumerate(zip(recording.actions, recording.rewards, strict=True), start=1):
+        observation, again, *_ = made.step(action)
+        _require_same({"observation": observation, "reward": again}, {"observation": recording.observations[step], "reward": reward}, step)
+        total += float(reward)
         if step % every == 0 or step == length:
             yield step, total, made.render()
+
+
+def _require_same(played: Any, recorded: Any, step: int) -> None:
+    if isinstance(recorded, Mapping):
+        for key, value in recorded.items():
+            _require_same(played[key], value, step)
+    elif not np.allclose(played, recorded, REPLAY_TOLERANCE, REPLAY_TOLERANCE):
+        raise ValueError(f"expected {recorded} again at step {step}, got {played}: is the environment not deterministic, or another one?")
 
 
 def _captioned(frame: np.ndarray, text: str, width: int) -> np.ndarray:
