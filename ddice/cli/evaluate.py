@@ -68,7 +68,7 @@ def _kind(path: str, maze: Maze | None) -> str:
 
 
 def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
-    """The maze, where there is one; ValueError or OSError, before anything is played, for what cannot be rendered."""
+    """The maze, where one is drawn; ValueError or OSError, before anything is played, for what cannot be rendered."""
     if options.render is None:
         return None
     if Path(options.render).suffix not in (".gif", ".png"):
@@ -77,8 +77,11 @@ def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
         raise ValueError(f"expected --render-episodes of at least 1, got {options.render_episodes}")
     if env is None:
         raise ValueError("there is nothing to render: the policy records no environment; give --env")
+    if Path(options.render).suffix == ".gif":
+        require_rendering(env)  # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is not there
+        return None
     maze = read_maze(env)
-    if _kind(options.render, maze) != "trajectories":
+    if maze is None:
         require_rendering(env)
     return maze
 
