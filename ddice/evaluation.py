@@ -37,6 +37,22 @@ class Actor(Protocol):
     def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Moment:
+    """One step of one episode as `evaluate` plays it: observations as the environment gives them, the action as it takes it.
+
+    success: what the episode has reported so far; None where the environment reports nothing.
+    """
+
+    episode: int
+    step: int
+    observation: Any
+    action: np.ndarray
+    reward: float
+    next_observation: Any
+    success: bool | None
+
+
 class Evaluation(Config):
     """What E episodes gave. Every tuple is in the order of the episodes; `model_dump_json` writes everything, `model_validate_json` reads it.
 
@@ -112,6 +128,7 @@ def evaluate(
     parallel: int = 50,
     deterministic: bool = False,
     progress: bool = True,
+    on_step: Callable[[Moment], None] | None = None,
 ) -> Evaluation:
     """Plays exactly `episodes` episodes, each to its end, and scores them.
 
@@ -119,6 +136,7 @@ def evaluate(
         A ready-made `gymnasium.Env` is played alone, one episode after the other, and left open.
     parallel: copies of the environment whose observations share one call of the policy. Episode i is reset with a seed derived from (seed, i) and its
         action at step t drawn with one derived from (seed, i, t), so `parallel` changes speed only (and the last bits of batched arithmetic).
+    on_step: is shown every step, in time order within an episode; episodes played in parallel alternate.
     Raises ValueError without an environment, when its spaces do not fit the policy (before the first step), and for actions or rewards that are not
     finite; ImportError with what to install when the environment cannot be made.
     """
@@ -127,7 +145,7 @@ def evaluate(
     register_robotics()
     make, ready_made = _source(env, policy.spec)
     environments: list[gymnasium.Env[Any, Any]] = []
-    run = _Run(policy, seed, episodes, deterministic)
+    run = _Run(policy, seed, episodes, deterministic, on_step)
     try:
         environments.append(_made(make))
         require_fit(environments[0], policy.spec)
@@ -206,6 +224,11 @@ def derived_seed(seed: int, name: str, *index: int) -> int:
     return int.from_bytes(digest, "little")
 
 
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed with which `evaluate(..., seed=seed)` resets the environment for an episode."""
+    return derived_seed(seed, "environment", episode)
+
+
 @dataclass
 class _Episode:
     """One episode in play or played."""
@@ -215,6 +238,7 @@ class _Episode:
     observation: Any
     length: int = 0
     total: float = 0.0
+    reward: float = 0.0
     success: bool | None = None
     final_success: bool | None = None
 
@@ -225,12 +249,17 @@ class _Episode:
         if not math.isfinite(reward):
             raise ValueError(f"expected finite rewards, got {reward} in episode {self.index}, step {self.length}: the environment has diverged")
         self.total += reward
+        self.reward = reward
         self.length += 1
         reported = next((info[key] for key in SUCCESS_KEYS if key in info), None)
         if reported is not None:
             self.final_success = bool(np.any(reported))
             self.success = bool(self.success) or self.final_success
         return bool(terminated or truncated)
+
+    def moment(self, before: Any, action: np.ndarray) -> Moment:
+        """The step that was just played."""
+        return Moment(self.index, self.length - 1, before, action, self.reward, self.observation, self.success)
 
 
 def _stack(observations: Sequence[Any]) -> Any:
@@ -251,6 +280,7 @@ class _Run:
     seed: int
     episodes: int
     deterministic: bool
+    on_step: Callable[[Moment], None] | None = None
     done: list[_Episode] = field(default_factory=list)
     policy_seconds: float = 0.0
 
@@ -261,7 +291,11 @@ class _Run:
             while active:
                 going = []
                 for episode, action in zip(active, self._actions(active), strict=True):
-                    if not episode.step(action):
+                    before = episode.observation
+                    over = episode.step(action)
+                    if self.on_step is not None:
+                        self.on_step(episode.moment(before, action))
+                    if not over:
                         going.append(episode)
                         continue
                     self.done.append(episode)
@@ -274,7 +308,7 @@ class _Run:
         self.done.sort(key=lambda episode: episode.index)
 
     def _begin(self, index: int, environment: Any) -> _Episode:
-        observation, _ = environment.reset(seed=derived_seed(self.seed, "environment", index))
+        observation, _ = environment.reset(seed=episode_seed(self.seed, index))
         return _Episode(index, environment, observation)
 
     def _actions(self, active: Sequence[_Episode]) -> np.ndarray:

@@ -61,7 +61,10 @@ class Pair:
 
 
 class Training:
-    """The stages of one recipe over one dataset. Every stage is found in the cache, resumed from its checkpoint, or trained."""
+    """The stages of one recipe over one dataset. Every stage is found in the cache, resumed from its checkpoint, or trained.
+
+    only_found: raise FileNotFoundError in place of training, for those who only look.
+    """
 
     def __init__(
         self,
@@ -72,8 +75,10 @@ class Training:
         progress: bool = True,
         checkpoint_every: int = CHECKPOINT_EVERY,
         say: Say = print,
+        only_found: bool = False,
     ):
         self.recipe, self.folder, self.progress, self.checkpoint_every, self.say = recipe, run, progress, checkpoint_every, say
+        self.only_found = only_found
         if checkpoint_every < 1:
             raise ValueError(f"expected checkpoint_every of at least 1 step, got {checkpoint_every}")
         self.device = loop.resolve_device(recipe.device)
@@ -169,6 +174,8 @@ class Training:
                 metrics.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(entry.metrics, metrics)
             return
+        if self.only_found:
+            raise FileNotFoundError(f"the trained {stage} is not in the cache {cache.cache_folder()}: run the recipe again with ddice train")
         for part in parts:
             part.horizon = steps
         entry.describe({"stage": stage, "steps": steps, "seed": self.recipe.seed, "data": self.recipe.data.source, "parts": self._names(stage)})

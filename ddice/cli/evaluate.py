@@ -9,8 +9,12 @@ from typing import Any
 from ddice.cli.command import add_command
 from ddice.config import import_function
 from ddice.evaluation import evaluate
+from ddice.pictures import Maze, Recorder, make_film, read_maze, trajectories, write_gif, write_strip
+from ddice.pictures.film import FPS, MAX_FRAMES, WIDTH, require_rendering
 from ddice.policy import load_policy
 from ddice.storage import write_bytes
+
+SHOWN = {"film": 1, "strip": 3, "trajectories": 50}  # episodes
 
 
 def register(commands: Any) -> None:
@@ -25,6 +29,11 @@ def register(commands: Any) -> None:
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
     command.add_argument("--q", help='"module:function" of the critic, for a policy that selects by a callable of your own')
     command.add_argument("--json", help="write the full result to this file")
+    command.add_argument("--render", metavar="FILE", help="film.gif: a film; film.png: a strip of frames, or in goal mazes the trajectories")
+    command.add_argument("--render-episodes", type=int, help="the first N episodes are shown; by default 1 in a film, 3 in a strip, 50 trajectories")
+    command.add_argument("--render-fps", type=int, default=FPS, help="frames per second of a film")
+    command.add_argument("--render-frames", type=int, default=MAX_FRAMES, help="a longer film runs faster, so that it has about this many frames")
+    command.add_argument("--render-width", type=int, default=WIDTH, help="pixels at most")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
 
@@ -32,6 +41,10 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     path = Path(options.path)
     critic = None if options.q is None else import_function(options.q, "--q")
     policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=options.device, q=critic)
+    env = options.env or policy.spec.env
+    maze = _check_render(options, env)
+    shown = options.render_episodes or SHOWN[_kind(options.render, maze)] if options.render else 0
+    recorder = Recorder(shown, options.seed)
     scores = evaluate(
         policy,
         options.env,
@@ -40,7 +53,45 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         parallel=options.parallel,
         deterministic=options.deterministic,
         progress=not options.no_progress,
+        on_step=recorder if shown else None,
     )
     if options.json:
         write_bytes(Path(options.json), scores.model_dump_json(indent=2).encode())
     print(scores)
+    if options.render:
+        _render(options, env, maze, recorder)
+        print(f"{_kind(options.render, maze)} of {min(shown, options.episodes)} of them: {options.render}")
+
+
+def _kind(path: str, maze: Maze | None) -> str:
+    return "film" if Path(path).suffix == ".gif" else "strip" if maze is None else "trajectories"
+
+
+def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
+    """The maze, where one is drawn; ValueError or OSError, before anything is played, for what cannot be rendered."""
+    if options.render is None:
+        return None
+    if Path(options.render).suffix not in (".gif", ".png"):
+        raise ValueError(f"expected --render to name a .gif or a .png, got {options.render!r}")
+    if options.render_episodes is not None and options.render_episodes < 1:
+        raise ValueError(f"expected --render-episodes of at least 1, got {options.render_episodes}")
+    if env is None:
+        raise ValueError("there is nothing to render: the policy records no environment; give --env")
+    if Path(options.render).suffix == ".gif":
+        require_rendering(env)  # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is not there
+        return None
+    maze = read_maze(env)
+    if maze is None:
+        require_rendering(env)
+    return maze
+
+
+def _render(options: argparse.Namespace, env: Any, maze: Maze | None, recorder: Recorder) -> None:
+    """Write the film, the strip or the trajectories of what was played."""
+    path, recordings = Path(options.render), recorder.recordings()
+    if maze is not None and _kind(options.render, maze) == "trajectories":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trajectories(maze, recordings).savefig(path)
+        return
+    film = make_film(env, recordings, fps=options.render_fps, max_frames=options.render_frames, width=options.render_width)
+    (write_gif if path.suffix == ".gif" else write_strip)(film, path)

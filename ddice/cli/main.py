@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | compare | export | data | cache | plugins."""
+"""The command line: ddice train | evaluate | picture | compare | export | data | cache | plugins."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, export, plugins, train
+from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, train
 from ddice.cli.command import refuse
 from ddice.loop import TrainingDiverged
 from ddice.options import explain
 
-COMMANDS = (train, evaluate, compare, export, data, cache, plugins)
+COMMANDS = (train, evaluate, picture, compare, export, data, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice train --preset official --dry-run
-  ddice evaluate runs/umaze --episodes 100
+  ddice evaluate runs/umaze --episodes 100 --render runs/umaze/film.gif
+  ddice picture runs/umaze
   ddice compare --run runs/grid --backends piecewise_f,optidice --extractors weighted_bc,guide_then_select --seeds 0,1,2
 """
 
