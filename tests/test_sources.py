@@ -91,11 +91,8 @@ def test_a_termination_in_the_row_of_a_timeout_is_a_termination(tmp_path: Path) 
 
 def test_d4rl_without_timeouts_says_what_is_not_known(tmp_path: Path) -> None:
     flat = write_hdf5(tmp_path / "flat.hdf5", d4rl(next_observations=None, timeouts=None))
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="1 of 7 rows dropped"), pytest.warns(UserWarning, match=r"no truncations were given.*episode_steps="):
         data = load_dataset(flat, **UNIT)
-    assert "no truncations were given" in str(said[0].message)
-    assert "episode_steps=" in str(said[0].message)
-    assert "1 of 7 rows dropped" in str(said[1].message)
     assert data.episode.tolist() == [0, 0, 0, 1, 1, 1]
     rows = write_hdf5(tmp_path / "rows.hdf5", d4rl(timeouts=None))
     with pytest.warns(UserWarning, match=r"no timeouts.*independent transitions.*episode_steps="):
@@ -148,7 +145,7 @@ def test_columns_nobody_knows_are_named(tmp_path: Path) -> None:
         ({"next_observations": np.zeros((7, 3))}, "next_observations with the shapes of observations"),
         ({"actions": np.zeros((7, 1), np.int64)}, "discrete actions are not supported yet"),
         ({"observations": np.zeros((7, 4), np.uint8), "next_observations": None}, "image observations are not supported yet"),
-        ({"observations": np.where(np.arange(14).reshape(7, 2) == 9, np.nan, 1.0)}, "expected finite observations, got nan in row 4; 1 of 7"),
+        ({"observations": np.diag([1, 1, 1, 1, np.nan, 1, 1])[:, :5], "next_observations": None}, "observations, got nan in row [34]; 1 of 6"),
         ({"rewards": np.array([0, 0, np.inf, 0, 0, 0, 0])}, "expected finite rewards, got inf in row 2"),
         ({"terminals": np.full(7, 3)}, r"expected terminations of booleans, got 3 in row 0"),
         ({"rewards": np.array([b"a"] * 7)}, "expected rewards to be an array of numbers"),
