@@ -33,6 +33,13 @@ def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
 
 
+@pytest.fixture(params=["fresh", "settled"])
+def either_age(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the hash decides, once the time stamps alone."""
+    if request.param == "settled":
+        monkeypatch.setattr(flat, "SETTLED", 0)
+
+
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written a moment ago count as old."""
@@ -237,9 +244,10 @@ def test_an_entry_of_another_version_of_the_file_is_not_believed(tmp_path: Path)
     assert torch.equal(first._table, again._table)
 
 
-def test_changed_files_are_read_again(tmp_path: Path) -> None:
+def test_changed_files_are_read_again(tmp_path: Path, either_age: None) -> None:
     path = Path(write_npz(tmp_path / "a.npz"))
     before, stat = loaded(path)[0], path.stat()
+    time.sleep(0.05)  # many ticks of the clock of a file system
     write_npz(path, seed=1)  # as long as before
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
@@ -257,14 +265,26 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
     assert (first.spec.reference.expert, second.spec.reference.expert) == (7.25, 8.25)
 
 
+def test_another_file_in_the_same_place_is_noticed_however_old(tmp_path: Path, settled: None) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    path = write_npz(tmp_path / "one" / "a.npz")
+    write_npz(tmp_path / "two" / "a.npz", seed=1)
+    before = loaded(path)[0]
+    (tmp_path / "one").rename(tmp_path / "old")  # which leaves the time stamps of the files as they are
+    (tmp_path / "two").rename(tmp_path / "one")
+    assert loaded(path)[0].spec.fingerprint != before.spec.fingerprint
+
+
 def test_a_change_within_one_tick_of_the_clock_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two contents of the same size and time stamps: they differ only by their hash."""
     path = write_npz(tmp_path / "a.npz")
-    stamp = [[path, 1, time.time_ns(), time.time_ns()]]
-    monkeypatch.setattr(flat, "_stamp", lambda files: stamp)
-    before = loaded(path)[0]
-    write_npz(tmp_path / "a.npz", seed=1)
-    assert loaded(path)[0].spec.fingerprint != before.spec.fingerprint
+    for modified, changed in ((time.time_ns(), 1), (1, time.time_ns())):
+        monkeypatch.setattr(flat, "_stamp", lambda files, stamp=(modified, changed): [[path, 1, *stamp]])
+        write_npz(tmp_path / "a.npz")
+        before = loaded(path)[0]
+        write_npz(tmp_path / "a.npz", seed=1)
+        assert loaded(path)[0].spec.fingerprint != before.spec.fingerprint
 
 
 def test_settled_files_are_not_hashed_and_touched_ones_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None) -> None:
@@ -277,21 +297,23 @@ def test_settled_files_are_not_hashed_and_touched_ones_not_read(tmp_path: Path, 
     assert_same(first, loaded(path)[0])
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = write_npz(tmp_path / "a.npz"), reading._read_file
+@pytest.mark.parametrize("noticed_by", ["stamp", "hash"])
+def test_a_file_that_changes_while_it_is_read_is_not_kept(noticed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read, now = write_npz(tmp_path / "a.npz"), reading._read_file, time.time_ns()
+    if noticed_by == "hash":
+        monkeypatch.setattr(flat, "_stamp", lambda files: [[path, 1, now, now]])
+    else:
+        monkeypatch.setattr(flat, "SETTLED", 0)
 
     def slowly(*arguments: Any) -> Any:
         source = read(*arguments)
+        time.sleep(0.05)
         write_npz(tmp_path / "a.npz", seed=1)
         return source
 
     monkeypatch.setattr(reading, "_read_file", slowly)
-    for stamped in (flat._stamp, lambda files: [[path, 1, time.time_ns(), time.time_ns()]]):
-        fixed = stamped([Path(path)])
-        monkeypatch.setattr(flat, "_stamp", flat._stamp if stamped is flat._stamp else lambda files, fixed=fixed: fixed)
-        loaded(path)
-        assert cache.entries() == []
-        write_npz(tmp_path / "a.npz")
+    loaded(path)
+    assert cache.entries() == []
 
 
 def test_without_a_writable_folder_data_are_read_each_time_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
