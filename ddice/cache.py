@@ -1,9 +1,10 @@
-"""Trained parts, found again by fingerprint: DDICE_CACHE, else ~/.cache/ddice."""
+"""Trained parts and datasets as read, found again by fingerprint: DDICE_CACHE, else ~/.cache/ddice."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ddice.storage import write_json
+
+KEY = re.compile("[0-9a-f]{32}")
 
 
 def cache_folder() -> Path:
@@ -20,7 +23,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """One trained (or half trained) part: a folder with its state, the checkpoint of a run that is not done, metrics, and what it is."""
+    """One trained (or half trained) part, or one dataset: a folder with its state, what it is, and for parts a checkpoint and metrics."""
 
     folder: Path
 
@@ -37,9 +40,22 @@ class Entry:
         return self.folder / "metrics.jsonl"
 
     @property
+    def description(self) -> Path:
+        return self.folder / "about.json"
+
+    @property
+    def described(self) -> bool:
+        """Whether there is a description, readable or not: it is written when there is something to describe."""
+        return self.description.exists()
+
+    @property
     def about(self) -> dict[str, Any]:
-        path = self.folder / "about.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """What `describe` wrote; empty where that is missing or damaged."""
+        try:
+            found = json.loads(self.description.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def size(self) -> int:
@@ -48,17 +64,18 @@ class Entry:
 
     def describe(self, about: dict[str, Any]) -> None:
         """Write down what the entry is, for `ddice cache list`."""
-        write_json(self.folder / "about.json", {"created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
+        write_json(self.description, {"created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
 
 
 def entry(stage: str, key: str) -> Entry:
-    """The entry of a stage ("prior", "backend", ...) with this fingerprint; its folder need not exist."""
+    """The entry of a stage ("prior", "backend", ..., "data") with this fingerprint; its folder need not exist."""
     return Entry(cache_folder() / stage / key)
 
 
 def entries() -> list[Entry]:
-    """All entries, oldest first."""
-    return [Entry(path.parent) for path in sorted(cache_folder().glob("*/*/about.json"), key=lambda path: path.stat().st_mtime)]
+    """All entries, oldest first; those that a killed process left half written are among them."""
+    found = [Entry(path) for path in cache_folder().glob("*/*") if KEY.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda one: (one.description if one.described else one.folder).stat().st_mtime)
 
 
 def clear() -> int:

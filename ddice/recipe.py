@@ -18,12 +18,16 @@ from ddice.prior import DiffusionPrior
 class DataSource(Config):
     """Which dataset, and how it is looked at; see `ddice.load_dataset`."""
 
-    source: str | tuple[str, ...] = Field("ddice/pointmaze-umaze-v0", description="a Minari id, the path of a .npz of arrays, or a list of these")
+    source: str | tuple[str, ...] = Field(
+        "ddice/pointmaze-umaze-v0",
+        description="a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL), or a list of these",
+    )
     goal: Literal["fixed", "observed"] | None = Field(None, description="view of goal mazes: one fixed goal, or the goal in the observation")
     action_bounds: Literal["data"] | tuple[float, float] | None = Field(None, description='(low, high), or "data" for the extremes of the data')
     out_of_bounds: Literal["error", "clip"] = "error"
     reference_scores: tuple[float, float] | None = Field(None, description="(random, expert) returns, in place of the known ones")
     env: str | None = Field(None, description="id of the evaluation environment, in place of the recorded one")
+    episode_steps: int | None = Field(None, ge=1, description="rows per episode, where a file does not say where episodes are cut")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
     fraction_seed: int = 0
 
@@ -37,6 +41,7 @@ class DataSource(Config):
             out_of_bounds=self.out_of_bounds,
             reference_scores=self.reference_scores,
             env=self.env,
+            episode_steps=self.episode_steps,
         )
         return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
 

@@ -18,7 +18,8 @@ PACKAGE = Path(ddice.__file__).parent
 # A name is a module of ddice/ or a folder. A module imports from lower levels only, and from its own folder.
 LEVELS = (
     ("config", "randomness", "storage", "inversion", "exported"),
-    ("divergences", "schedule", "networks", "statistics", "loop", "data", "cache", "options", "plugins"),
+    ("cache",),
+    ("divergences", "schedule", "networks", "statistics", "loop", "data", "options", "plugins"),
     ("part", "solvers"),
     ("prior", "guidance"),
     ("dice_backends", "samplers"),
@@ -163,12 +164,12 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
 
 # what -> (file, its text, the check that must complain, and how)
 BROKEN = {
-    "upwards": ("networks.py", "from ddice.solvers import DDIM", "levels", r"networks\.py:1: networks \(level 1\) imports solvers \(level 2\)"),
-    "sideways": ("prior.py", "import ddice.guidance", "levels", r"prior \(level 3\) imports guidance \(level 3\)"),
-    "module from the root": ("config.py", "from ddice import loop", "levels", r"config \(level 0\) imports loop"),
-    "relative": ("data/spec.py", "from ..prior import DiffusionPrior", "levels", r"data/spec\.py:1: data\.spec \(level 1\) imports prior"),
-    "relative module": ("data/spec.py", "from .. import prior", "levels", r"data\.spec \(level 1\) imports prior"),
-    "in a function": ("loop.py", "def f():\n    from ddice import policy", "levels", r"loop\.py:2: loop \(level 1\) imports policy"),
+    "upwards": ("networks.py", "from ddice.solvers import DDIM", "levels", r"networks\.py:1: networks \(level \d+\) imports solvers \(level \d+\)"),
+    "sideways": ("prior.py", "import ddice.guidance", "levels", r"prior \(level \d+\) imports guidance \(level \d+\)"),
+    "module from the root": ("config.py", "from ddice import loop", "levels", r"config \(level \d+\) imports loop"),
+    "relative": ("data/spec.py", "from ..prior import DiffusionPrior", "levels", r"data/spec\.py:1: data\.spec \(level \d+\) imports prior"),
+    "relative module": ("data/spec.py", "from .. import prior", "levels", r"data\.spec \(level \d+\) imports prior"),
+    "in a function": ("loop.py", "def f():\n    from ddice import policy", "levels", r"loop\.py:2: loop \(level \d+\) imports policy"),
     "for types": ("loop.py", "import typing\nif typing.TYPE_CHECKING:\n    from ddice.policy import Policy", "levels", r"loop\.py:3: loop .* policy"),
     "the root": ("policy.py", "from ddice import DiffusionPrior", "levels", r"policy .level \d+. imports __init__ .level \d+."),
     "own init": ("data/spec.py", "from ddice.data import Batch", "levels", "imports its own folder's __init__"),

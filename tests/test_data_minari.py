@@ -165,7 +165,7 @@ def test_missing_datasets_are_reported_without_trying_a_download(monkeypatch: py
     with pytest.raises(FileNotFoundError, match="download=False"):
         load_dataset("D4RL/door/human-v2", download=False)
     with pytest.raises(ValueError, match="expected a Minari id"):
-        load_dataset("data.hdf5")
+        load_dataset("data.csv")
 
 
 def test_every_way_a_download_fails_ends_in_the_same_advice(monkeypatch: pytest.MonkeyPatch) -> None:

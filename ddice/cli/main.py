@@ -20,6 +20,7 @@ COMMANDS = (train, evaluate, picture, compare, export, data, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
+  ddice data describe hopper-medium-v2.hdf5 --env Hopper-v5
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice train --preset official --dry-run
   ddice evaluate runs/umaze --episodes 100 --render runs/umaze/film.gif

@@ -25,13 +25,14 @@ KEYS = (
 REQUIRED = ("observations", "actions", "rewards")
 
 
-def read_arrays(data: Mapping[str, Any], name: str = "arrays") -> Source:
+def read_arrays(data: Mapping[str, Any], name: str = "arrays", *, episode_steps: int | None = None) -> Source:
     """Read a dict of arrays with N rows each; observations may be nested dicts, flattened with sorted keys.
 
     Episodes end where `terminations | truncations` is true or `episode_ids` changes. With `next_observations` but neither
     `truncations` nor `episode_ids` the rows are independent transitions: they have no episodes, and initial observations only
     if `initial_observations` gives them. Without `next_observations` the next observation is the next row's, so a truncated
     or unfinished episode loses its last row (counted, with a warning) and a terminated one keeps it.
+    `episode_steps` stands in for truncations that were not recorded: an episode that has not terminated is cut after that many rows.
     Raises ValueError and TypeError for unknown or missing keys, mismatched lengths, and data without any notion of episodes.
     """
     for key in data:
@@ -43,8 +44,13 @@ def read_arrays(data: Mapping[str, Any], name: str = "arrays") -> Source:
     observations = leaves_of(data["observations"], "observations")
     actions = numeric(data["actions"], "actions")
     count = len(actions) if actions.ndim else 0
-    columns = {key: _column(data, key) for key in ("rewards", "terminations", "truncations", "episode_ids", "weights")}
+    columns = {key: column_of(data, key) for key in ("rewards", "terminations", "truncations", "episode_ids", "weights")}
     _same_length(count, observations, columns)
+    terminations = flags(columns["terminations"], count, "terminations")
+    if episode_steps is not None:
+        if columns["truncations"] is not None or columns["episode_ids"] is not None:
+            raise ValueError(f"expected episode_steps only where nothing says where episodes are cut, which {name} does: leave it out")
+        columns["truncations"] = _cut_after(episode_steps, terminations)
     following = None if data.get("next_observations") is None else leaves_of(data["next_observations"], "next_observations")
     if following is not None:
         _same_leaves(observations, following, "next_observations")
@@ -57,7 +63,7 @@ def read_arrays(data: Mapping[str, Any], name: str = "arrays") -> Source:
         there=np.arange(count),
         actions=actions,
         rewards=_given(columns["rewards"]),
-        terminations=_flags(columns["terminations"], count, "terminations"),
+        terminations=terminations,
         rows=np.arange(count),
         source_rows=count,
         episode=None,
@@ -78,7 +84,7 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
     if not count:
         source.episode = np.zeros(0, np.int64)
         return
-    ends = source.terminations | _flags(columns["truncations"], count, "truncations")
+    ends = source.terminations | flags(columns["truncations"], count, "truncations")
     identifiers = columns["episode_ids"]
     if identifiers is not None:
         changes = identifiers[1:] != identifiers[:-1]
@@ -94,7 +100,10 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
         return
     keep = ~ends | source.terminations
     if columns["truncations"] is None and identifiers is None:
-        source.notes.append("no truncations were given: every row that does not terminate is taken to lead to the next row")
+        source.notes.append(
+            "no truncations were given: every row that does not terminate is taken to lead to the next row "
+            "(give episode_steps= if episodes were cut after that many rows)"
+        )
     source.dropped_rows = int((~keep).sum())
     if source.dropped_rows:
         note = (
@@ -110,6 +119,15 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
     source.actions, source.rewards, source.terminations = source.actions[rows], source.rewards[rows], source.terminations[rows]
     source.weights = None if source.weights is None else source.weights[rows]
     source.episode = np.unique(episode[keep], return_inverse=True)[1].reshape(-1)
+
+
+def _cut_after(steps: int, terminations: np.ndarray) -> np.ndarray:
+    """True in every `steps`-th row since the last termination."""
+    if steps < 1:
+        raise ValueError(f"expected episode_steps of at least 1, got {steps}")
+    row = np.arange(len(terminations))
+    first = np.maximum.accumulate(np.where(np.concatenate([[True], terminations[:-1]])[: len(row)], row, 0))
+    return (row - first + 1) % steps == 0
 
 
 def _check_chain(source: Source, ends: np.ndarray) -> None:
@@ -135,7 +153,7 @@ def _take_initial(source: Source, data: Mapping[str, Any]) -> None:
         lengths = {path: len(leaf) for path, leaf in source.initial_leaves.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise ValueError(f"expected initial_observations with one and the same number of rows, at least 1, got {lengths}")
-        source.initial_weights = _column(data, "initial_weights")
+        source.initial_weights = column_of(data, "initial_weights")
         if source.initial_weights is not None and len(source.initial_weights) != len(next(iter(source.initial_leaves.values()))):
             raise ValueError(f"expected as many initial_weights as initial_observations, got {len(source.initial_weights)} and {lengths}")
     elif data.get("initial_weights") is not None:
@@ -147,7 +165,8 @@ def _take_initial(source: Source, data: Mapping[str, Any]) -> None:
         source.initial_weights = None if source.weights is None else source.weights[first]
 
 
-def _column(data: Mapping[str, Any], key: str) -> np.ndarray | None:
+def column_of(data: Mapping[str, Any], key: str) -> np.ndarray | None:
+    """One number (or episode id) per row, (N,), from shape (N,) or (N, 1); None where there is no such key."""
     if data.get(key) is None:
         return None
     column = np.asarray(data[key]) if key == "episode_ids" else numeric(data[key], key)
@@ -163,7 +182,8 @@ def _given(column: np.ndarray | None) -> np.ndarray:
     return column
 
 
-def _flags(column: np.ndarray | None, count: int, name: str) -> np.ndarray:
+def flags(column: np.ndarray | None, count: int, name: str) -> np.ndarray:
+    """A column of 0 and 1 as booleans; none means `count` times False. Raises ValueError for other numbers."""
     if column is None:
         return np.zeros(count, bool)
     if column.dtype != bool and not np.isin(column, (0, 1)).all():

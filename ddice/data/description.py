@@ -107,8 +107,8 @@ def describe(
     if episode is not None:
         returns = episode_returns(rewards, episode)
         lengths = np.bincount(episode.numpy())
-        ended = np.bincount(episode.numpy(), weights=terminations.double().numpy()) > 0
-        truncations = int((~ended).sum())
+        last = torch.diff(episode, append=episode[-1:] + 1) != 0
+        truncations = int((last & ~terminations).sum())
     layout, position = [], 0
     for part in spec.observations.parts:
         width = int(np.prod(part.shape))

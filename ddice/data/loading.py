@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from ddice.data.arrays import read_arrays
 from ddice.data.bounds import ActionBounds, choose_bounds, to_unit
 from ddice.data.checks import require_content, require_continuous, require_finite, require_vectors, require_weights
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
+from ddice.data.reading import read
 from ddice.data.scores import bundled_reference
 from ddice.data.source import Leaves, Source, concatenate
 from ddice.data.spec import BoxActions, EnvRecord, FixedGoal, Normalizer, Observations, ObservedGoal, ReferenceScores, RewardSummary, Spec
@@ -31,17 +29,22 @@ def load_dataset(
     out_of_bounds: Literal["error", "clip"] = "error",
     reference_scores: tuple[float, float] | None = None,
     env: Any = None,
+    episode_steps: int | None = None,
     download: bool = True,
+    cache: bool = True,
 ) -> Transitions:
     """Read a dataset as flat transitions.
 
-    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys: `ddice.data.arrays.KEYS`), a .npz of them,
-        or a list of these, whose rows are counted through in order.
+    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys: `ddice.data.arrays.KEYS`), a file (.npz: such a dict,
+        or the columns of OGBench or D4RL; .hdf5, .h5: those of D4RL), or a list of these, whose rows are counted through in order.
     goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment; `desired_goal` is hidden and reward is 1 when the next
         position lies within the success radius, else 0. "observed": everything recorded. None: "fixed" where the evaluation environment has one goal.
     action_bounds: None (those of the action space), "data" (smallest and largest action), or (low, high); out_of_bounds: "error" or "clip".
     reference_scores: (random, expert) returns that score 0 and 1; default those of Minari, else a bundled table, else none.
     env: id, `gymnasium.Env` or `EnvSpec` of the evaluation environment; always wins over the recorded one.
+    episode_steps: where nothing says where episodes are cut (D4RL files without timeouts), cut them after that many rows.
+    download: whether a Minari id that is not here is downloaded; cache: whether what is read from Minari and from files is kept for the next time,
+        in `DDICE_CACHE` (else ~/.cache/ddice). The outcome is the same; a changed source or a damaged entry is read again.
     Raises ValueError or TypeError for bad data, FileNotFoundError for a dataset that is not to be had, ImportError for a missing package.
     """
     if out_of_bounds not in ("error", "clip"):
@@ -49,7 +52,8 @@ def load_dataset(
     items = list(source) if isinstance(source, (list, tuple)) else [source]
     if not items:
         raise ValueError("expected at least one source, got an empty list")
-    sources = [_read(item, download, f"arrays {i}" if len(items) > 1 else "arrays") for i, item in enumerate(items)]
+    names = [f"arrays {i}" if len(items) > 1 else "arrays" for i in range(len(items))]
+    sources = [read(item, name, download=download, episode_steps=episode_steps, cache=cache) for item, name in zip(items, names, strict=True)]
     given = None if env is None else record_of(env)
     data = concatenate(_same_env(sources, given))
     _check_and_convert(data)
@@ -75,28 +79,6 @@ def _inspect(env: Any, record: EnvRecord) -> Environment:
     except ImportError as error:
         # Going on without the environment would let the view depend on what happens to be installed.
         raise ImportError(f'{error}; with goal="observed" a recorded environment is not needed to load the data') from error
-
-
-def _read(item: Any, download: bool, name: str) -> Source:
-    if isinstance(item, Mapping):
-        return read_arrays(item, name)
-    if isinstance(item, (str, Path)) and str(item).endswith(".npz"):
-        return _read_npz(Path(item))
-    from ddice.data.minari_source import is_minari, read_minari
-
-    if isinstance(item, str) or is_minari(item):
-        return read_minari(item, download=download)
-    raise TypeError(f"expected a Minari id, a MinariDataset, a dict of arrays or a list of these, got {type(item).__name__}")
-
-
-def _read_npz(path: Path) -> Source:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected a .npz of arrays such as np.savez({path.name!r}, observations=..., actions=...)")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return read_arrays({name: file[name] for name in file.files}, str(path))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} cannot be read as a .npz ({error}): it is truncated, or another kind of file") from error
 
 
 def _same_env(sources: Sequence[Source], given: EnvRecord | None) -> Sequence[Source]:

@@ -45,26 +45,34 @@ def _require_id(dataset_id: str) -> None:
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), got {dataset_id!r}") from error
+        raise ValueError(
+            f"expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), or a .npz, .hdf5 or .h5 file, got {dataset_id!r}"
+        ) from error
 
 
-def read_minari(item: Any, *, download: bool = True) -> Source:
-    """Read a Minari id or a `MinariDataset` (its selected episodes, in their order).
+def locate(item: Any, *, download: bool = True) -> Path:
+    """The folder with the files of a Minari id, downloaded if need be, or of a `MinariDataset`.
 
-    Raises FileNotFoundError, at once, for a dataset that is neither here nor to be had, saying how to get or make it; ValueError
-    for spaces that are not supported and for episodes whose arrays do not fit together.
+    Raises ValueError for a malformed id; FileNotFoundError, at once, for a dataset that is neither here nor to be had, saying how to get or make it.
     """
-    if isinstance(item, str):
-        _require_id(item)
-        if not has_dataset(item):
-            if not download:
-                raise FileNotFoundError(missing(item, "download=False was given"))
-            obtain(item)
-        import minari
+    if not isinstance(item, str):
+        return Path(item.storage.data_path)
+    _require_id(item)
+    if not has_dataset(item):
+        if not download:
+            raise FileNotFoundError(missing(item, "download=False was given"))
+        obtain(item)
+    return _folder(item) / "data"
 
-        dataset = minari.load_dataset(item)
-    else:
-        dataset = item
+
+def read_minari(item: Any) -> Source:
+    """Read a Minari id that is here or a `MinariDataset` (its selected episodes, in their order).
+
+    Raises ValueError for spaces that are not supported and for episodes whose arrays do not fit together.
+    """
+    import minari
+
+    dataset = minari.load_dataset(item) if isinstance(item, str) else item
     shapes, bounds = _supported(dataset)
     # Decoding by Minari itself would cost a millisecond per episode.
     native = getattr(dataset.storage, "FORMAT", "") == "hdf5"

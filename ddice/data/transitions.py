@@ -179,7 +179,8 @@ class Transitions:
     def returns_to_go(self, rewards: Tensor, discount: float) -> Tensor:
         """G_t = sum of discount^k rewards[t + k] to the end of the episode, (N,), for (N,) rewards aligned with the rows of this object.
 
-        A truncated episode's sum ends at the cut. Raises ValueError for independent transitions and for another shape.
+        The sum ends at a termination, which can lie inside an episode, and at the end of the episode, a cut or not.
+        Raises ValueError for independent transitions and for another shape.
         """
         if self.episode is None:
             raise ValueError("expected whole episodes, got independent transitions: returns-to-go need terminations and truncations, or episode_ids")
@@ -187,7 +188,8 @@ class Transitions:
             raise ValueError(f"expected rewards of shape ({len(self)},), got {tuple(rewards.shape)}")
         if not 0 <= discount <= 1:
             raise ValueError(f"expected a discount in [0, 1], got {discount}")
-        return discounted_to_go(rewards, self.episode.to(rewards.device), discount)
+        before = torch.nn.functional.pad(self.terminations.cumsum(0)[:-1], (1, 0))
+        return discounted_to_go(rewards, (self.episode + before).to(rewards.device), discount)
 
     def describe(self) -> Description:
         """What the dataset holds, in numbers; `print` it."""

@@ -1,0 +1,79 @@
+"""Which reader a source belongs to, and whether the flat cache has done its work already."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddice.data.arrays import read_arrays
+from ddice.data.d4rl import read_d4rl, read_hdf5
+from ddice.data.flat import cached
+from ddice.data.ogbench import is_ogbench, read_ogbench
+from ddice.data.source import Source
+
+SUFFIXES = (".npz", ".hdf5", ".h5")
+
+
+def read(item: Any, name: str, *, download: bool, episode_steps: int | None, cache: bool) -> Source:
+    """Read one source; `name` is that of a dict of arrays. Raises ValueError, TypeError and OSError for what cannot be read."""
+    if isinstance(item, Mapping):
+        return read_arrays(item, name, episode_steps=episode_steps)
+    if isinstance(item, Path) or (isinstance(item, str) and (Path(item).suffix.lower() in SUFFIXES or Path(item).is_file())):
+        path, name = Path(item).expanduser().resolve(), str(item)
+        _require_file(path, name)
+        reader = partial(_read_file, path, name, episode_steps)
+        source = cached({"source": str(path), "episode_steps": episode_steps}, [path], reader) if cache else reader()
+        source.name = name  # another spelling of the same path is the same entry
+        return source
+    from ddice.data.minari_source import is_minari, locate, read_minari
+
+    if not isinstance(item, str) and not is_minari(item):
+        raise TypeError(f"expected a Minari id, a MinariDataset, a dict of arrays, a file or a list of these, got {type(item).__name__}")
+    if episode_steps is not None:
+        raise ValueError(f"expected episode_steps only for files and arrays without truncations, got it for {item}: Minari records them")
+    folder, reader = locate(item, download=download), partial(read_minari, item)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    chosen = None if isinstance(item, str) else hashlib.blake2b(np.asarray(item.episode_indices, np.int64).tobytes(), digest_size=16).hexdigest()
+    return cached({"source": str(folder.resolve()), "episodes": chosen}, files, reader) if cache else reader()
+
+
+def _require_file(path: Path, name: str) -> None:
+    what = f"expected a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file with columns such as observations and actions"
+    if path.is_dir():
+        raise IsADirectoryError(f"{what}, got the folder {name}: give the file in it; Minari datasets are named by their id")
+    if not path.exists():
+        raise FileNotFoundError(f"{name} does not exist: {what}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{what}, got {name}")
+
+
+def _read_file(path: Path, name: str, episode_steps: int | None) -> Source:
+    try:
+        return (_read_npz if path.suffix.lower() == ".npz" else read_hdf5)(path, name, episode_steps)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+
+
+def _read_npz(path: Path, name: str, episode_steps: int | None) -> Source:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("cannot be read as a .npz: it is truncated, or another kind of file")
+    try:
+        with np.load(path, allow_pickle=False) as file:  # columns that nobody asks for are not read
+            if is_ogbench(file):
+                if episode_steps is not None:
+                    raise ValueError("expected no episode_steps, because the terminals of an OGBench file say where trajectories are cut")
+                return read_ogbench(file, name)
+            if "terminals" in file and "timeouts" in file:
+                return read_d4rl(file, name, episode_steps)
+            return read_arrays(dict(file), name, episode_steps=episode_steps)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"cannot be read as a .npz ({error}): it is damaged") from error
