@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | compare | data | cache | plugins."""
+"""The command line: ddice train | evaluate | compare | data | presets | cache | plugins."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, plugins, train
+from ddice.cli import cache, compare, data, evaluate, plugins, presets, train
 from ddice.cli.command import refuse
 from ddice.loop import TrainingDiverged
 from ddice.options import explain
 
-COMMANDS = (train, evaluate, compare, data, cache, plugins)
+COMMANDS = (train, evaluate, compare, data, presets, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
+  ddice presets diff official default
   ddice train --preset official --dry-run
   ddice evaluate runs/umaze --episodes 100
   ddice compare --run runs/grid --backends piecewise_f,optidice --extractors weighted_bc,guide_then_select --seeds 0,1,2
