@@ -22,7 +22,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce test bench clean
+.PHONY: help setup run reproduce test wheel bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: $(INSTALLED) ## ruff, mypy and the tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+wheel: $(INSTALLED) ## build the wheel and try the installed one: train, save, load, act
+	VENV='$(VENV)' .ci/wheel
 
 bench: $(INSTALLED) ## the speed measurements of benchmarks/
 	$(VENV)/bin/pytest benchmarks -o addopts= --benchmark-only
