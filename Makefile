@@ -23,7 +23,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce test bench clean
+.PHONY: help setup run reproduce test wheel bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: $(INSTALLED) ## the speed measurements of benchmarks/, rendered into benc
 	@mkdir -p .benchmarks
 	$(VENV)/bin/pytest benchmarks -o addopts= -q --benchmark-only --benchmark-json=.benchmarks/bench.json $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/render_speed.py .benchmarks/bench.json
+
+wheel: $(INSTALLED) ## build the wheel and try the installed one: train, save, load, act
+	VENV='$(VENV)' .ci/wheel
 
 clean: ## remove the virtual environment and everything that tools left behind; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks

@@ -18,7 +18,8 @@ from ddice.testing import solver_error
 
 ROOT = Path(__file__).parent.parent
 SOLVERS = {"DDIM": DDIM, "DPM-Solver++(2S)": SingleStep, "DPM-Solver++(2M)": MultiStep}
-SPACINGS, SCALES, COUNTS = ("uniform", "quadratic"), (0.0, 1.0, 2.0, 4.0), (3, 5, 8, 10, 15, 20, 30, 50, 100, 200)
+SPACINGS = {"uniform": "--", "quadratic": "-", "log_snr": ":"}  # and how its lines are drawn
+SCALES, COUNTS = (0.0, 1.0, 2.0, 4.0), (3, 5, 8, 10, 15, 20, 30, 50, 100, 200)
 
 
 def measure() -> list[dict[str, Any]]:
@@ -42,16 +43,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, scale in zip(axes, SCALES, strict=True):
         for (index, name), spacing in product(enumerate(SOLVERS), SPACINGS):
             chosen = [r for r in rows if (r["solver"], r["spacing"], r["scale"]) == (name, spacing, scale)]
-            style = "-" if spacing == "quadratic" else "--"
-            axis.loglog([r["evaluations"] for r in chosen], [r["rms"] for r in chosen], style, color=f"C{index}", label=f"{name}, {spacing}")
+            label = f"{name}, {spacing}"
+            axis.loglog([r["evaluations"] for r in chosen], [r["rms"] for r in chosen], SPACINGS[spacing], color=f"C{index}", label=label)
         for setting, marker, label in ((PUBLISHED, "s", "PUBLISHED"), (FEW_STEPS, "o", "FEW_STEPS")):
             error = solver_error(setting, scale, NoiseSchedule())[0]
             axis.plot(setting.evaluations, error, marker, color="black", markersize=7, fillstyle="none", label=label)
         axis.set(title=f"guidance scale {scale:g}", xlabel="evaluations")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("root mean square error of actions")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=8, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(path, dpi=110)
 
 

@@ -2,6 +2,7 @@
 
 A denoiser is a callable (x (..., A), t ()) -> predicted noise (..., A); guidance wraps a denoiser, so every solver works with and without it.
 All solvers are exponential integrators in data prediction, x0 = (x - sigma noise) / alpha (DPM-Solver++, arXiv 2211.01095).
+A solver reads and writes x and the predictions in sums and in products with Python floats alone, so anything that has these can be integrated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ddice.config import Config
 from ddice.schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-Spacing = Literal["uniform", "quadratic"]
+Spacing = Literal["uniform", "quadratic", "log_snr"]
 
 
 class _Point:
@@ -43,11 +44,20 @@ def _advance(x: Tensor, clean: Tensor, start: _Point, end: _Point) -> Tensor:
 
 class _Solver(Config):
     evaluations: int = Field(15, ge=1, description="network evaluations per action (NFE)")
-    spacing: Spacing = Field("uniform", description="grid in t: equally spaced in t, or in sqrt(t)")
+    spacing: Spacing = Field(
+        "uniform",
+        description="times equally spaced in t, in sqrt(t) or in log-SNR; under 10 evaluations log_snr overshoots where guidance is strong: at "
+        "scale 4 multi_step misses the exact actions by 0.390 with 5 evaluations and 0.141 with 8, quadratic by 0.125 and 0.064",
+    )
 
     def _grid(self, schedule: NoiseSchedule) -> list[_Point]:
-        power = 1 if self.spacing == "uniform" else 2
-        times = torch.linspace(1.0, schedule.t_min ** (1 / power), self.evaluations + 1, dtype=torch.float64) ** power
+        """`evaluations` + 1 times, falling from 1 to t_min."""
+        if self.spacing == "log_snr":
+            first, last = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
+            times = schedule.time(torch.linspace(first, last, self.evaluations + 1, dtype=torch.float64))
+        else:
+            power = 1 if self.spacing == "uniform" else 2
+            times = torch.linspace(1.0, schedule.t_min ** (1 / power), self.evaluations + 1, dtype=torch.float64) ** power
         return [_Point(schedule, t) for t in times]
 
 
@@ -90,10 +100,11 @@ class SingleStep(_Solver):
 class MultiStep(_Solver):
     """DPM-Solver++(2M): extrapolates with the previous evaluation; the first and the last step are first order.
 
-    The last step is long in log-SNR, where extrapolation overshoots.
+    On the grids "uniform" and "quadratic" the last step is long in log-SNR, where extrapolation overshoots.
     """
 
     kind: Literal["multi_step"] = "multi_step"
+    order: Literal[1, 2] = Field(2, description="1 does without extrapolation, which is DDIM")
 
     def integrate(self, denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule) -> Tensor:
         """Noise x (..., A) at t = 1 -> action (..., A) at t_min."""
@@ -102,7 +113,7 @@ class MultiStep(_Solver):
         for j, (start, end) in enumerate(itertools.pairwise(grid)):
             clean = _clean(denoiser, x, start)
             target = clean
-            if previous is not None and j < self.evaluations - 1:
+            if self.order == 2 and previous is not None and j < self.evaluations - 1:
                 ratio = (start.log_snr - grid[j - 1].log_snr) / (end.log_snr - start.log_snr)
                 target = clean + (clean - previous) / (2 * ratio)
             x = _advance(x, target, start, end)

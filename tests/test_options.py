@@ -122,7 +122,7 @@ def members(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    return [option for option in options if get_origin(option) is None and isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def leaves(model: type[BaseModel], default: Any = None, prefix: str = "", kinds: tuple[str, ...] = ()) -> Iterator[Leaf]:

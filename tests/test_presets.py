@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 import small
 import torch
 
+from ddice.cli import main
 from ddice.data import load_dataset
-from ddice.presets import PRESETS
+from ddice.presets import PRESETS, REASONS, TASKS, describe, reason, unpublished
 from ddice.recipe import Recipe
 from ddice.training import differences, train
 
@@ -120,7 +123,146 @@ def test_paper_differs_from_official_in_the_printed_equations_only() -> None:
 
 def test_default_is_the_recipe_without_arguments() -> None:
     assert PRESETS["default"] == Recipe()
-    assert list(PRESETS) == ["default", "official", "paper"]
+    assert list(PRESETS)[:3] == ["default", "official", "paper"]
+    assert set(PRESETS) == {"default", "official", "paper", *(f"official/{name}" for name in PUBLISHED_TASKS)}
+
+
+# task -> guidance scale, score of Diffusion-DICE, best other score: the public implementation, and table 1 of the paper
+PUBLISHED_TASKS: dict[str, tuple[float, float, float]] = {
+    "halfcheetah-medium-v2": (4, 60.0, 54.1),
+    "halfcheetah-medium-replay-v2": (4, 49.2, 47.8),
+    "halfcheetah-medium-expert-v2": (2, 97.3, 96.8),
+    "hopper-medium-v2": (4, 100.2, 98.0),
+    "hopper-medium-replay-v2": (4, 102.3, 101.3),
+    "hopper-medium-expert-v2": (2, 112.2, 111.8),
+    "walker2d-medium-v2": (4, 89.3, 87.0),
+    "walker2d-medium-replay-v2": (4, 90.8, 95.5),
+    "walker2d-medium-expert-v2": (2, 114.1, 112.7),
+    "antmaze-umaze-v2": (1, 98.1, 96.4),
+    "antmaze-umaze-diverse-v2": (1, 82.0, 85.3),
+    "antmaze-medium-play-v2": (2, 91.3, 86.0),
+    "antmaze-medium-diverse-v2": (2, 85.7, 84.8),
+    "antmaze-large-play-v2": (4, 68.6, 66.6),
+    "antmaze-large-diverse-v2": (4, 72.0, 67.9),
+}
+LOCOMOTION = {"noises": 16, "rewards": "return_range", "rule": "mean", "selector": "ensemble", "episodes": 10}
+ANTMAZE = {"noises": 32, "rewards": "minus_one_zero", "rule": "softmax", "selector": "critic", "episodes": 50}
+
+
+@pytest.mark.parametrize("task", PUBLISHED_TASKS)
+def test_a_task_has_its_published_settings_and_nothing_else(task: str) -> None:
+    scale, *scores = PUBLISHED_TASKS[task]
+    expected = ANTMAZE if task.startswith("antmaze") else LOCOMOTION
+    recipe = PRESETS[f"official/{task}"]
+    got = {
+        "noises": recipe.extractor.guidance.noises_per_action,
+        "rewards": recipe.backend.rewards[0].kind,
+        "rule": recipe.extractor.selection.rule,
+        "selector": recipe.backend.selector,
+        "episodes": recipe.evaluation.episodes,
+    }
+    assert (recipe.extractor.guidance_scale, got) == (scale, expected)
+    assert [TASKS[task].score, TASKS[task].best_other] == scores
+    assert recipe.data.source == f"{task}.hdf5"
+    assert (TASKS[task].temperature, TASKS[task].candidates) == (None, None)
+    assert (recipe.backend.temperature, recipe.extractor.candidates) == (0.5, 1)
+    set_by_tasks = {"data", "backend.rewards", "backend.selector", "evaluation.episodes"}
+    set_by_tasks |= {"extractor.selection", "extractor.guidance_scale", "extractor.guidance.noises_per_action"}
+    assert {reason(field) for field in fields_that_differ("official", f"official/{task}")} <= set_by_tasks
+
+
+def test_the_published_scores_have_the_published_averages() -> None:
+    """Of the paper's table: locomotion 90.6, AntMaze 83.0."""
+    antmaze = [task.score for name, task in TASKS.items() if name.startswith("antmaze")]
+    locomotion = [task.score for name, task in TASKS.items() if not name.startswith("antmaze")]
+    assert (len(locomotion), len(antmaze)) == (9, 6)
+    assert sum(locomotion) / 9 == pytest.approx(90.6, abs=0.051)
+    assert sum(antmaze) / 6 == pytest.approx(83.0, abs=0.051)
+
+
+def fields_that_differ(one: str, two: str) -> list[str]:
+    return differences(PRESETS[one].model_dump(mode="json"), PRESETS[two].model_dump(mode="json"))
+
+
+def test_every_difference_has_a_reason_and_every_reason_a_difference() -> None:
+    pairs = [("official", "default"), ("official", "paper"), *(("official", name) for name in PRESETS if name.startswith("official/"))]
+    fields = {field for pair in pairs for field in fields_that_differ(*pair)}
+    assert {reason(field) for field in fields} == set(REASONS)
+    with pytest.raises(KeyError, match=r"expected one reason for 'backend\.polyak' .*found 0"):
+        reason("backend.polyak")
+    for text in REASONS.values():
+        assert text.endswith(".")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_the_list_has_one_line_for_each(run: Run) -> None:
+    status, output, errors = run("presets")
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert [line.split(maxsplit=1)[1] for line in lines] == [describe(name) for name in PRESETS]
+    assert "published score 100.2, best other method 98.0 (arXiv 2407.20109, table 1)" in describe("official/hopper-medium-v2")
+
+
+@pytest.mark.parametrize("name", ["default", "official/antmaze-large-play-v2"])
+def test_what_is_shown_can_be_read_back(name: str, run: Run) -> None:
+    status, output, errors = run("presets", "show", name)
+    assert status == 0
+    assert Recipe.model_validate_json(output) == PRESETS[name]
+    assert errors.splitlines()[0] == f"{name}: {describe(name)}"
+    assert errors.count("never published") == (0 if name == "default" else 2)
+
+
+def test_a_diff_says_every_field_both_values_and_why(run: Run) -> None:
+    status, output, _ = run("presets", "diff", "official", "paper")
+    assert status == 0
+    blocks = [block.splitlines() for block in output.removeprefix("official -> paper\n").strip().split("\n\n")]
+    assert [block[:-1] for block in blocks] == [
+        ['backend.value_weight: 1.0 -> "one_minus_discount"'],
+        ["extractor.guidance_scale: 4.0 -> 1.0"],
+        ['extractor.guidance.rescale: "batch_max" -> "none"'],
+    ]
+    assert [block[-1].strip() for block in blocks] == [
+        REASONS[name] for name in ("backend.value_weight", "extractor.guidance_scale", "extractor.guidance.rescale")
+    ]
+    _, output, _ = run("presets", "diff", "official", "default")
+    shown = {line.split(": ")[0] for line in output.splitlines()[1:] if line and not line.startswith(" ")}
+    assert shown == set(fields_that_differ("official", "default"))
+    assert "prior.network.blocks: (no such field) -> 3\n" in output
+    assert "extractor.guidance.log_cap: 4.605170185988092 -> null\n" in output
+    assert run("presets", "diff", "paper", "paper")[1] == "paper -> paper\n"
+
+
+def test_training_says_which_settings_are_not_the_papers(run: Run) -> None:
+    recipe = PRESETS["official/hopper-medium-v2"]
+    assert unpublished("default", PRESETS["default"]) == []
+    assert unpublished("official/hopper-medium-v2", recipe) == [
+        "official/hopper-medium-v2: --backend.temperature 0.5 is not the paper's: the temperature of each task was never published; "
+        "0.5 is the default of the public command line",
+        "official/hopper-medium-v2: --extractor.candidates 1 is not the paper's: K of each task was never published; "
+        "1 is the default of the public command line",
+    ]
+    status, _, errors = run("train", "--preset", "official/hopper-medium-v2", "--backend.temperature", "2")
+    assert status == 1
+    first, second = errors.splitlines()
+    assert first.startswith("official/hopper-medium-v2: --extractor.candidates 1 is not the paper's")
+    assert second.startswith("error: ")
+    assert "hopper-medium-v2.hdf5" in second
 
 
 @pytest.fixture(scope="module")

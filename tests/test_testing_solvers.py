@@ -22,7 +22,7 @@ ORDERS = {DDIM: 1, SingleStep: 2, MultiStep: 2}
 ERRORS = Path(__file__).parent.parent / "benchmarks" / "solver_error.json"
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "log_snr"])
 @pytest.mark.parametrize("solver", ORDERS, ids=lambda s: s.__name__)
 def test_the_measured_order_is_the_declared_one(solver, spacing: str) -> None:
     """Measured: 0.99 to 1.01 for DDIM, 1.88 to 2.04 for the others, at scales 1 and 2."""
@@ -52,7 +52,7 @@ def test_few_steps_are_nearer_to_the_flow_than_the_published_setting() -> None:
 def test_the_committed_table_is_that_of_the_code() -> None:
     rows = {(r["solver"], r["spacing"], r["scale"], r["evaluations"]): r for r in json.loads(ERRORS.read_text())}
     for solver, name in ((DDIM, "DDIM"), (SingleStep, "DPM-Solver++(2S)"), (MultiStep, "DPM-Solver++(2M)")):
-        for spacing in ("uniform", "quadratic"):
+        for spacing in ("uniform", "quadratic", "log_snr"):
             rms, largest = solver_error(solver(evaluations=15, spacing=spacing), 1.0, NoiseSchedule())
             row = rows[name, spacing, 1.0, 15]
             assert (row["rms"], row["max"]) == pytest.approx((rms, largest), rel=0.01)

@@ -18,7 +18,8 @@ def register(commands: Any) -> None:
     """Add the command."""
     text = "Train and score backends x extractors on one dataset; print the table, behaviour policy first."
     command = add_command(commands, "compare", _compare, text, Comparison)
-    command.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe that data, prior, steps and evaluation start from")
+    text = "the recipe that data, prior, steps and evaluation start from: see ddice presets"
+    command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help=text)
     command.add_argument("--config", help="JSON file of fields")
     command.add_argument("--run", required=True, help="run folder; results that are there are not computed again")
     command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")

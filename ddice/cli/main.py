@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | picture | compare | export | data | cache | plugins."""
+"""The command line: ddice train | evaluate | picture | compare | export | data | presets | cache | plugins."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, train
+from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, presets, train
 from ddice.cli.command import refuse
 from ddice.loop import TrainingDiverged
 from ddice.options import explain
 
-COMMANDS = (train, evaluate, picture, compare, export, data, cache, plugins)
+COMMANDS = (train, evaluate, picture, compare, export, data, presets, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
   ddice data describe hopper-medium-v2.hdf5 --env Hopper-v5
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
+  ddice presets diff official default
   ddice train --preset official --dry-run
   ddice evaluate runs/umaze --episodes 100 --render runs/umaze/film.gif
   ddice picture runs/umaze

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command, duration, plot, read_fields
 from ddice.comparison.report import plot_metrics
-from ddice.presets import PRESETS
+from ddice.presets import PRESETS, unpublished
 from ddice.recipe import Recipe
 from ddice.training import CHECKPOINT_EVERY, forecast, train
 
@@ -17,7 +18,7 @@ def register(commands: Any) -> None:
     """Add the command."""
     text = "Train a recipe, save its policy and evaluate it; the same command resumes a run that was stopped."
     command = add_command(commands, "train", _train, text, Recipe)
-    command.add_argument("--preset", default="default", choices=sorted(PRESETS), help="the recipe to start from")
+    command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help="the recipe to start from: see ddice presets")
     command.add_argument("--config", help="JSON file of fields, over the preset")
     command.add_argument("--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots")
     command.add_argument("--dry-run", action="store_true", help="print parameters, memory and predicted time, and train nothing")
@@ -27,6 +28,8 @@ def register(commands: Any) -> None:
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     recipe = Recipe.model_validate(read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe))
+    for line in unpublished(options.preset, recipe):
+        print(line, file=sys.stderr)
     if options.dry_run:
         _print_forecast(recipe)
         return

@@ -41,9 +41,9 @@ class _Gaussian:
 
 
 def _with(config: Any, evaluations: int) -> Any:
-    """The same solver with other evaluations, and quadratic spacing where it has a choice."""
+    """The same solver with other evaluations, and a spacing that reaches small times quickly where it has a choice."""
     changes: dict[str, Any] = {"evaluations": evaluations}
-    if "spacing" in type(config).model_fields:
+    if getattr(config, "spacing", None) == "uniform":
         changes["spacing"] = "quadratic"
     return config.model_copy(update=changes)
 

@@ -1,15 +1,17 @@
-"""Named recipes: ddice's own default, the published implementation, and the printed equations."""
+"""The recipes behind the names."""
 
 from __future__ import annotations
 
 import math
 
+from ddice.config import merge
 from ddice.dice_backends import PiecewiseF
 from ddice.dice_backends.rewards import ReturnRange
 from ddice.extractors import GuideThenSelect
 from ddice.guidance import Guidance
 from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
 from ddice.part import Optimizer
+from ddice.presets.tasks import SOURCE, TASKS, Task
 from ddice.prior import DiffusionPrior
 from ddice.recipe import EvaluationSettings, Recipe, Steps
 from ddice.solvers import PUBLISHED
@@ -19,7 +21,6 @@ _PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)
 
 _OFFICIAL = Recipe(
     prior=DiffusionPrior(network=PublishedScore(), encoder=_RAW, optimizer=Optimizer(learning_rate=1e-4), batch_size=4096, ema=0.0),
-    # Temperature and the number of candidates of each task are not public: these are the defaults of the public command line.
     backend=PiecewiseF(
         temperature=0.5,
         rewards=(ReturnRange(),),
@@ -62,4 +63,32 @@ def _paper() -> Recipe:
     )
 
 
-PRESETS: dict[str, Recipe] = {"default": Recipe(), "official": _OFFICIAL, "paper": _paper()}
+def _of_tasks() -> dict[str, Recipe]:
+    base = _OFFICIAL.model_dump(mode="json")
+    return {f"official/{name}": Recipe.model_validate(merge(base, task.changes())) for name, task in TASKS.items()}
+
+
+PRESETS: dict[str, Recipe] = {"default": Recipe(), "official": _OFFICIAL, "paper": _paper(), **_of_tasks()}
+_ABOUT = {
+    "default": "ddice's own: minutes on a CPU, any continuous task",
+    "official": "the public implementation of Diffusion-DICE, meant for a GPU, with the settings of locomotion's medium tasks",
+    "paper": "the same with the paper's printed equations where the implementation departs from them",
+}
+
+
+def describe(name: str) -> str:
+    """One line about a preset."""
+    if name in _ABOUT:
+        return _ABOUT[name]
+    task = TASKS[name.removeprefix("official/")]
+    return f"official with the settings of this D4RL task; published score {task.score}, best other method {task.best_other} ({SOURCE})"
+
+
+def unpublished(name: str, recipe: Recipe) -> list[str]:
+    """One line per setting that `recipe` takes from preset `name` although nobody published it: its results then say nothing about the paper's."""
+    lines = []
+    for part, field in (("backend", "temperature"), ("extractor", "candidates")) if name != "default" else ():
+        value = getattr(getattr(recipe, part), field, None)
+        if value == getattr(getattr(PRESETS[name], part), field):
+            lines.append(f"{name}: --{part}.{field} {value} is not the paper's: {Task.model_fields[field].description}")
+    return lines
