@@ -32,13 +32,14 @@ def load_stable_baselines(path: Path, *, deterministic: bool, trust_pickle: bool
     if data.get("use_sde") and not deterministic:
         raise ValueError(f"{path} explores with a noise that outlives a step (gSDE), which seeds cannot repeat: use --deterministic")
     settings = {**data["policy_kwargs"], **({"use_sde": True} if data.get("use_sde") else {})}
-    # The learning rate belongs to an optimiser that is never stepped.
-    policy = data["policy_class"](data["observation_space"], data["action_space"], lambda _: 0.0, **settings).to("cpu")
+    # Stable-Baselines3 draws from torch's global generator, here and below, which is left as it was found.
+    with torch.random.fork_rng(devices=[]):
+        # The learning rate, 0, belongs to an optimiser that is never stepped.
+        policy = data["policy_class"](data["observation_space"], data["action_space"], lambda _: 0.0, **settings).to("cpu")
     policy.load_state_dict(parameters["policy"])
     policy.set_training_mode(False)
 
     def act(observation: Any, seed: int) -> Any:
-        # Stable-Baselines3 draws from torch's global generator, which is left as it was found.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return policy.predict(observation, deterministic=deterministic)[0]
