@@ -20,6 +20,7 @@ COMMANDS = (train, evaluate, compare, export, data, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
+  ddice data collect my/pendulum-random-v0 --env Pendulum-v1 --policy random --steps 20000
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice train --preset official --dry-run
   ddice evaluate runs/umaze --episodes 100
