@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from ddice.config import Config
 from ddice.data.environment import make_env, record_of, register_robotics, space_shapes
 from ddice.data.scores import bundled_reference
 from ddice.data.spec import EnvRecord, FixedGoal, ReferenceScores, Spec
+from ddice.randomness import derived_seed
 
 if TYPE_CHECKING:
     import gymnasium
@@ -216,12 +216,6 @@ def require_fit(env: gymnasium.Env[Any, Any], spec: Spec) -> None:
             f"expected an environment with the one goal that the policy was trained for, {spec.view.goal}, got {len(goals)} goal locations, "
             f"the first at {tuple(goals[0].tolist())}: leave env out, or train with goal=\"observed\""
         )
-
-
-def derived_seed(seed: int, name: str, *index: int) -> int:
-    """A seed below 2^56 that depends on `seed`, `name` and `index` alone."""
-    digest = hashlib.blake2b("/".join(map(str, (seed, name, *index))).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "little")
 
 
 def episode_seed(seed: int, episode: int) -> int:

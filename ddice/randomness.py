@@ -21,10 +21,15 @@ def seed_shape(seed: Seed) -> tuple[int, ...]:
     return () if isinstance(seed, int) else (len(seed),)
 
 
+def derived_seed(seed: int, name: str, *index: int) -> int:
+    """A seed below 2^56 that depends on `seed`, `name` and `index` alone."""
+    digest = hashlib.blake2b("/".join(map(str, (seed, name, *index))).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
 def generator(seed: int, stream: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose numbers depend on `seed`, `stream` and `step` alone (and on the kind of device)."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator(device).manual_seed(derived_seed(seed, stream, step))
 
 
 def _draw(seed: Seed, stream: str, step: int, device: torch.device | str, one: Callable[[torch.Generator], Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ LEVELS = (
     ("cli",),
 )
 ROOT = "__init__"  # the public names: above everything, imported by nobody inside
-HEAVY = {"gymnasium", "gymnasium_robotics", "minari", "h5py", "matplotlib", "mujoco", "PIL", "onnx", "onnxruntime", "triton"}
+HEAVY = {"gymnasium", "gymnasium_robotics", "minari", "h5py", "matplotlib", "mujoco", "PIL", "onnx", "onnxruntime", "triton", "stable_baselines3"}
 DATA_ONLY = {"minari", "h5py"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names} | {ROOT: len(LEVELS)}

@@ -17,8 +17,7 @@ pytest.importorskip("gymnasium_robotics")
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from ddice import collection
-from ddice.collection import WaypointController, make_pointmaze, pointmaze_evaluation_spec, pointmaze_id, solve_maze
+from ddice.collection import WaypointController, make_pointmaze, pointmaze, pointmaze_evaluation_spec, pointmaze_id, solve_maze
 from ddice.data.scores import BUNDLED, POINTMAZE_REFERENCES, bundled_reference
 
 STEPS = 20_000
@@ -118,9 +117,9 @@ def test_evaluation_environment_has_one_goal_random_starts_and_the_horizon(size:
 
 def test_evaluation_environment_is_recovered_in_a_fresh_process() -> None:
     program = (
-        "import sys, gymnasium, ddice.collection\n"
+        "import sys, gymnasium, ddice.collection, ddice.data.environment\n"
         "from gymnasium.envs.registration import EnvSpec\n"
-        "assert 'gymnasium_robotics' not in sys.modules and ddice.collection.register_robotics()\n"
+        "assert 'gymnasium_robotics' not in sys.modules and ddice.data.environment.register_robotics()\n"
         "env = gymnasium.make(EnvSpec.from_json(sys.stdin.read()))\n"
         "print(env.spec.id, env.spec.max_episode_steps, len(env.unwrapped.maze.unique_goal_locations))"
     )
@@ -157,7 +156,7 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     closed: list[Any] = []
     monkeypatch.setattr(WaypointController, "act", interrupted)
-    monkeypatch.setattr(collection, "close_environment", lambda env: (closed.append(env), env.close()))
+    monkeypatch.setattr(pointmaze, "close_environment", lambda env: (closed.append(env), env.close()))
     with pytest.raises(KeyboardInterrupt):
         make_pointmaze("umaze", steps=1000, progress=False)
     assert len(closed) == 1

@@ -22,7 +22,8 @@ from ddice.data.spec import (
     RewardSummary,
     Spec,
 )
-from ddice.evaluation import Evaluation, derived_seed, evaluate
+from ddice.evaluation import Evaluation, evaluate
+from ddice.randomness import derived_seed
 
 
 class Lottery(gymnasium.Env[Any, Any]):

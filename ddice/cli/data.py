@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal, get_args
 
+from ddice.cli import collect
 from ddice.cli.command import add_command
 from ddice.options import parse_flags
 from ddice.recipe import DataSource
@@ -22,6 +23,8 @@ def register(commands: Any) -> None:
     make.add_argument("--steps", type=int, default=1_000_000, help="transitions")
     make.add_argument("--generation-seed", type=int, default=123, help="seed of the generation")
     make.add_argument("--no-progress", action="store_true", help="no progress bars")
+
+    collect.register(actions)
 
     describe = add_command(actions, "describe", _describe, "Print what a source holds.", DataSource)
     describe.add_argument("name", nargs="?", help="a source")

@@ -21,6 +21,7 @@ EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
   ddice data describe hopper-medium-v2.hdf5 --env Hopper-v5
+  ddice data collect my/pendulum-random-v0 --env Pendulum-v1 --policy random --steps 20000
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice presets diff official default
   ddice train --preset official --dry-run

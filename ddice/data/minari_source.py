@@ -27,10 +27,16 @@ def is_minari(item: Any) -> bool:
 
 def has_dataset(dataset_id: str) -> bool:
     """Whether a complete dataset of this id lies in the local Minari folder (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`)."""
+    return dataset_metadata(dataset_id).get("total_episodes", 0) > 0
+
+
+def dataset_metadata(dataset_id: str) -> dict[str, Any]:
+    """What is written down about a local dataset; empty where there is none. Raises ValueError for a malformed id."""
+    _require_id(dataset_id)
     try:
-        return json.loads((_folder(dataset_id) / "data" / "metadata.json").read_text()).get("total_episodes", 0) > 0
+        return dict(json.loads((_folder(dataset_id) / "data" / "metadata.json").read_text()))
     except (OSError, ValueError):
-        return False
+        return {}
 
 
 def _folder(dataset_id: str) -> Path:
@@ -204,11 +210,13 @@ def write_dataset(
     algorithm: str,
     author: str = "ddice",
     requirements: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a new local Minari dataset in HDF5.
 
     Every episode holds `observations` (an array or nested dicts of arrays, T + 1 rows), `actions`, `rewards`, `terminations`, `truncations` (T rows),
-    and may hold `seed` and `infos`. Without an environment the spaces are unbounded boxes of the shapes of the first episode.
+    and may hold `seed`, `infos` and `metadata` (a flat dict of facts about it); `metadata` here is JSON to keep beside what Minari says of the set.
+    Without an environment the spaces are unbounded boxes of the shapes of the first episode.
     Raises ValueError for a malformed id, no episodes, or an id that exists; a half-written dataset of a killed run is replaced.
     """
     import minari
@@ -240,6 +248,10 @@ def write_dataset(
                 data_format="hdf5",
                 requirements=list(requirements),
             )
+        if any("metadata" in episode for episode in episodes):
+            dataset.storage.update_episode_metadata([dict(episode.get("metadata", {})) for episode in episodes])
+        if metadata is not None:
+            dataset.storage.update_metadata(dict(metadata))
         if reference_scores is not None:
             dataset.storage.update_metadata({"ref_min_score": float(reference_scores[0]), "ref_max_score": float(reference_scores[1])})
     except BaseException:

@@ -1,17 +1,17 @@
-"""Making datasets: Farama's PointMaze sets, regenerated on this machine without a network."""
+"""Farama's PointMaze sets, regenerated on this machine without a network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ddice.collection.episodes import close_environment
 from ddice.config import unknown_name
 from ddice.data.environment import register_robotics
 from ddice.data.minari_source import has_dataset, write_dataset
@@ -45,14 +45,6 @@ POINTMAZES: dict[str, PointMaze] = {
     "medium": PointMaze("PointMaze_Medium-v3", (6, 6), 600),
     "large": PointMaze("PointMaze_Large-v3", (7, 9), 800),
 }
-
-
-def close_environment(env: Any) -> None:
-    """Closes an environment and removes the scratch file that Gymnasium-Robotics' mazes leave in the temporary folder, one per copy."""
-    scratch = getattr(env.unwrapped, "tmp_xml_file_path", None)
-    env.close()
-    if scratch is not None:
-        Path(scratch).unlink(missing_ok=True)
 
 
 def solve_maze(maze_map: Sequence[Sequence[int | str]], start: Cell, goal: Cell) -> list[Cell]:
