@@ -94,6 +94,22 @@ def test_the_behaviour_policy_is_one_unguided_candidate_of_the_extractors_sample
     assert next(iter(only_gaussian.cells())).recipe.extractor.solver == SelectOnly().solver
 
 
+def test_pairs_leave_out_the_extractors_that_are_not_named(npz: Path) -> None:
+    cells = list(grid(npz, pairs={"optidice": ["select_only"]}).cells())
+    assert [(cell.backend, cell.extractor) for cell in cells[1:]] == [
+        ("piecewise_f", "weighted_bc"),
+        ("piecewise_f", "select_only"),
+        ("optidice", "select_only"),
+    ]
+    assert cells[-1].recipe == list(grid(npz).cells())[-1].recipe
+
+
+@pytest.mark.parametrize(("pairs", "wrong"), [({"opti": ["select_only"]}, r"got \['opti'\]"), ({"optidice": ["select"]}, r"got \['select'\]")])
+def test_pairs_of_unknown_names(npz: Path, pairs: dict[str, list[str]], wrong: str) -> None:
+    with pytest.raises(ValidationError, match=wrong):
+        grid(npz, pairs=pairs)
+
+
 @pytest.mark.parametrize("value", ["piecewise_f,optidice", "piecewise_f, optidice,", ["piecewise_f", "optidice"]])
 def test_kinds_stand_for_their_defaults(value: Any) -> None:
     assert Comparison(backends=value).backends == {"piecewise_f": PiecewiseF(), "optidice": OptiDice()}

@@ -32,6 +32,9 @@ class Comparison(Config):
     recipe: Recipe = Recipe()
     backends: dict[str, AnyBackend] = Field(default_factory=dict, description="by name; a list of kinds stands for their defaults")
     extractors: dict[str, AnyExtractor] = Field(default_factory=dict, description="by name; a list of kinds stands for their defaults")
+    pairs: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="the extractors of a backend, by their names; a backend that is not named here meets all"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
     @field_validator("backends", "extractors", mode="before")
@@ -56,16 +59,21 @@ class Comparison(Config):
             object.__setattr__(self, "backends", {self.recipe.backend.kind: self.recipe.backend})
         if not self.extractors:
             object.__setattr__(self, "extractors", {self.recipe.extractor.kind: self.recipe.extractor})
+        for backend, extractors in self.pairs.items():
+            if unknown := sorted({backend} - set(self.backends)) or sorted(set(extractors) - set(self.extractors)):
+                known = [*self.backends, *self.extractors]
+                raise ValueError(f"pairs: expected a backend and its extractors by their names here, got {unknown}; there are {known}")
         return self
 
     def cells(self) -> Iterator[Cell]:
-        """The behaviour policy first, then every backend with every extractor; seeds innermost."""
+        """The behaviour policy first, then every backend with its extractors; seeds innermost."""
         solver = next((e.solver for e in self.extractors.values() if hasattr(e, "solver")), SelectOnly().solver)
         for seed in self.seeds:
             behaviour = {"extractor": SelectOnly(candidates=1, solver=solver), "seed": seed, "schedule": "staged"}
             yield Cell(None, BEHAVIOUR, seed, self.recipe.model_copy(update=behaviour))
         for backend_name, backend in self.backends.items():
-            for extractor_name, extractor in self.extractors.items():
+            for extractor_name in self.pairs.get(backend_name, tuple(self.extractors)):
+                extractor = self.extractors[extractor_name]
                 for seed in self.seeds:
                     schedule = self.recipe.schedule if extractor.needs_ratio else "staged"  # nothing to train together with the backend
                     parts = {"backend": backend, "extractor": extractor, "seed": seed, "schedule": schedule}
