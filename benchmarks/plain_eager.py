@@ -84,6 +84,7 @@ class PlainEager:
         assert isinstance(sampler, DiffusionSampler)
         assert isinstance(sampler.config.solver, SingleStep)
         assert sampler.config.solver.spacing == "uniform"
+        assert not sampler.config.clip_denoised
         assert sampler.guidance is not None
         assert config.selection.rule == "mean"
         self.device, self.clip_first = policy.device, config.clip_candidates == "before_scoring"

@@ -72,6 +72,10 @@ def cases() -> Iterator[tuple[str, Policy]]:
     sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"])
     for solver in SOLVERS:
         yield f"{solver.kind} {solver.evaluations} {solver.spacing}", make(sampler.model_copy(update={"solver": solver}))
+    for solver in (DDIM(evaluations=3), SingleStep(evaluations=15), MultiStep(evaluations=8, spacing="quadratic")):
+        for guidance in ("none", "silu"):
+            clipping = sampler.model_copy(update={"solver": solver, "guidance": GUIDANCES[guidance], "clip_denoised": True})
+            yield f"{solver.kind} {solver.evaluations} clipped, {guidance} guidance", make(clipping)
     for rule, candidates, after in itertools.product(("mean", "minimum", "softmax"), (1, 2, 7), (False, True)):
         selection = Selection(rule=rule, temperature=0.1)
         yield f"{rule} of {candidates}, after {after}", make(sampler, candidates=candidates, selection=selection, after=after, layer_norm=after)
@@ -104,11 +108,24 @@ def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: st
         agree(policy, engine, batch)
 
 
+@pytest.mark.parametrize("engine", ["reference", *ENGINES])
+def test_clipping_acts_at_every_evaluation(engine: str) -> None:
+    """Clean actions within [-1, 1] end as such, up to sigma(t_min) of the noise; these untrained networks do not without it."""
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"], guidance_scale=1.5)
+    free, kept = (make(sampler.model_copy(update={"clip_denoised": clip})) for clip in (False, True))
+    observations, noise, _ = inputs(kept, 50)
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    assert free.compile(engine).decide(observations, noise).candidates.abs().max() > 2  # type: ignore[arg-type]
+    assert kept.compile(engine).decide(observations, noise).candidates.abs().max() < 1.05  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
-def test_a_solver_is_its_matrix(solver: Solver) -> None:
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_solver_is_its_matrix(solver: Solver, clean: bool) -> None:
     """Integrating a nonlinear denoiser step by step, and by the matrix: equal in float64."""
     schedule = NoiseSchedule()
-    times, matrix = solver_matrix(solver, schedule)
+    times, matrix = solver_matrix(solver, schedule, clean=clean)
     assert len(times) == solver.evaluations
     assert torch.equal(matrix, matrix.tril())
 
@@ -118,7 +135,8 @@ def test_a_solver_is_its_matrix(solver: Solver) -> None:
     start = torch.linspace(-2, 2, 9, dtype=torch.float64)
     history = [start]
     for row, t in zip(matrix[:-1], times, strict=True):
-        history.append(denoise(row[: len(history)] @ torch.stack(history), t))
+        x = row[: len(history)] @ torch.stack(history)
+        history.append((x - schedule.sigma(t) * denoise(x, t)) / schedule.alpha(t) if clean else denoise(x, t))
     torch.testing.assert_close(matrix[-1] @ torch.stack(history), solver.integrate(denoise, start, schedule), rtol=1e-9, atol=1e-9)
 
 
@@ -128,7 +146,7 @@ def test_a_solver_that_is_not_linear_is_not_covered() -> None:
             return super().integrate(denoiser, x, schedule).clamp(-1, 1)
 
     with pytest.raises(NotCovered, match="not covered: the solver 'ddim'"):
-        solver_matrix(Clipped(evaluations=4), NoiseSchedule())
+        solver_matrix(Clipped(evaluations=4), NoiseSchedule(), clean=False)
 
 
 @pytest.mark.parametrize("after", [False, True])

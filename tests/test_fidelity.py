@@ -389,7 +389,7 @@ def test_the_guided_noise() -> None:
     sampler = part.sampler()
 
     class Once:
-        def integrate(self, denoiser, x, schedule):
+        def integrate(self, denoiser, x, schedule, clip=False):
             seen.append(denoiser(x, torch.tensor(0.3, dtype=torch.float64)))
             return x
 

@@ -86,6 +86,7 @@ PUBLISHED: dict[str, Any] = {
     "extractor.guidance_scale": 4.0,
     "extractor.selection.rule": "mean",
     "extractor.clip_candidates": "after_scoring",
+    "extractor.clip_denoised": False,
     "extractor.solver.kind": "single_step",
     "extractor.solver.evaluations": 15,
     "extractor.solver.spacing": "uniform",

@@ -64,21 +64,28 @@ def test_softmax_at_the_edges() -> None:
 
 
 class Known(nn.Module):
-    """A network that predicts the noise of a point mass at 0.1 * feature: every solver is exact for it."""
+    """A network that predicts the noise of a point mass at `scale` * feature: every solver is exact for it."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
 
     def forward(self, features: Tensor, x: Tensor, time: Tensor) -> Tensor:
         alpha, sigma = time[..., 2:3], time[..., 3:4]
-        return (x - alpha * 0.1 * features) / sigma
+        return (x - alpha * self.scale * features) / sigma
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("solver", [PUBLISHED, DDIM(evaluations=3), FINE], ids=lambda s: s.kind)
-def test_states_and_candidates_stand_where_they_belong(solver) -> None:
-    """Each of B states and K candidates: the exact map alpha' x0 + sigma' / sigma (x - alpha x0)."""
+def test_states_and_candidates_stand_where_they_belong(solver, clip: bool) -> None:
+    """Each of B states and K candidates: the exact map alpha' x0 + sigma' / sigma (x - alpha x0), where x0 is clipped to [-1, 1] or not."""
     encoder = TINY.encoder.build(data().spec.normalizer.mean, data().spec.normalizer.std)
-    sampler = DiffusionSampler(Diffusion(prior=TINY, solver=solver), encoder, Known(), None)
+    sampler = DiffusionSampler(Diffusion(prior=TINY, solver=solver, clip_denoised=clip), encoder, Known(3.0 if clip else 0.1), None)
     noise = torch.randn(2, 5, 1, generator=torch.Generator().manual_seed(0))
-    clean = 0.1 * ((STATES - data().spec.normalizer.mean[0]) / data().spec.normalizer.std[0])[:, None]
+    clean = (3.0 if clip else 0.1) * ((STATES - data().spec.normalizer.mean[0]) / data().spec.normalizer.std[0])[:, None]
+    assert (clean.abs() > 1).any() == clip
+    clean = clean.clamp(-1, 1)
     end, start = VP().sigma(1e-3), VP().sigma(1.0)
     expected = VP().alpha(1e-3) * clean + end / start * (noise - VP().alpha(1.0) * clean)
     torch.testing.assert_close(sampler(STATES, noise), expected, rtol=1e-4, atol=1e-4)

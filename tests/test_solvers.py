@@ -93,6 +93,36 @@ def straight_line_2m(x: Tensor, times: list[float]) -> Tensor:
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize("kind", [DDIM, SingleStep, MultiStep])
+@pytest.mark.parametrize("evaluations", [1, 3, 8])
+def test_clipping_by_hand(kind: Any, evaluations: int) -> None:
+    """A point mass at 1.7 is taken for one at 1, at every evaluation: alpha' + sigma' / sigma (x - alpha)."""
+    alpha, sigma, end = VP().alpha, VP().sigma, 1e-3
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        return (x - alpha(float(t)) * 1.7) / sigma(float(t))
+
+    free, kept = (kind(evaluations=evaluations).integrate(denoiser, NOISE, NoiseSchedule(), clip=clip) for clip in (False, True))
+    for got, mass in ((free, 1.7), (kept, 1.0)):
+        torch.testing.assert_close(got, alpha(end) * mass + sigma(end) / sigma(1.0) * (NOISE - alpha(1.0) * mass), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("solver", [PUBLISHED, DDIM(evaluations=8), MultiStep(evaluations=8, spacing="quadratic")], ids=lambda s: s.kind)
+def test_clipping_leaves_an_exact_denoiser_as_it_is(solver: Solver) -> None:
+    """Actions -1, 0.2 and 0.9, equally likely: the exact clean action is their mean with softmax weights."""
+    schedule, actions = NoiseSchedule(), torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64)
+
+    def exact(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        weights = torch.softmax(-((x - alpha * actions) / sigma).square() / 2, -1)
+        return (x - alpha * (weights @ actions)[..., None]) / sigma
+
+    free, kept = (solver.integrate(exact, NOISE, schedule, clip=clip) for clip in (False, True))
+    torch.testing.assert_close(kept, free, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.oracle
 def test_the_published_sampler_written_out() -> None:
     assert SingleStep(evaluations=15, spacing="uniform") == PUBLISHED
     got = PUBLISHED.integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())

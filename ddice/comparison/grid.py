@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ddice.config import Config
 from ddice.dice_backends import AnyBackend
 from ddice.extractors import AnyExtractor, SelectOnly
+from ddice.extractors.base import DiffusionConfig
 from ddice.recipe import Recipe
 
 BEHAVIOUR = "behaviour policy"
@@ -67,9 +68,10 @@ class Comparison(Config):
 
     def cells(self) -> Iterator[Cell]:
         """The behaviour policy first, then every backend with its extractors; seeds innermost."""
-        solver = next((e.solver for e in self.extractors.values() if hasattr(e, "solver")), SelectOnly().solver)
+        like = next((e for e in self.extractors.values() if isinstance(e, DiffusionConfig)), SelectOnly())
+        imitation = SelectOnly(candidates=1, solver=like.solver, clip_denoised=like.clip_denoised)
         for seed in self.seeds:
-            behaviour = {"extractor": SelectOnly(candidates=1, solver=solver), "seed": seed, "schedule": "staged"}
+            behaviour = {"extractor": imitation, "seed": seed, "schedule": "staged"}
             yield Cell(None, BEHAVIOUR, seed, self.recipe.model_copy(update=behaviour))
         for backend_name, backend in self.backends.items():
             for extractor_name in self.pairs.get(backend_name, tuple(self.extractors)):

@@ -96,6 +96,10 @@ class _Writer:
             gate, value = self._silu(x)
             slope = self.node("Add", (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value))
             return self.node("Mul", (inputs[1], slope))
+        if step.op == "clean":
+            _, actions, inverse, factor = inputs
+            clean = self.node("Sub", (self.node("Mul", (actions, inverse)), self.node("Mul", (x, factor))))
+            return self.node("Clip", (clean, self.floats(-1.0), self.floats(1.0)))
         if step.op == "standardize":
             return self.node("Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1])))
         if step.op == "layer_norm":

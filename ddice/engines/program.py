@@ -23,7 +23,7 @@ from ddice.solvers import Solver
 
 Op = Literal[
     "linear", "layer_norm", "fourier", "add", "concat", "relu", "silu",
-    "slice", "standardize", "relu_backward", "silu_backward", "layer_norm_backward",
+    "slice", "standardize", "clean", "relu_backward", "silu_backward", "layer_norm_backward",
 ]  # fmt: skip
 CHECK_TOLERANCE = 1e-6  # of the check that a solver is linear, in float64
 
@@ -37,6 +37,7 @@ class Instruction(NamedTuple):
 
     linear: sum_i inputs[i] @ weights[i] + row; weights[i] is (*M, in_i, out). layer_norm: weights = (gain, shift), each (*M, n).
     layer_norm_backward: inputs (x, gradient), weights = (gain,). silu_backward, relu_backward: inputs (x, gradient).
+    clean: x / alpha - noise * sigma / alpha within [-1, 1], inputs (noise, x, 1 / alpha, sigma / alpha).
     standardize: (input - weights[0]) / weights[1]. fourier: (sin, cos) of input[..., :1] * weights[0]. slice: the `columns` of the input.
     """
 
@@ -142,6 +143,9 @@ def evaluate(instruction: Instruction, inputs: list[Tensor], row: Tensor | None)
         inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
         normal = centred * inverse
         return inverse * (gradient - gradient.mean(-1, keepdim=True) - normal * (gradient * normal).mean(-1, keepdim=True))
+    if op == "clean":
+        _, actions, inverse, factor = inputs
+        return (actions * inverse - x * factor).clamp_(-1, 1)
     if op == "standardize":
         return (x - weights[0]) / weights[1]
     if op == "fourier":
@@ -241,11 +245,12 @@ def _backward(program: Program, layer: Layer, x: str, gradient: str, columns: tu
     raise NotCovered(f"not covered: the gradient of {layer.op}")
 
 
-def solver_matrix(solver: Solver, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tuple[Tensor, Tensor]:
     """The times (T) of the evaluations and the matrix (T + 1, T + 1) of a solver, lower triangular, float64.
 
-    With h = (noise, prediction 0, ..., prediction T - 1): row i times h is the x of evaluation i, and row T times h the action. Found by integrating
-    with coordinates in place of numbers. Raises NotCovered for a solver whose steps are not linear.
+    Predictions are of noise, or `clean`: of clean actions. With h = (noise, prediction 0, ..., prediction T - 1): row i times h is the x of
+    evaluation i, and row T times h the action. Found by integrating with coordinates in place of numbers. Raises NotCovered for a solver whose
+    steps are not linear.
     """
     times: list[Tensor] = []
     rows: list[Tensor] = []
@@ -254,16 +259,19 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule) -> tuple[Tensor, Tens
     def coordinate(index: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64)[index]
 
+    def noise(x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return (x - schedule.alpha(t) * prediction) / schedule.sigma(t) if clean else prediction
+
     def record(x: Tensor, t: Tensor) -> Tensor:
         times.append(t)
         rows.append(x)
-        return coordinate(len(rows))
+        return noise(x, coordinate(len(rows)), t)
 
     rows.append(solver.integrate(record, coordinate(0), schedule))
     matrix = torch.stack(rows)
     known = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     answers = iter(known[1:])
-    if not torch.allclose(solver.integrate(lambda x, t: next(answers), known[0], schedule), matrix[-1] @ known, rtol=CHECK_TOLERANCE):
+    if not torch.allclose(solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule), matrix[-1] @ known, rtol=CHECK_TOLERANCE):
         raise NotCovered(f"not covered: the solver {solver.kind!r}, whose steps are not linear in noise and predictions")
     return torch.stack(times), matrix
 
@@ -280,7 +288,8 @@ def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
 
 @dataclass(frozen=True)
 class DiffusionProgram:
-    """`network` gives the guided prediction of noise at evaluation i; `matrix` (T + 1, T + 1) is the solver's, see `solver_matrix`."""
+    """`network` gives the guided prediction of evaluation i, of noise or of clipped clean actions;
+    `matrix` (T + 1, T + 1) is the solver's, see `solver_matrix`."""
 
     network: Program
     matrix: Tensor
@@ -310,7 +319,7 @@ class Decision:
 def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     """The sampler's guided denoiser and solver. Raises NotCovered for a layer or a solver that cannot be taken apart."""
     config, schedule = sampler.config, sampler.config.prior.schedule
-    times, matrix = solver_matrix(config.solver, schedule)
+    times, matrix = solver_matrix(config.solver, schedule, clean=config.clip_denoised)
     t = times.to(sampler.encoder.mean)
     program, features = _start({"features": sampler.encoder})
     program.sizes["x"] = sampler.network.sizes["actions"]
@@ -320,6 +329,10 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     if sampler.guidance is not None:
         gradient = add_gradient(program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t))
         program.output = program.emit("add", (program.output, gradient), program.sizes["x"])
+    if config.clip_denoised:
+        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+        levels = (program.constant(level[:, None, None].to(t)) for level in (1 / alpha, sigma / alpha))
+        program.output = program.emit("clean", (program.output, "x", *levels), program.sizes["x"])
     return DiffusionProgram(program.prune(), matrix.to(t), t)
 
 

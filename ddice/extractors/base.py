@@ -16,11 +16,13 @@ from typing_extensions import Self
 from ddice import loop
 from ddice.config import Config
 from ddice.data import Batch, Spec, Transitions
+from ddice.guidance import Guidance
 from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.policy import Clipping, Policy, QCallable, check_q, make_policy
 from ddice.prior import Prior
 from ddice.randomness import Seed
-from ddice.samplers import Sampler, Selection
+from ddice.samplers import Diffusion, Sampler, Selection
+from ddice.solvers import PUBLISHED, Solver
 
 
 class RatioSource(Protocol):
@@ -50,7 +52,9 @@ class ExtractorConfig(Config):
 
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
-    acting_fields: ClassVar[tuple[str, ...]] = ("candidates", "selection", "clip_candidates", "guidance_scale", "solver")  # not read in training
+    acting_fields: ClassVar[tuple[str, ...]] = (  # not read in training
+        "candidates", "selection", "clip_candidates", "guidance_scale", "solver", "clip_denoised",
+    )  # fmt: skip
 
     @abstractmethod
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> Extractor:
@@ -96,6 +100,21 @@ class ExtractorConfig(Config):
         if isinstance(seed, int):
             return part.policy(q=None if backend is None else backend.q, notes=notes)
         return [part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes) for i in range(len(seed))]
+
+
+class DiffusionConfig(ExtractorConfig):
+    """The fields of extractors whose policy is a diffusion model."""
+
+    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
+    clip_denoised: bool = Field(
+        True, description="keep the clean action that is predicted at every evaluation within the action bounds; an exact model is not changed by it"
+    )
+
+    def diffusion(self, prior: Prior, guidance: Guidance | None = None, guidance_scale: float = 1.0) -> Diffusion:
+        """The configuration of the policy's sampler."""
+        return Diffusion(
+            prior=prior.config, guidance=guidance, guidance_scale=guidance_scale, solver=self.solver, clip_denoised=self.clip_denoised
+        )
 
 
 def check_same_spaces(first: Spec, second: Spec) -> None:

@@ -12,27 +12,25 @@ from torch import Tensor
 
 from ddice import loop
 from ddice.data import Batch, Spec
-from ddice.extractors.base import Extractor, ExtractorConfig, relative_metrics
+from ddice.extractors.base import DiffusionConfig, Extractor, relative_metrics
 from ddice.guidance import Guidance, bounded_log_ratio, in_sample_loss
 from ddice.part import weighted_mean
 from ddice.policy import Policy, QCallable
 from ddice.prior import Prior
 from ddice.randomness import Seed, rand, randn
-from ddice.samplers import Diffusion, DiffusionSampler
-from ddice.solvers import PUBLISHED, Solver
+from ddice.samplers import DiffusionSampler
 
 STILL = 1e-2  # a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
 EVEN = 0.9  # above this effective sample size there is little to learn
 
 
-class GuideThenSelect(ExtractorConfig):
+class GuideThenSelect(DiffusionConfig):
     """In-sample guidance learning (IGL), then selection among K guided candidates; candidates = 1 is guide-only."""
 
     kind: Literal["guide_then_select"] = "guide_then_select"
     candidates: int = Field(4, ge=1, description="K, guided actions sampled per decision; 1 needs no Q")
     guidance_scale: float = Field(1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1")
     guidance: Guidance = Guidance()
-    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
 
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> GuidedExtractor:
         if prior is None:
@@ -78,9 +76,7 @@ class GuidedExtractor(Extractor):
         return {"loss": loss.detach(), "guidance_deviation": self.deviation.clone(), "exponent_cut_rate": cut_rate, **metrics}
 
     def sampler(self) -> DiffusionSampler:
-        config = Diffusion(
-            prior=self.prior.config, guidance=self.config.guidance, guidance_scale=self.config.guidance_scale, solver=self.config.solver
-        )
+        config = self.config.diffusion(self.prior, self.config.guidance, self.config.guidance_scale)
         return DiffusionSampler(config, self.prior.encoder, self.prior.averaged, self.network)
 
     def policy(self, q: QCallable | None = None, notes: Mapping[str, str] | None = None) -> Policy:

@@ -9,20 +9,18 @@ from torch import Tensor
 
 from ddice import loop
 from ddice.data import Batch, Spec
-from ddice.extractors.base import Extractor, ExtractorConfig
+from ddice.extractors.base import DiffusionConfig, Extractor
 from ddice.part import Optimizer
 from ddice.prior import Prior
 from ddice.randomness import Seed
-from ddice.samplers import Diffusion, DiffusionSampler
-from ddice.solvers import PUBLISHED, Solver
+from ddice.samplers import DiffusionSampler
 
 
-class SelectOnly(ExtractorConfig):
+class SelectOnly(DiffusionConfig):
     """Nothing is trained beyond prior and Q."""
 
     kind: Literal["select_only"] = "select_only"
     candidates: int = Field(16, ge=1, description="K, actions of the prior sampled per decision; 1 is the behaviour policy and needs no Q")
-    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
 
     needs_ratio = False
 
@@ -48,4 +46,4 @@ class SelectExtractor(Extractor):
         return {}
 
     def sampler(self) -> DiffusionSampler:
-        return DiffusionSampler(Diffusion(prior=self.prior.config, solver=self.config.solver), self.prior.encoder, self.prior.averaged, None)
+        return DiffusionSampler(self.config.diffusion(self.prior), self.prior.encoder, self.prior.averaged, None)

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ddice import loop
 from ddice.data import Batch, Spec
-from ddice.extractors.base import Extractor, ExtractorConfig, relative_metrics
+from ddice.extractors.base import DiffusionConfig, Extractor, ExtractorConfig, relative_metrics
 from ddice.guidance import bounded_log_ratio
 from ddice.networks import MLP, FlattenEncoder
 from ddice.part import Optimizer, weighted_mean
 from ddice.prior import Prior
 from ddice.randomness import Seed
-from ddice.samplers import Diffusion, DiffusionSampler, Gaussian, GaussianSampler
-from ddice.solvers import PUBLISHED, Solver
+from ddice.samplers import DiffusionSampler, Gaussian, GaussianSampler
 
 
 class _WeightedConfig(ExtractorConfig):
@@ -26,7 +25,7 @@ class _WeightedConfig(ExtractorConfig):
     log_cap: float = Field(4.6, gt=0, description="log of the largest weight, relative to the mean ratio; 4.6 is a weight of 100")
 
 
-class WeightedBC(_WeightedConfig):
+class WeightedBC(_WeightedConfig, DiffusionConfig):
     """A diffusion policy trained on E[w / mean(w) * |noise - network(a_t, t)|^2]: its samples follow pi_D(a | s) w(s, a).
 
     Takes action and state-action ratios alike: a factor of the state decides only which states get capacity.
@@ -34,7 +33,6 @@ class WeightedBC(_WeightedConfig):
 
     kind: Literal["weighted_bc"] = "weighted_bc"
     init: Literal["prior", "fresh"] = Field("prior", description="start from a copy of the prior, or from new weights")
-    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
 
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> WeightedExtractor:
         if prior is None:
@@ -89,8 +87,7 @@ class WeightedExtractor(_Weighted):
         return {"loss": loss.detach(), **metrics}
 
     def sampler(self) -> DiffusionSampler:
-        config = Diffusion(prior=self.prior.config, solver=self.config.solver)
-        return DiffusionSampler(config, self.model.encoder, self.model.averaged, None)
+        return DiffusionSampler(self.config.diffusion(self.prior), self.model.encoder, self.model.averaged, None)
 
 
 class GaussianExtractor(_Weighted):

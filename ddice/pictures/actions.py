@@ -83,7 +83,7 @@ def behaviour_actions(
         rows = _nearest(data, observation, NEAREST)
         return data.actions[rows].cpu().numpy(), f"actions of the {len(rows)} nearest rows"
     if prior is not None:
-        sampler: Any = DiffusionSampler(Diffusion(prior=prior.config, solver=PUBLISHED), prior.encoder, prior.averaged, None)
+        sampler: Any = DiffusionSampler(Diffusion(prior=prior.config, solver=PUBLISHED, clip_denoised=True), prior.encoder, prior.averaged, None)
         source = "samples of the prior"
     else:
         sampler = policy.sampler

@@ -33,6 +33,7 @@ _OFFICIAL = Recipe(
         candidates=1,
         guidance_scale=4.0,
         clip_candidates="after_scoring",
+        clip_denoised=False,
         solver=PUBLISHED,
         guidance=Guidance(
             network=MLP(hidden=(256, 256, 256, 256), activation="silu"),

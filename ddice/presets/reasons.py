@@ -28,6 +28,8 @@ REASONS: dict[str, str] = {
     "among few: a larger K trusts Q further from the data.",
     "extractor.clip_candidates": "Published: candidates are scored as they come (an action is brought into the bounds after it is chosen). Far "
     "outside of the bounds Q extrapolates, so the default brings candidates into them first.",
+    "extractor.clip_denoised": "Published: the predicted clean actions of a sampling call are not bounded. The default keeps them in the bounds: "
+    "that does not change an exact model, while the errors of a trained one carry few-step, guided samples far outside.",
     "extractor.guidance_scale": "The published code multiplies the guidance gradient by 4 on medium and medium-replay and 2 on medium-expert, and "
     "by 1, 2 and 4 on AntMaze umaze, medium and large. The theory's factor is 1.",
     "extractor.selection": "Published: the best of the ensemble's mean on locomotion, a sample from the softmax of Q on AntMaze.",

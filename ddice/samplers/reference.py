@@ -27,6 +27,7 @@ class Diffusion(Config):
     guidance: Guidance | None = None
     guidance_scale: float = Field(1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1")
     solver: Solver = PUBLISHED
+    clip_denoised: bool = Field(False, description="keep the clean action that is predicted at every evaluation within the action bounds")
 
     def build(self, spec: Spec) -> DiffusionSampler:
         encoder, network = self.prior.modules(spec)
@@ -47,7 +48,7 @@ class DiffusionSampler(nn.Module):
         denoiser = network_denoiser(self.network, features, schedule)
         if self.guidance is not None:
             denoiser = guided(denoiser, network_gradient(self.guidance, features, schedule), schedule, self.config.guidance_scale)
-        return self.config.solver.integrate(denoiser, noise, schedule)
+        return self.config.solver.integrate(denoiser, noise, schedule, clip=self.config.clip_denoised)
 
     def latents(self, candidates: int, actions: int) -> Tensor:
         """The fixed noise (K, A) of deterministic acting."""
