@@ -434,7 +434,7 @@ def test_picture_never_trains(run_folder: Path, tmp_path: Path, capsys: pytest.C
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "empty"))
     assert main(["picture", str(run_folder), "--out", str(tmp_path / "p"), "--episodes", "1", "--no-progress", "--device", "cpu"]) == 0
     assert f"no ratios.png: the trained backend is not in the cache {tmp_path / 'empty'}" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["datasets"]  # read for the ratios; nothing was trained
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["data"]  # read for the ratios; nothing was trained
 
 
 def test_picture_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
