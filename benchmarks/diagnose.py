@@ -1,0 +1,120 @@
+"""Why an extractor wins or loses: what its policies do to the candidates of the behaviour policy, and whether training seeds agree about it.
+
+    python benchmarks/diagnose.py runs/hopper            # a run folder of `ddice compare` with two seeds or more; writes diagnosis.md into it
+
+For every policy, on states of its dataset and with the same noise for all policies of all seeds:
+
+outside   share of candidates with a coordinate outside of the action bounds, before they are mapped into them
+spread    deviation of the candidates of a state, over that of the behaviour policy's
+moved     root mean square distance from the behaviour policy's candidate of the same noise, over the behaviour policy's spread
+agree     correlation of that move between two seeds: 1 where all seeds move candidates alike, 0 where a move is noise of training
+rank      rank correlation between two seeds of Q over the behaviour policy's candidates of a state: 0 where selection is noise of training
+length    mean number of steps of an evaluation episode
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddice import Policy, load_policy
+from ddice.comparison import Comparison, Result, Results
+from ddice.comparison.grid import BEHAVIOUR
+from ddice.comparison.report import grouped, run_means
+
+STATES, NOISES = 512, 16
+COLUMNS = ("backend", "extractor", "score", "outside", "spread", "moved", "agree", "rank", "length")
+
+
+def candidates(policy: Policy, observations: Tensor) -> Tensor:
+    """Actions (B, N, A) for the same N noises at every state, as the sampler makes them."""
+    noise = policy.sampler.latents(NOISES, policy.spec.actions.size).expand(len(observations), -1, -1)
+    with torch.no_grad():
+        return policy.sampler(observations, noise)
+
+
+def spread(actions: Tensor) -> float:
+    """Root mean square deviation of the candidates of a state."""
+    return float(actions.std(1).square().mean().sqrt())
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Of all entries, uncentred: the cosine of the angle between two moves."""
+    return float((first * second).sum() / (first.norm() * second.norm()).clamp(min=1e-12))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, over the candidates (B, N) of each state, averaged over states."""
+    ranks = [x.argsort(-1).argsort(-1).double() for x in (first, second)]
+    centred = [r - r.mean(-1, keepdim=True) for r in ranks]
+    return float(((centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))).mean())
+
+
+def ranking(policy: Policy, observations: Tensor, actions: Tensor) -> Tensor:
+    """What the policy ranks actions (B, N, A) by, (B, N)."""
+    assert policy.q is not None
+    batch, count, size = actions.shape
+    with torch.no_grad():
+        q = policy.q(observations.repeat_interleave(count, 0), actions.clamp(-1, 1).reshape(-1, size))
+    return policy.config.selection.scores(q.reshape(-1, batch, count))
+
+
+def over_pairs(values: list[Tensor], compare: Callable[[Tensor, Tensor], float]) -> str:
+    """The mean of `compare` over all pairs of seeds."""
+    pairs = [compare(first, second) for first, second in itertools.combinations(values, 2)]
+    return f"{sum(pairs) / len(pairs):.2f}" if pairs else ""
+
+
+def row(group: tuple[str | None, str], rows: list[Result], run: Path, observations: Tensor, behaviour: dict[int, Tensor]) -> str:
+    """One line of the table."""
+    policies = [load_policy(folder(run, result) / "policy", device="cpu") for result in rows]
+    width = {result.seed: spread(behaviour[result.seed]) for result in rows}
+    made = [candidates(policy, observations) for policy in policies]
+    moves = [actions - behaviour[result.seed] for actions, result in zip(made, rows, strict=True)]
+    imitates = group[1] == BEHAVIOUR
+    count = len(rows)
+    cells = [
+        group[0] or "",
+        group[1],
+        f"{run_means(rows).mean():.1f}",
+        f"{sum(float((x.abs() > 1).any(-1).double().mean()) for x in made) / count:.2f}",
+        f"{sum(spread(x) / width[r.seed] for x, r in zip(made, rows, strict=True)) / count:.2f}",
+        "" if imitates else f"{sum(float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)) / count:.2f}",
+        "" if imitates else over_pairs(moves, correlation),
+        "" if policies[0].q is None else over_pairs([ranking(p, observations, behaviour[rows[0].seed]) for p in policies], rank_correlation),
+        f"{sum(sum(r.evaluation.lengths) / len(r.evaluation.lengths) for r in rows) / count:.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def folder(run: Path, result: Result) -> Path:
+    """Where a comparison keeps what belongs to a result."""
+    return run / f"seed-{result.seed}" / "-".join(filter(None, (result.backend, result.extractor))).replace(" ", "-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of ddice compare")
+    options = parser.parse_args()
+    comparison = Comparison.model_validate(json.loads((options.run / "comparison.json").read_text()))
+    observations = comparison.recipe.data.load().sample(STATES, seed=0, step=0).observations
+    groups = grouped(Results(options.run / "results.jsonl").rows)
+    behaviour = {
+        result.seed: candidates(load_policy(folder(options.run, result) / "policy", device="cpu"), observations)
+        for result in groups[None, BEHAVIOUR]
+    }
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += [row(group, rows, options.run, observations, behaviour) for group, rows in groups.items()]
+    text = "\n".join(lines)
+    (options.run / "diagnosis.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The numbers behind benchmarks/diagnose.py and benchmarks/few_steps.py, worked out by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import diagnose, few_steps
+
+pytestmark = pytest.mark.oracle
+
+
+def test_rank_correlation_is_the_mean_of_the_states() -> None:
+    """1 - 6 sum d^2 / (n (n^2 - 1)): the same order 1, turned round -1, and (0 1 2 3) beside (1 0 2 3) 1 - 12 / 60."""
+    first = torch.tensor([[0.1, 0.5, 0.7, 9.0]]).expand(3, -1)
+    second = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [2.0, 1.0, 3.0, 4.0]])
+    assert diagnose.rank_correlation(first, second) == pytest.approx((1 - 1 + 0.8) / 3)
+
+
+def test_correlation_of_moves_is_a_cosine() -> None:
+    assert diagnose.correlation(torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 4.0]])) == pytest.approx(0.6)
+    assert diagnose.correlation(torch.zeros(2), torch.ones(2)) == 0
+
+
+def test_spread_is_the_deviation_within_states() -> None:
+    """Candidates 0 and 2, 5 and 5: sample variances 2 and 0, whose mean is 1."""
+    assert diagnose.spread(torch.tensor([[[0.0], [2.0]], [[5.0], [5.0]]])) == pytest.approx(1)
+
+
+def test_all_pairs_of_seeds_count_and_one_seed_has_none() -> None:
+    values = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
+    assert diagnose.over_pairs(values, diagnose.correlation) == "0.33"
+    assert diagnose.over_pairs(values[:1], diagnose.correlation) == ""
+
+
+def test_rows_of_few_steps_compare_with_the_first() -> None:
+    scores = np.array([[1.0], [2.0], [3.0]])
+    found = [few_steps.Point("2S-15", 15, "eager", scores, 0.4), few_steps.Point("2M-5", 5, "eager", scores + 1, 0.1)]
+    assert few_steps.table("task", found) == [
+        "| task | 2S-15 | 15 | 2.0 [1.0, 3.0] | 1.0 2.0 3.0 | 1.00 |",
+        "| task | 2M-5 | 5 | 3.0 [2.0, 4.0] | 2.0 3.0 4.0 | 4.00 |",
+    ]
