@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +164,26 @@ def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(after: bool, mo
         candidates = plain.sample(features, noise.reshape(-1, noise.shape[-1])).view(noise.shape)
         torch.testing.assert_close(candidates, expected.candidates, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(plain(observations, noise), expected.actions, rtol=0, atol=1e-4)
+
+
+def test_auto_is_the_fastest_engine_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert policy.compile().engine.name == "onnx"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.warns(UserWarning, match=r"'auto' goes without 'onnx'.*pip install 'ddice\[onnx\]'") as caught:
+        assert policy.compile().engine.name == "eager"
+    assert caught[0].filename == __file__
+    with pytest.raises(ImportError, match="pip install"):
+        policy.compile("onnx")
+
+
+def test_auto_is_the_reference_for_what_cannot_be_taken_apart() -> None:
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))
+    policy = Policy(PolicyConfig(sampler=sampler, candidates=2, q="given"), SPEC, sampler.build(SPEC), lambda observations, actions: actions[:, 0])
+    with pytest.warns(UserWarning, match="'auto' is the reference here: not covered: a Q that is a callable of your own"):
+        assert policy.compile().engine.name == "reference"
+    with pytest.raises(NotCovered, match="a callable of your own"):
+        policy.compile("eager")

@@ -11,13 +11,13 @@ from ddice.config import Config
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
 from ddice.engines.onnx_engine import OnnxEngine
-from ddice.engines.program import NotCovered, decision
+from ddice.engines.program import Decision, NotCovered, decision
 from ddice.engines.reference import QCallable, ReferenceEngine
 from ddice.samplers import Sampler, Selection
 
 EngineName = Literal["auto", "reference", "eager", "onnx"]
 EngineDtype = Literal["float32"]
-FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("eager",), "cuda": ("eager",)}
+FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("onnx", "eager"), "cuda": ("eager",)}  # by benchmarks/README.md
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
 CPU_BLOCK = 512  # candidates of one call of the eager engine on a CPU: their values stay in the cache
 
@@ -37,21 +37,34 @@ REFERENCE = EngineSettings(engine="reference")
 def make_engine(
     settings: EngineSettings, sampler: Sampler, q: QCallable | None, *, candidates: int, selection: Selection, clip_before_scoring: bool
 ) -> Engine:
-    """The engine that is asked for; "auto": the fastest that covers the policy, with a warning for each that does not."""
+    """The engine that is asked for; "auto": the fastest that covers the policy and is installed, with a warning for each that does not."""
     device = next(sampler.parameters()).device.type
-    rows = settings.rows_per_call or ROWS_PER_CALL.get(device, ROWS_PER_CALL["cpu"])
+    rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device == "cpu" else "cuda"]
     reference = ReferenceEngine(sampler, q, selection=selection, clip_before_scoring=clip_before_scoring, rows_per_call=rows)
     if settings.engine == "reference":
         return reference
-    names = FASTEST_FIRST.get(device, ("eager",)) if settings.engine == "auto" else (settings.engine,)
-    for name in names:
+    try:
+        program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
+    except NotCovered as error:
+        if settings.engine != "auto":
+            raise
+        warnings.warn(f"engine 'auto' is the reference here: {error}", stacklevel=5)
+        return reference
+    if settings.engine != "auto":
+        return _engine(settings.engine, program, settings, device)
+    for name in FASTEST_FIRST.get(device, ("eager",)):
         try:
-            program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
-            if name == "onnx":
-                return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=settings.rows_per_call or CPU_BLOCK)
-            return EagerEngine(program, rows_per_call=settings.rows_per_call or (CPU_BLOCK if device == "cpu" else rows))
-        except NotCovered as error:
-            if settings.engine != "auto":
-                raise
-            warnings.warn(f"engine {name!r}: {error}", stacklevel=2)
+            return _engine(name, program, settings, device)
+        except (NotCovered, ImportError) as error:
+            warnings.warn(f"engine 'auto' goes without {name!r}: {error}", stacklevel=5)
     return reference
+
+
+def _engine(name: EngineName, program: Decision, settings: EngineSettings, device: str) -> Engine:
+    """Raises NotCovered for a program that this engine cannot run, ImportError where its package is missing."""
+    block = CPU_BLOCK if device == "cpu" else ROWS_PER_CALL["cuda"]
+    if name == "onnx":
+        if device != "cpu":
+            raise NotCovered(f"the engine 'onnx' runs on the CPU and this policy is on {device}: policy.to('cpu') first, or engine='eager'")
+        return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=settings.rows_per_call or block)
+    return EagerEngine(program, rows_per_call=settings.rows_per_call or block)
