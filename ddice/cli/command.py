@@ -15,7 +15,7 @@ from ddice.config import merge, unknown_name
 from ddice.options import Tree, describe_fields, parse_flags, read_config
 from ddice.recipe import Recipe
 
-Run = Callable[[argparse.Namespace, list[str]], None]
+Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status, None for 0
 
 
 def add_command(commands: Any, name: str, run: Run, text: str, fields: type[BaseModel] | None = None) -> argparse.ArgumentParser:

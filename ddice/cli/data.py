@@ -1,12 +1,16 @@
-"""ddice data: make or describe datasets."""
+"""ddice data: make, collect, describe or check datasets."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ddice.cli import collect
 from ddice.cli.command import add_command
+from ddice.data import quality
 from ddice.options import parse_flags
 from ddice.recipe import DataSource
 
@@ -15,7 +19,8 @@ MazeSize = Literal["umaze", "medium", "large"]
 
 def register(commands: Any) -> None:
     """Add the command and what stands below it."""
-    group = commands.add_parser("data", help="Make or describe datasets.", description="Make or describe datasets.", allow_abbrev=False)
+    text = "Make, collect, describe or check datasets."
+    group = commands.add_parser("data", help=text, description=text, allow_abbrev=False)
     actions = group.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
 
     make = add_command(actions, "make", _make, "Make a dataset without a network.")
@@ -28,6 +33,12 @@ def register(commands: Any) -> None:
 
     describe = add_command(actions, "describe", _describe, "Print what a source holds.", DataSource)
     describe.add_argument("name", nargs="?", help="a source")
+    describe.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and the marginals of the actions")
+
+    text = "Look for what may be wrong with a source, and say what to do about it. The exit status is 1 if anything is an error."
+    check = add_command(actions, "check", _check, text, DataSource)
+    check.add_argument("name", nargs="?", help="a source")
+    check.add_argument("--json", action="store_true", help="findings as a JSON list")
 
 
 def _make(options: argparse.Namespace, rest: list[str]) -> None:
@@ -40,6 +51,38 @@ def _make(options: argparse.Namespace, rest: list[str]) -> None:
     print(f"{made} is ready: ddice.load_dataset({made!r}), or ddice train --data.source {made}")
 
 
+def _source(options: argparse.Namespace, rest: list[str]) -> DataSource:
+    return DataSource.model_validate({**({} if options.name is None else {"source": options.name}), **parse_flags(rest)})
+
+
 def _describe(options: argparse.Namespace, rest: list[str]) -> None:
-    fields = {**({} if options.name is None else {"source": options.name}), **parse_flags(rest)}
-    print(DataSource.model_validate(fields).load().describe())
+    data = _source(options, rest).load()
+    print(data.describe())
+    if options.plot is not None:
+        from ddice.pictures import dataset_overview
+
+        dataset_overview(data).savefig(options.plot)
+        print(f"{'plot':<15}{options.plot}")
+
+
+def _check(options: argparse.Namespace, rest: list[str]) -> int:
+    source = _source(options, rest)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what loading warns of are findings here
+            data = source.load()
+        found: Sequence[quality.Finding] = quality.check(data)
+    except (ValueError, TypeError) as error:
+        found = [quality.unreadable(error)]
+    if options.json:
+        print(json.dumps([finding.model_dump() for finding in found], indent=2))
+    else:
+        print(report(found))
+    return int(any(finding.severity == "error" for finding in found))
+
+
+def report(found: Sequence[quality.Finding]) -> str:
+    """Findings for people: each with its advice, the counts last."""
+    lines = [f"{finding.severity:<9}{finding.name}: {finding.message}\n{'':9}-> {finding.advice}" for finding in found]
+    counts = [(severity, sum(finding.severity == severity for finding in found)) for severity in quality.SEVERITIES]
+    return "\n".join([*lines, ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts)])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
 from pydantic import ValidationError
 
 from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, presets, train
-from ddice.cli.command import refuse
+from ddice.cli.command import Run, refuse
 from ddice.loop import TrainingDiverged
 from ddice.options import explain
 
@@ -20,7 +20,8 @@ COMMANDS = (train, evaluate, picture, compare, export, data, presets, cache, plu
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
-  ddice data describe hopper-medium-v2.hdf5 --env Hopper-v5
+  ddice data describe hopper-medium-v2.hdf5 --env Hopper-v5 --plot hopper.png
+  ddice data check mine.npz --action-bounds '[-1, 1]'
   ddice data collect my/pendulum-random-v0 --env Pendulum-v1 --policy random --steps 20000
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice presets diff official default
@@ -40,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run_command"):
         parser.print_help()
         return 0
-    command: Callable[[argparse.Namespace, list[str]], None] = options.run_command
+    command: Run = options.run_command
     try:
         if not options.takes_fields:
             refuse(options, rest)
-        command(options, rest)
+        return command(options, rest) or 0
     except ValidationError as error:
         return _fail(explain(error, options.takes_fields))
     except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
@@ -52,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\n{str(error) or 'stopped'}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(message: str) -> int:

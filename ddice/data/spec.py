@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -122,9 +123,13 @@ class EnvRecord(Config):
 
     @property
     def id(self) -> str:
-        import json
-
         return str(json.loads(self.spec)["id"])
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is cut, None without a limit."""
+        limit = json.loads(self.spec).get("max_episode_steps")
+        return None if limit is None else int(limit)
 
 
 class ReferenceScores(Config):
