@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from ddice.storage import load_tensors, save_tensors, write_bytes
 
 Metrics = Mapping[str, Tensor]
 OnStep = Callable[[int, Metrics], None]
+Listener = Callable[[str, int, int, Mapping[str, Any]], None]  # stage, steps done, of steps, metrics as numbers
 CHECKPOINT = "checkpoint"
 SHOWN = ("loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature")  # beside the bar; the metrics file has all
 
@@ -29,6 +30,17 @@ class Stateful(Protocol):
     def state(self) -> dict[str, Tensor]: ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and all was saved. The exit status is what a shell expects of that signal."""
+
+    def __init__(self, message: str):
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class TrainingDiverged(RuntimeError):
@@ -125,7 +137,7 @@ def _stop(number: int, name: str, step: int, checkpoint: Checkpoint | None) -> N
     message = f"{name} stopped at step {step}: {kept}"
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)
-    raise SystemExit(message)
+    raise Terminated(message)
 
 
 def run(
@@ -141,11 +153,13 @@ def run(
     checkpoint_every: int = 1000,
     metrics: MetricsFile | None = None,
     log_every: int = 100,
+    listeners: Sequence[Listener] = (),
 ) -> None:
     """Call `step_function(step)` for step = start .. stop - 1, going on from the checkpoint if its file exists.
 
     Metrics are looked at (which waits for the device) every `log_every` steps only: all must be finite, and a checkpoint is written only after
-    they were. Ctrl-C and SIGTERM stop between two steps, after a checkpoint. Raises TrainingDiverged for a metric that is not finite.
+    they were. `listeners` are called at the same times. Ctrl-C and SIGTERM stop between two steps, after a checkpoint. Raises TrainingDiverged for a
+    metric that is not finite.
     """
     if checkpoint is not None:
         start = max(start, checkpoint.load(thing))
@@ -167,6 +181,8 @@ def run(
                 bar.set_postfix({key: f"{numbers[key]:.3g}" for key in SHOWN if isinstance(numbers.get(key), float)}, refresh=False)
                 if metrics is not None and (done % log_every == 0 or done == stop):
                     metrics.write(done, numbers)
+                for listener in listeners:
+                    listener(name, done, stop, numbers)
             if saving:
                 assert checkpoint is not None
                 checkpoint.save(thing, done)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"{error.strerror or error}; what was there before is unchanged. Free space or choose another folder, then run the command again"
+        raise OSError(error.errno, reason, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -36,17 +42,27 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_tensors(path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """One safetensors file that carries its kind, the schema version and `meta` (JSON) in its header."""
-    header = {"ddice": json.dumps({"kind": kind, "schema": SCHEMA, **meta})}
+    """One safetensors file that carries its kind, the schema version, a digest of the tensors and `meta` (JSON) in its header."""
     # Clones, because safetensors refuses two names for one storage (a shared layer, a view).
     copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    header = {"ddice": json.dumps({"kind": kind, "schema": SCHEMA, "digest": _digest(copies), **meta})}
     write_bytes(path, save(copies, metadata=header))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and bytes: safetensors has no checksum of its own."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the meta data of a file that `save_tensors` wrote.
 
-    Raises ValueError when the file is truncated, foreign, of another kind or of a newer schema; FileNotFoundError when it is not there.
+    Raises ValueError when the file is truncated, damaged, foreign, of another kind or of a newer schema; FileNotFoundError when it is not there.
     """
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
@@ -55,9 +71,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
                 raise ValueError(f"{path} is a safetensors file, but not one of ddice: expected a {kind}")
             meta = json.loads(header)
             check_kind(path, meta, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as a {kind} ({error}): truncated, or not safetensors; delete it and train again") from error
+    if meta.pop("digest", None) != _digest(tensors):
+        raise ValueError(f"{path} is damaged: its {kind} does not have the digest that was written with it; delete it and train again")
+    return tensors, meta
 
 
 def check_kind(path: Path, meta: Any, kind: str) -> None:

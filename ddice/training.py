@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ddice.extractors import Extractor
 from ddice.policy import Policy
 from ddice.prior import Prior
 from ddice.recipe import Recipe
+from ddice.status import hold
 from ddice.storage import load_tensors, save_tensors, write_json
 
 Say = Callable[[str], None]
@@ -76,9 +77,10 @@ class Training:
         checkpoint_every: int = CHECKPOINT_EVERY,
         say: Say = print,
         only_found: bool = False,
+        listeners: Sequence[loop.Listener] = (),
     ):
         self.recipe, self.folder, self.progress, self.checkpoint_every, self.say = recipe, run, progress, checkpoint_every, say
-        self.only_found = only_found
+        self.only_found, self.listeners = only_found, listeners
         if checkpoint_every < 1:
             raise ValueError(f"expected checkpoint_every of at least 1 step, got {checkpoint_every}")
         self.device = loop.resolve_device(recipe.device)
@@ -189,6 +191,7 @@ class Training:
             checkpoint=loop.Checkpoint(entry.checkpoint, key),
             checkpoint_every=self.checkpoint_every,
             metrics=None if metrics is None else loop.MetricsFile(metrics, stage),
+            listeners=self.listeners,
         )
         if metrics is not None and metrics.exists():  # not when the last step was done in another run folder
             shutil.copyfile(metrics, entry.metrics)
@@ -226,10 +229,7 @@ def check_run(folder: Path, recipe: Recipe) -> None:
 def claim_run(folder: Path, recipe: Recipe) -> None:
     """Write `recipe.json` into a run folder. Raises ValueError when another recipe is there, OSError when the folder cannot be written."""
     check_run(folder, recipe)
-    try:
-        write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
-    except OSError as error:
-        raise OSError(f"cannot write into the run folder {folder} ({error}): give another --run") from error
+    write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
 
 
 def differences(one: Any, two: Any, path: str = "") -> list[str]:
@@ -251,25 +251,31 @@ def train(
     progress: bool = True,
     checkpoint_every: int = CHECKPOINT_EVERY,
     say: Say = print,
+    listeners: Sequence[loop.Listener] = (),
 ) -> tuple[Trained, Evaluation | None]:
     """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and evaluation.json; a killed call resumes exactly.
 
     The folder is claimed only when the data are there and the parts fit together, so that a mistake in the recipe can be mended in the same folder.
+    One process at a time works in a folder: a second one is refused with OSError. listeners: called with stage, steps done, of steps, metrics.
     """
     folder = None if run is None else Path(run)
     if folder is not None:
         check_run(folder, recipe)
     data = recipe.data.load() if data is None else data
-    training = Training(recipe, data, run=folder, progress=progress, checkpoint_every=checkpoint_every, say=say)
+    training = Training(recipe, data, run=folder, progress=progress, checkpoint_every=checkpoint_every, say=say, listeners=listeners)
     training.check()
-    if folder is not None:
+    if folder is None:
+        trained = training.train()
+        return trained, recipe.evaluation.evaluate(trained.policy, progress=progress)
+    with hold(folder) as reporter:
         claim_run(folder, recipe)
-    trained = training.train()
-    if folder is not None:
+        training.listeners = (reporter, *listeners)
+        trained = training.train()
         trained.policy.save(folder / "policy")
-    scores = recipe.evaluation.evaluate(trained.policy, progress=progress)
-    if folder is not None and scores is not None:
-        write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
+        reporter("evaluation", 0, recipe.evaluation.episodes, {})
+        scores = recipe.evaluation.evaluate(trained.policy, progress=progress)
+        if scores is not None:
+            write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     return trained, scores
 
 

@@ -95,5 +95,6 @@ def flags(source: Path | str, fields: dict[str, Any] | None = None, prefix: str 
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder by its content."""
-    return {str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file below a folder by its content, but hidden ones: lock and status know the time."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}

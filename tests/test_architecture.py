@@ -18,7 +18,7 @@ PACKAGE = Path(ddice.__file__).parent
 # A name is a module of ddice/ or a folder. A module imports from lower levels only, and from its own folder.
 LEVELS = (
     ("config", "randomness", "storage", "inversion", "exported"),
-    ("cache",),
+    ("cache", "status", "tensorboard"),
     ("divergences", "schedule", "networks", "statistics", "loop", "data", "options", "plugins"),
     ("part", "solvers"),
     ("prior", "guidance"),

@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from ddice.comparison import Comparison
-from ddice.config import merge, unknown_name
+from ddice.config import import_function, merge, unknown_name
+from ddice.loop import Listener
 from ddice.options import Tree, describe_fields, parse_flags, read_config
 from ddice.recipe import Recipe
+from ddice.tensorboard import TensorBoard
 
 Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status, None for 0
 
@@ -49,6 +51,22 @@ def read_fields(options: argparse.Namespace, rest: list[str], base: Tree, model:
                 raise ValueError(f"unknown option {name!r}: it is a field of the recipe that is compared, --recipe.{name}")
             raise ValueError(unknown_name(name, [*model.model_fields, *own_options(options)], "option"))
     return dict(merge(merge(base, config), flags))
+
+
+def add_listeners(command: argparse.ArgumentParser) -> None:
+    """The options of `listeners`."""
+    command.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard, into tensorboard/ of the run folder")
+    command.add_argument("--hook", metavar="MODULE:FUNCTION", help="called as function(stage, step, steps, metrics) every 100 steps of training")
+
+
+def listeners(options: argparse.Namespace, folder: Path) -> list[Listener]:
+    """What was asked for by the options, for the policy in this folder. Raises ImportError, or ValueError for a hook that cannot be imported."""
+    found: list[Listener] = []
+    if options.tensorboard:
+        found.append(TensorBoard(folder / "tensorboard"))
+    if options.hook is not None:
+        found.append(import_function(options.hook, "hook"))
+    return found
 
 
 def plot(draw: Callable[[Path], object], folder: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, plot, read_fields
+from ddice.cli.command import add_command, add_listeners, listeners, plot, read_fields
 from ddice.comparison import Comparison, compare, render_table
 from ddice.comparison.report import plot_metrics, plot_scores
 from ddice.presets import PRESETS
@@ -24,13 +24,21 @@ def register(commands: Any) -> None:
     command.add_argument("--run", required=True, help="run folder; results that are there are not computed again")
     command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_listeners(command)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     base = {"recipe": PRESETS[options.preset].model_dump(mode="json")}
     comparison = Comparison.model_validate(read_fields(options, rest, base, Comparison))
     folder = Path(options.run)
-    results = compare(comparison, folder, progress=not options.no_progress, checkpoint_every=options.checkpoint_every)
+    listeners(options, folder)  # what is missing is said before anything is trained
+    results = compare(
+        comparison,
+        folder,
+        progress=not options.no_progress,
+        checkpoint_every=options.checkpoint_every,
+        listeners=lambda policy: listeners(options, policy),
+    )
     table = render_table(results)
     write_bytes(folder / "table.md", (table + "\n").encode())
     plot(lambda path: plot_scores(results, path / "scores.png"), folder)

@@ -1,4 +1,4 @@
-"""The command line: ddice train | evaluate | picture | compare | export | data | presets | cache | plugins."""
+"""The command line: ddice train | status | evaluate | picture | compare | export | data | presets | cache | plugins."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, presets, train
+from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, presets, status, train
 from ddice.cli.command import Run, refuse
-from ddice.loop import TrainingDiverged
+from ddice.loop import Terminated, TrainingDiverged
 from ddice.options import explain
 
-COMMANDS = (train, evaluate, picture, compare, export, data, presets, cache, plugins)
+COMMANDS = (train, status, evaluate, picture, compare, export, data, presets, cache, plugins)
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
@@ -26,6 +26,7 @@ examples:
   ddice train --run runs/umaze --backend.temperature 0.3 --extractor.candidates 8
   ddice presets diff official default
   ddice train --preset official --dry-run
+  ddice status runs/umaze
   ddice evaluate runs/umaze --episodes 100 --render runs/umaze/film.gif
   ddice picture runs/umaze
   ddice compare --run runs/grid --backends piecewise_f,optidice --extractors weighted_bc,guide_then_select --seeds 0,1,2
@@ -33,7 +34,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after Ctrl-C."""
+    """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after Ctrl-C, 143 after SIGTERM."""
     warnings.showwarning = _show_warning
     sys.path.insert(0, "")  # "module:function" options name modules of the working directory too
     parser = _parser()
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(explain(error, options.takes_fields))
     except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
         return _fail(str(error))
+    except Terminated as error:
+        print(f"\n{error}", file=sys.stderr)
+        return int(error.code or 0)
     except KeyboardInterrupt as error:
         print(f"\n{str(error) or 'stopped'}", file=sys.stderr)
         return 130

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, duration, plot, read_fields
+from ddice.cli.command import add_command, add_listeners, duration, listeners, plot, read_fields
 from ddice.comparison.report import plot_metrics
 from ddice.presets import PRESETS, unpublished
 from ddice.recipe import Recipe
@@ -24,6 +24,7 @@ def register(commands: Any) -> None:
     command.add_argument("--dry-run", action="store_true", help="print parameters, memory and predicted time, and train nothing")
     command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_listeners(command)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -33,7 +34,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.dry_run:
         _print_forecast(recipe)
         return
-    _, scores = train(recipe, options.run, progress=not options.no_progress, checkpoint_every=options.checkpoint_every)
+    if options.tensorboard and options.run is None:
+        raise ValueError("--tensorboard writes into the run folder: give --run")
+    heard = listeners(options, Path(options.run or "."))
+    _, scores = train(recipe, options.run, progress=not options.no_progress, checkpoint_every=options.checkpoint_every, listeners=heard)
     if options.run is None:
         print("the policy was not kept: give --run for that (trained parts are found again)")
     else:

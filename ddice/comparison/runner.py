@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ import torch
 from ddice.comparison.grid import Cell, Comparison
 from ddice.comparison.store import Result, Results, cell_key
 from ddice.data import Transitions
-from ddice.loop import resolve_device
+from ddice.loop import Listener, resolve_device
 from ddice.part import effective_sample_size
+from ddice.status import hold
 from ddice.storage import write_json
 from ddice.training import CHECKPOINT_EVERY, Say, Training
 
@@ -26,8 +28,12 @@ def compare(
     progress: bool = True,
     checkpoint_every: int = CHECKPOINT_EVERY,
     say: Say = print,
+    listeners: Callable[[Path], Sequence[Listener]] = lambda folder: (),
 ) -> list[Result]:
     """All results of a comparison in the order of its cells; the run folder gets comparison.json, results.jsonl and a folder for each policy.
+
+    One process at a time works in a folder: a second one is refused with OSError. listeners: made for the folder of each policy, and called with
+    stage, steps done, of steps, metrics.
 
     Raises ValueError, before anything is trained, when a backend and an extractor do not fit together or nothing is to be played.
     """
@@ -41,31 +47,39 @@ def compare(
     ]
     for cell, training in zip(comparison.cells(), trainings, strict=True):
         training.check(with_backend=cell.backend is not None)
-    write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
-    results = Results(folder / "results.jsonl")
     found = []
-    for cell, training in zip(comparison.cells(), trainings, strict=True):
-        key = cell_key(cell, data)
-        result = results.find(key)
-        if result is None:
-            result = _run_cell(cell, key, training)
-            results.append(result)
-        found.append(result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor}))  # names may have changed since
+    with hold(folder) as reporter:
+        write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
+        results = Results(folder / "results.jsonl")
+        for number, (cell, training) in enumerate(zip(comparison.cells(), trainings, strict=True), 1):
+            key = cell_key(cell, data)
+            result = results.find(key)
+            if result is None:
+                reporter.policy(f"{_title(cell)}: {number} of {len(trainings)}")
+                training.listeners = (reporter, *listeners(folder / _name(cell)))
+                result = _run_cell(cell, key, training, reporter)
+                results.append(result)
+            found.append(result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor}))  # names may have changed since
     return found
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.backend + ' + ' if cell.backend else ''}{cell.extractor}, seed {cell.seed}"
 
 
 def _name(cell: Cell) -> Path:
     return Path(f"seed-{cell.seed}") / "-".join(filter(None, (cell.backend, cell.extractor))).replace(" ", "-")
 
 
-def _run_cell(cell: Cell, key: str, training: Training) -> Result:
+def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:
     folder, progress, say = training.folder, training.progress, training.say
     assert folder is not None
-    say(f"\n{cell.backend + ' + ' if cell.backend else ''}{cell.extractor}, seed {cell.seed}")
+    say(f"\n{_title(cell)}")
     started = time.perf_counter()
     trained = training.train(with_backend=cell.backend is not None)
     seconds = time.perf_counter() - started
     trained.policy.save(folder / "policy")
+    listener("evaluation", 0, cell.recipe.evaluation.episodes, {})
     scores = cell.recipe.evaluation.evaluate(trained.policy, progress=progress)
     assert scores is not None
     write_json(folder / "evaluation.json", scores.model_dump(mode="json"))

@@ -1,0 +1,201 @@
+"""Run folders in use: what their process says of itself, how it ended, that nobody else gets in, and who listens to the metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+
+from ddice import status
+from ddice.cli import main
+from ddice.status import Reporter, Status, describe, hold, read_status
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
+HEARD: list[tuple[str, int, int, dict[str, Any], Status]] = []
+FOLDER: list[Path] = []
+
+
+def listen(stage: str, step: int, steps: int, metrics: dict[str, Any]) -> None:
+    """A hook: what it is told, and what the run folder says meanwhile."""
+    HEARD.append((stage, step, steps, dict(metrics), read_status(FOLDER[0])))
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
+    for name in ("train.plot_metrics", "compare.plot_metrics", "compare.plot_scores"):
+        monkeypatch.setattr(f"ddice.cli.{name}", lambda *_: True)
+    HEARD.clear()
+    FOLDER[:] = [tmp_path / "run"]
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write_npz(tmp_path_factory.mktemp("data") / "small.npz")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of day, as the test says."""
+    now = [1000.0]
+    monkeypatch.setattr(status.time, "time", lambda: now[0])
+    return now
+
+
+def options(npz: Path) -> list[str]:
+    return [*small.flags(npz), "--data.env", small.SHORT, "--device", "cpu", "--no-progress"]
+
+
+def test_time_left_is_that_of_the_pace_in_this_stage(tmp_path: Path, clock: list[float]) -> None:
+    """200 steps in 20 seconds, 700 to go: 70 seconds. Steps of before, which a resume did not repeat, do not count."""
+    reporter = Reporter(tmp_path)
+    clock[0] = 1010.0
+    reporter("backend", 100, 1000, {"loss": 2.0})
+    clock[0] = 1030.0
+    reporter("backend", 300, 1000, {"loss": 1.5})
+    with hold(tmp_path):
+        pass
+    found = reporter.status
+    assert (found.stage, found.step, found.steps, found.seconds_left, found.metrics) == ("backend", 300, 1000, 70.0, {"loss": 1.5})
+    assert (found.started, found.updated, found.pid) == (1000.0, 1030.0, os.getpid())
+    clock[0] = 1035.0
+    assert describe(found).splitlines() == [
+        f"running (process {os.getpid()}), last word 5 s ago",
+        "stage       backend, step 300 of 1,000, 70 s left",
+        f"{'loss':32}1.5",
+    ]
+
+
+def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(tmp_path: Path, clock: list[float]) -> None:
+    reporter = Reporter(tmp_path)
+
+    def written() -> tuple[str, int]:
+        content = json.loads((tmp_path / status.FILE).read_text())
+        return content["stage"], content["step"]
+
+    seen = []
+    for time, stage, step in ((0.1, "prior", 100), (0.2, "prior", 200), (1.3, "prior", 300), (1.4, "prior", 400), (1.5, "backend", 100)):
+        clock[0] = 1000 + time
+        reporter(stage, step, 400 if stage == "prior" else 900, {})
+        seen.append(written())
+    assert seen == [("prior", 100), ("prior", 100), ("prior", 300), ("prior", 400), ("backend", 100)]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "says"),
+    [
+        (None, "finished", "finished 0 s ago"),
+        (ValueError("no such thing"), "failed", "failed 0 s ago: no such thing"),
+        (KeyboardInterrupt("prior stopped at step 7"), "stopped", "stopped 0 s ago: prior stopped at step 7"),
+    ],
+)
+def test_how_it_ended(error: BaseException | None, state: str, says: str, tmp_path: Path) -> None:
+    def work() -> None:
+        with hold(tmp_path) as reporter:
+            reporter("prior", 5, 10, {})
+            if error is not None:
+                raise error
+
+    if error is None:
+        work()
+    else:
+        with pytest.raises(type(error)):
+            work()
+    found = read_status(tmp_path)
+    assert (found.state, found.stage, found.step) == (state, "prior", 5)
+    assert describe(found).splitlines()[0] == says
+
+
+def test_a_killed_process_lets_go_and_is_known_to_be_gone(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from ddice.status import hold\n"
+    code += "with hold(Path(sys.argv[1])) as reporter: reporter('prior', 5, 10, {}); os.kill(os.getpid(), 9)"
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    found = read_status(tmp_path)
+    assert (found.state, found.step) == ("killed", 5)
+    assert "run the same command again to go on" in describe(found)
+    with hold(tmp_path):
+        assert read_status(tmp_path).state == "running"
+
+
+def test_a_second_process_is_refused_and_readers_are_not(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with hold(run) as reporter:
+        reporter("backend", 30, 90, {})
+        for command in (["train", *options(npz)], ["compare", *small.flags(npz, None, "recipe."), "--no-progress"]):
+            before = small.digests(run)
+            assert main([*command, "--run", str(run)]) == 1
+            assert f"{run} is in use by process {os.getpid()}, which is at backend, step 30 of 90: wait for it" in capsys.readouterr().err
+            assert small.digests(run) == before
+        assert main(["status", str(run)]) == 0
+        assert capsys.readouterr().out.startswith(f"running (process {os.getpid()})")
+    assert main(["train", *options(npz), "--run", str(run)]) == 0
+
+
+def test_status_of_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 1
+    assert f"{tmp_path} holds no run: expected a folder that was given as --run" in capsys.readouterr().err
+
+
+def test_a_hook_hears_what_the_metrics_file_holds(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = FOLDER[0]
+    assert main(["train", *options(npz), "--run", str(run), "--hook", "test_status:listen"]) == 0
+    assert [(stage, step, steps) for stage, step, steps, *_ in HEARD] == [("prior", 12, 12), ("backend", 10, 10), ("extractor", 8, 8)]
+    for stage, step, _, metrics, seen in HEARD:
+        (line,) = (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()
+        assert json.loads(line) == {"stage": stage, "step": step, **metrics}
+        assert (seen.state, seen.stage, seen.step, seen.metrics) == ("running", stage, step, metrics)
+    capsys.readouterr()
+    assert main(["status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["stage"]) == ("finished", "evaluation")
+    assert main(["train", *options(npz), "--run", str(run), "--hook", "test_status:nothing"]) == 1
+    assert "hook = 'test_status:nothing' cannot be imported" in capsys.readouterr().err
+
+
+def test_a_comparison_says_which_policy_it_is_at(npz: Path, tmp_path: Path) -> None:
+    run = FOLDER[0]
+    flags = [*small.flags(npz, None, "recipe."), "--recipe.data.env", small.SHORT, "--seeds", "0,1", "--recipe.evaluation.episodes", "1"]
+    flags += ["--no-progress", "--run", str(run), "--hook", "test_status:listen"]
+    parts = {"extractors": {"weighted_bc": small.EXTRACTORS["weighted_bc"]}, "backends": {"piecewise_f": small.FIELDS["backend"]}}
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(parts))
+    assert main(["compare", "--config", str(config), *flags]) == 0
+    assert [seen.policy for *_, seen in HEARD] == [
+        "behaviour policy, seed 0: 1 of 4",
+        "behaviour policy, seed 1: 2 of 4",
+        *["piecewise_f + weighted_bc, seed 0: 3 of 4"] * 2,
+        *["piecewise_f + weighted_bc, seed 1: 4 of 4"] * 2,
+    ]
+
+
+def test_tensorboard_has_every_metric(npz: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = FOLDER[0]
+    assert main(["train", *options(npz), "--run", str(run), "--tensorboard"]) == 0
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    expected = {}
+    for stage in ("prior", "backend", "extractor"):
+        record = json.loads((run / "metrics" / f"{stage}.jsonl").read_text())
+        expected |= {f"{stage}/{name}": (record["step"], value) for name, value in record.items() if name not in ("stage", "step")}
+    assert set(events.Tags()["scalars"]) == set(expected)
+    for name, (step, value) in expected.items():
+        (event,) = events.Scalars(name)
+        assert (event.step, event.value) == (step, pytest.approx(value, rel=1e-6))
+
+
+def test_without_tensorboard_nothing_is_trained(npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", *options(npz), "--run", str(FOLDER[0]), "--tensorboard"]) == 1
+    assert "pip install 'ddice[tensorboard]'" in capsys.readouterr().err
+    assert not FOLDER[0].exists()
+    assert main(["train", *options(npz), "--tensorboard"]) == 1
+    assert "give --run" in capsys.readouterr().err
