@@ -9,6 +9,8 @@ TINY_ARGS ?= --recipe.steps.prior 100 --recipe.steps.backend 100 --recipe.steps.
 REPRODUCE_ARGS ?= --seeds 0,1,2
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+TABLES ?= pointmaze-umaze pointmaze-umaze-backends pointmaze-medium hopper-medium hopper-medium-expert hopper-multi-policy door-human \
+  temperatures-hopper few-steps-umaze few-steps-hopper
 INSTALLED := $(VENV)/.installed
 # Networks this small train as fast on one thread, and two would wait for each other wherever something else runs.
 export OMP_NUM_THREADS ?= 1
@@ -23,7 +25,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce test wheel bench clean
+.PHONY: help setup run reproduce tables test wheel bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,16 @@ bench: $(INSTALLED) ## the speed measurements of benchmarks/, rendered into benc
 	@mkdir -p .benchmarks
 	$(VENV)/bin/pytest benchmarks -o addopts= -q --benchmark-only --benchmark-json=.benchmarks/bench.json $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/render_speed.py .benchmarks/bench.json
+
+tables: $(INSTALLED) ## every table of docs/which.md, three seeds: hours. The Hopper and door sets must be there (docs/which.md)
+	$(VENV)/bin/ddice data make pointmaze-umaze
+	$(VENV)/bin/ddice data make pointmaze-medium
+	set -e; for name in $(TABLES); do \
+	  $(VENV)/bin/ddice compare --config benchmarks/$$name.json --run runs/tables/$$name $(REPRODUCE_ARGS); \
+	  $(VENV)/bin/python benchmarks/diagnose.py runs/tables/$$name; \
+	done
+	$(VENV)/bin/python benchmarks/few_steps.py runs/tables/few-steps-umaze runs/tables/few-steps-hopper
+	$(VENV)/bin/python benchmarks/tables.py runs/tables
 
 wheel: $(INSTALLED) ## build the wheel and try the installed one: train, save, load, act
 	VENV='$(VENV)' .ci/wheel
