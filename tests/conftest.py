@@ -19,3 +19,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDICE_CACHE", str(tmp_path_factory.mktemp("ddice-cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def small_maze(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The id of a small dataset of the kind that the documentation uses."""
+    from ddice.collection import make_pointmaze
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        yield make_pointmaze("umaze", steps=3000, progress=False)

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pages import FULL, blocks, commands, namespace_of, run_block
 
 from ddice.cli import main
-from ddice.collection import make_pointmaze
 from ddice.comparison import Results, render_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line.startswith("ddice ")]
-FULL = "ddice/pointmaze-umaze-v0"
+SNIPPETS = blocks(README, "python")
+COMMANDS = commands(README)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of a small dataset of the README's kind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
-        made = make_pointmaze("umaze", steps=3000, progress=False)
-        yield made
-
-
-def test_snippets_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the snippets leave behind is what the README says: actions of the stated shapes, weights that reach the policy, a policy on disk."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     rows = 200
-    namespace = {
+    given = {
         "np": np,
         "observation": np.zeros(4, dtype=np.float32),
         "observations": rng.normal(size=(rows, 4)),
@@ -45,12 +34,12 @@ def test_snippets_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "advantages": rng.normal(size=rows),
         "critic": lambda observations, actions: -actions.square().sum(-1),
     }
+    namespace = namespace_of("page_readme", monkeypatch, given)
     assert len(SNIPPETS) == 4
     for snippet in SNIPPETS:
         if "prior=prior" in snippet and "prior = " not in snippet:
             namespace["prior"] = namespace["ddice"].DiffusionPrior().fit(namespace["data"], steps=5, progress=False)
-        code = snippet.replace(FULL, small).replace("20_000", "5").replace("episodes=100", "episodes=1")
-        exec(compile(code, "README.md", "exec"), namespace)
+        run_block(snippet, "README.md", namespace, {FULL: small_maze})
     assert namespace["action"].shape == (2,)
     assert (tmp_path / "runs/mine/policy/policy.safetensors").exists()
     batch = namespace["data"].full()
@@ -59,12 +48,12 @@ def test_snippets_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(namespace["policy"].q(batch.observations, batch.actions), -batch.actions.square().sum(-1))
 
 
-def test_commands_run(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands of the README succeed with small budgets, and the comparison begins with the behaviour policy."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
     tiny = "--steps.prior 2 --steps.backend 2 --steps.extractor 2 --evaluation.episodes 1"
-    small_recipe = f"--data.source {small} {tiny}"
+    small_recipe = f"--data.source {small_maze} {tiny}"
     extra = {
         "train": small_recipe,
         "compare": " ".join(word if not word.startswith("--") else f"--recipe.{word[2:]}" for word in small_recipe.split()),
