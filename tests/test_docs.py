@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pages import FULL, ROOT, blocks, broken_links, check_command, commands, namespace_of, run_block
+from test_plugins import install, read_toml
 
+import ddice
 from ddice.cli import main
+from ddice.data import Transitions
+from ddice.networks import MLP
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -34,7 +41,9 @@ def test_python_runs(name: str, small_maze: str, tmp_path: Path, monkeypatch: py
     run_page(name, small_maze, tmp_path, monkeypatch)
 
 
-def test_the_mistakes_of_check_are_found(small_maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_mistakes_of_check_are_found(
+    small_maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_page("check", small_maze, tmp_path, monkeypatch)
     capsys.readouterr()
     assert main(["data", "check", "walk.npz", "--action-bounds", "[-1, 1]"]) == 0
@@ -73,3 +82,96 @@ def test_make_targets_and_scripts_exist() -> None:
     lines = [line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines()]
     assert {line.split()[1] for line in lines if line.startswith("make ")} <= targets
     assert [line for line in lines if line.startswith("python ") and not (ROOT / line.split()[1]).exists()] == []
+
+
+TAU, BETA, GAMMA = 0.8, 1.5, 0.5
+
+
+def expectile(values: np.ndarray, tau: float) -> float:
+    """The e at which tau E[(x - e)+] = (1 - tau) E[(e - x)+], by bisection."""
+    low, high = values.min(), values.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = tau * np.maximum(values - middle, 0).mean() > (1 - tau) * np.maximum(middle - values, 0).mean()
+        low, high = (middle, high) if above else (low, middle)
+    return float(low)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A small problem and, for each of its rows, V, Q and exp(BETA (Q - V)) of IQL in closed form."""
+
+    data: Transitions
+    value: np.ndarray
+    q: np.ndarray
+    weights: np.ndarray
+
+
+def three_states() -> Known:
+    """Five actions in each of the states -1, 0 and 1. Episodes go from -1 to 1 and end there, or are cut after a step from 0 to 1."""
+    kinds = np.tile([-1.0, 1.0, 0.0], 40)  # two rows of one episode, one of the next
+    actions = np.repeat(np.tile(np.linspace(-1, 1, 5), 8), 3)
+    rewards = np.select([kinds == -1, kinds == 0], [actions, 1 - actions], 2 * actions**2)
+    last = expectile(rewards[kinds == 1], TAU)
+    q = rewards + GAMMA * last * (kinds != 1)  # past the cut too; a termination has nothing behind it
+    value = np.select([kinds == state for state in (-1, 0, 1)], [expectile(q[kinds == state], TAU) for state in (-1, 0, 1)])
+    arrays = {
+        "observations": kinds[:, None],
+        "next_observations": np.ones((120, 1)),
+        "actions": actions[:, None],
+        "rewards": rewards,
+        "terminations": kinds == 1,
+        "truncations": kinds == 0,
+    }
+    return Known(ddice.load_dataset(arrays, action_bounds=(-1, 1)), value, q, np.exp(BETA * (q - value)))
+
+
+def test_the_critic_reaches_known_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expectiles, Q and weights of docs/own_critic.md, with cuts and terminations."""
+    namespace = namespace_of("page_own_critic", monkeypatch, {})
+    run_block(blocks((ROOT / "docs/own_critic.md").read_text(), "python")[0], "docs/own_critic.md", namespace)
+    known = three_states()
+    settings = {"expectile": TAU, "beta": BETA, "discount": GAMMA, "polyak": 0.05, "learning_rate": 1e-3, "batch_size": 360, "width": 32}
+    weights, q = namespace["iql"](known.data, steps=2000, **settings)
+    batch = known.data.full()
+    np.testing.assert_allclose(q(batch.observations, batch.actions).numpy(), np.stack([known.q] * 2), atol=0.02)
+    np.testing.assert_allclose(weights.numpy(), known.weights, rtol=0.1)
+
+
+def test_the_critic_is_short() -> None:
+    """A page promises a baseline that can be read; the weights reach both extractors."""
+    assert len(blocks((ROOT / "docs/own_critic.md").read_text(), "python")[0].splitlines()) <= 60
+
+
+def test_the_backend_reaches_known_ratios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same answers from docs/own_backend.md, and from its conformance check a failure where one belongs."""
+    monkeypatch.chdir(tmp_path)
+    namespace = namespace_of("page_own_backend", monkeypatch, {})
+    run_block(blocks((ROOT / "docs/own_backend.md").read_text(), "python")[0], "docs/own_backend.md", namespace)
+    known = three_states()
+    small = MLP(hidden=(32, 32))
+    settings = {"expectile": TAU, "temperature": 1 / BETA, "discount": GAMMA, "polyak": 0.05, "value": small, "critic": small, "batch_size": 360}
+    backend = namespace["Iql"](**settings).fit(known.data, steps=2000, progress=False, device="cpu")
+    batch = known.data.full()
+    np.testing.assert_allclose(backend.value(batch.observations).detach().numpy(), known.value, atol=0.02)
+    np.testing.assert_allclose(backend.ratio(batch).numpy(), known.weights, rtol=0.1)
+
+
+def test_the_backend_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the page's module and pyproject.toml installed, the command line knows the kind and its field."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/own_backend.md").read_text()
+    run_block(blocks(page, "python")[0], "docs/own_backend.md", namespace_of("page_own_backend", monkeypatch, {}))
+    install(tmp_path / "site", read_toml(blocks(page, "toml")[0])["project"])
+    (tmp_path / "ddice_iql.py").rename(tmp_path / "site" / "ddice_iql.py")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    try:
+        assert main(["plugins"]) == 0
+        listed = capsys.readouterr().out
+        check_command("ddice train --backend.kind iql --backend.expectile 0.8")
+        with pytest.raises(ValueError, match="expectile"):
+            check_command("ddice train --backend.kind iql --backend.expectile 1.8")
+    finally:
+        sys.modules.pop("ddice_iql", None)
+    assert "iql" in listed
+    assert "ddice-iql 0.1.0" in listed

@@ -30,12 +30,12 @@ BACKEND = {"kind": "advantage_weighted", "value": small.NETWORK, "advantage": {"
 EXTRACTOR = {"kind": "filtered_bc", "gaussian": {"network": small.NETWORK}}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(text: str) -> dict[str, Any]:
     try:
         import tomllib
     except ImportError:  # Python 3.10, where pytest brings its backport
         import tomli as tomllib  # type: ignore[no-redef]
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(text)
 
 
 def install(folder: Path, project: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def install(folder: Path, project: dict[str, Any]) -> None:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of installed packages with the example in it."""
     folder = tmp_path / "site"
-    install(folder, read_toml(EXAMPLE / "pyproject.toml")["project"])
+    install(folder, read_toml((EXAMPLE / "pyproject.toml").read_text())["project"])
     shutil.copy(EXAMPLE / "ddice_example.py", folder)
     monkeypatch.syspath_prepend(folder)
     yield folder
