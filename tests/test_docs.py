@@ -16,7 +16,12 @@ from test_plugins import install, read_toml
 import ddice
 from ddice.cli import main
 from ddice.data import Transitions
+from ddice.dice_backends import PiecewiseF
+from ddice.extractors import GuideThenSelect, SelectOnly
+from ddice.guidance import Guidance
 from ddice.networks import MLP
+from ddice.schedule import NoiseSchedule
+from ddice.solvers import FEW_STEPS, PUBLISHED
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -53,6 +58,25 @@ def test_the_mistakes_of_check_are_found(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
+
+
+def test_the_index_has_every_page() -> None:
+    listed = re.findall(r"^\| \[(\w+\.md)\]", (ROOT / "docs/README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == [page.name for page in DOCS if page.name != "README.md"]
+
+
+def test_the_defaults_of_the_concepts() -> None:
+    """The numbers that docs/concepts.md gives for its symbols are those of the code."""
+    page = (ROOT / "docs/concepts.md").read_text()
+    guidance = Guidance()
+    assert f"[t_min, 1], t_min = {NoiseSchedule().t_min:g} |" in page
+    assert f"[0, 1), {PiecewiseF().discount:g} |" in page
+    assert f">= 1, {guidance.noises_per_action} | `Guidance` |" in page
+    assert f">= 1, {GuideThenSelect().solver.evaluations} | solvers |" in page
+    assert f"`log_floor` ({guidance.log_floor:g})" in page
+    assert f"`exponent_cut` ({guidance.exponent_cut:g})" in page
+    assert f"K is small with guidance ({GuideThenSelect().candidates}) and larger without ({SelectOnly().candidates})" in page
+    assert f"`PUBLISHED` takes {PUBLISHED.evaluations}, `FEW_STEPS` {FEW_STEPS.evaluations}." in page
 
 
 def test_broken_links_are_seen(tmp_path: Path) -> None:
