@@ -155,8 +155,8 @@ def test_the_critic_reaches_known_weights(tmp_path: Path, monkeypatch: pytest.Mo
     namespace = namespace_of("page_own_critic", monkeypatch, {})
     run_block(blocks((ROOT / "docs/own_critic.md").read_text(), "python")[0], "docs/own_critic.md", namespace)
     known = three_states()
-    settings = {"expectile": TAU, "beta": BETA, "discount": GAMMA, "polyak": 0.05, "learning_rate": 1e-3, "batch_size": 360, "width": 32}
-    weights, q = namespace["iql"](known.data, steps=2000, **settings)
+    settings = {"expectile": TAU, "beta": BETA, "discount": GAMMA, "polyak": 0.1, "learning_rate": 1e-3, "batch_size": 960, "width": 32}
+    weights, q = namespace["iql"](known.data, steps=1000, **settings)
     batch = known.data.full()
     np.testing.assert_allclose(q(batch.observations, batch.actions).numpy(), np.stack([known.q] * 2), atol=0.02)
     np.testing.assert_allclose(weights.numpy(), known.weights, rtol=0.1)
@@ -174,8 +174,8 @@ def test_the_backend_reaches_known_ratios(monkeypatch: pytest.MonkeyPatch, tmp_p
     run_block(blocks((ROOT / "docs/own_backend.md").read_text(), "python")[0], "docs/own_backend.md", namespace)
     known = three_states()
     small = MLP(hidden=(32, 32))
-    settings = {"expectile": TAU, "temperature": 1 / BETA, "discount": GAMMA, "polyak": 0.05, "value": small, "critic": small, "batch_size": 360}
-    backend = namespace["Iql"](**settings).fit(known.data, steps=2000, progress=False, device="cpu")
+    settings = {"expectile": TAU, "temperature": 1 / BETA, "discount": GAMMA, "polyak": 0.1, "value": small, "critic": small, "batch_size": 960}
+    backend = namespace["Iql"](**settings).fit(known.data, steps=1000, progress=False, device="cpu")
     batch = known.data.full()
     np.testing.assert_allclose(backend.value(batch.observations).detach().numpy(), known.value, atol=0.02)
     np.testing.assert_allclose(backend.ratio(batch).numpy(), known.weights, rtol=0.1)
