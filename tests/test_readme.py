@@ -35,7 +35,7 @@ def test_snippets_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.Monke
         "critic": lambda observations, actions: -actions.square().sum(-1),
     }
     namespace = namespace_of("page_readme", monkeypatch, given)
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
     for snippet in SNIPPETS:
         if "prior=prior" in snippet and "prior = " not in snippet:
             namespace["prior"] = namespace["ddice"].DiffusionPrior().fit(namespace["data"], steps=5, progress=False)
@@ -54,15 +54,13 @@ def test_commands_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
     tiny = "--steps.prior 2 --steps.backend 2 --steps.extractor 2 --evaluation.episodes 1"
     small_recipe = f"--data.source {small_maze} {tiny}"
-    extra = {
-        "train": small_recipe,
-        "compare": " ".join(word if not word.startswith("--") else f"--recipe.{word[2:]}" for word in small_recipe.split()),
-        "evaluate": "",
-    }
-    assert [shlex.split(command)[1] for command in COMMANDS] == ["train", "evaluate", "compare"]
+    recipe_of_compare = " ".join(word if not word.startswith("--") else f"--recipe.{word[2:]}" for word in small_recipe.split())
+    quiet = "--no-progress"
+    extra = {"data": "", "train": f"{quiet} {small_recipe}", "status": "", "evaluate": quiet, "compare": f"{quiet} {recipe_of_compare}"}
+    assert [shlex.split(command)[1] for command in COMMANDS] == list(extra)
     for command in COMMANDS:
-        words = shlex.split(command.replace("--episodes 100", "--episodes 1").replace("0,1,2", "0"))
-        assert main([*words[1:], "--no-progress", *extra[words[1]].split()]) == 0, capsys.readouterr().err
+        words = shlex.split(command.replace("--episodes 100", "--episodes 1").replace("0,1,2", "0").replace(FULL, small_maze))
+        assert main([*words[1:], *extra[words[1]].split()]) == 0, capsys.readouterr().err
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 1 + 4
     assert "behaviour policy" in rows[2]
