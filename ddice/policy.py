@@ -105,9 +105,9 @@ class Policy:
         return self
 
     def _observations(self, observation: Any) -> tuple[Tensor, bool]:
-        """A native observation -> (B, S) float32 on the device, and whether it was a single one."""
+        """A native observation -> (B, S) float32 where it is, and whether it was a single one. The engine takes it to the device."""
         flat = self.spec.observations.flatten(observation)
-        tensor = torch.as_tensor(flat, dtype=torch.float32).to(self.device)
+        tensor = torch.as_tensor(flat, dtype=torch.float32)
         if tensor.ndim not in (1, 2):
             raise ValueError(f"expected one observation or a batch of them, got {tensor.ndim - 1} batch axes: flatten them first")
         if tensor.ndim == 2 and not len(tensor):

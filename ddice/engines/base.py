@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
@@ -26,21 +27,61 @@ class Engine(ABC):
     def __init__(self, rows_per_call: int):
         self.rows_per_call = rows_per_call
         self._lock = threading.Lock()
+        self._warned = False
 
     @abstractmethod
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         """One call: observations (B, S), noise (B, K, A), uniform numbers (B,) for a softmax sample; B * K <= rows_per_call unless B = 1.
 
-        The tensors of the choice may be buffers of the engine that the next call overwrites.
+        The tensors are on one device, and so are those of the choice, which nobody overwrites.
         """
 
+    def free(self) -> None:  # noqa: B027
+        """Let go of all buffers that can be made again."""
+
+    def place(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """An input where `run` wants it: on the device of the noise."""
+        return tensor.to(device)
+
     def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
-        """`run` in chunks of at most `rows_per_call` candidates, so that memory stays bounded; tensors that nobody overwrites."""
-        size = max(1, self.rows_per_call // noise.shape[1])
-        chunks = []
+        """`run` in chunks of at most `rows_per_call` candidates, so that memory stays bounded.
+
+        Where the device runs out of memory, chunks become half as large, for good. Raises torch.OutOfMemoryError where one state does not fit,
+        ValueError without states.
+        """
+        if not len(observations):
+            raise ValueError("expected at least one observation, got an empty batch")
+        chunks: list[Choice] = []
+        start = 0
         with self._lock, torch.inference_mode():
-            for start in range(0, len(observations), size):
+            inputs = [None if tensor is None else self.place(tensor, noise.device) for tensor in (observations, noise, uniform)]
+            while start < len(noise):
+                size = max(1, self.rows_per_call // noise.shape[1])
                 rows = slice(start, start + size)
-                chosen = self.run(observations[rows], noise[rows], None if uniform is None else uniform[rows])
-                chunks.append(Choice(*(tensor.clone() for tensor in chosen)))
+                try:
+                    chunks.append(self.run(*(None if tensor is None else tensor[rows] for tensor in inputs)))  # type: ignore[arg-type]
+                except torch.OutOfMemoryError as error:
+                    reason = str(error)  # not the error: it holds the frames, and these the tensors, of the call that failed
+                else:
+                    start += size
+                    continue
+                self._halve(len(noise[rows]), noise.shape[1], reason)
         return chunks[0] if len(chunks) == 1 else Choice(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+    def _halve(self, states: int, candidates: int, reason: str) -> None:
+        """Half as many rows in every later call, and all memory given back. Says so once; raises where there is nothing to halve."""
+        self.free()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if states == 1:
+            raise torch.OutOfMemoryError(
+                f"one state with its {candidates} candidates does not fit into memory: use fewer candidates, or free memory of the device ({reason})"
+            )
+        self.rows_per_call = states // 2 * candidates
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"out of memory with {states} states x {candidates} candidates: engine {self.name!r} goes on with at most {states // 2} at once, "
+                f"and with fewer where they do not fit; rows_per_call={self.rows_per_call} asks for that from the start",
+                stacklevel=5,
+            )

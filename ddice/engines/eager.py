@@ -29,6 +29,9 @@ class EagerEngine(Engine):
         self.decision = decision
         self._bodies: dict[tuple[int, int, int], Body] = {}
 
+    def free(self) -> None:
+        self._bodies.clear()
+
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         raw = self._generate(observations, noise)
         candidates = raw.clamp(-1, 1) if self.decision.clip_before_scoring else raw

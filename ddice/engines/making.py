@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from ddice.config import Config
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
+from ddice.engines.graph import CudaCapture, GraphEngine
 from ddice.engines.onnx_engine import OnnxEngine
 from ddice.engines.program import Decision, NotCovered, decision
 from ddice.engines.reference import QCallable, ReferenceEngine
 from ddice.samplers import Sampler, Selection
 
-EngineName = Literal["auto", "reference", "eager", "onnx"]
+EngineName = Literal["auto", "reference", "eager", "onnx", "graph"]
 EngineDtype = Literal["float32"]
-FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("onnx", "eager"), "cuda": ("eager",)}  # by benchmarks/README.md
+# By benchmarks/README.md. On CUDA nothing is measured yet, so that "auto" stays with the simplest.
+FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("onnx", "eager"), "cuda": ("eager",)}
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
 CPU_BLOCK = 512  # candidates of one call of the eager engine on a CPU: their values stay in the cache
 
@@ -38,8 +42,8 @@ def make_engine(
     settings: EngineSettings, sampler: Sampler, q: QCallable | None, *, candidates: int, selection: Selection, clip_before_scoring: bool
 ) -> Engine:
     """The engine that is asked for; "auto": the fastest that covers the policy and is installed, with a warning for each that does not."""
-    device = next(sampler.parameters()).device.type
-    rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device == "cpu" else "cuda"]
+    device = next(sampler.parameters()).device
+    rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device.type == "cpu" else "cuda"]
     reference = ReferenceEngine(sampler, q, selection=selection, clip_before_scoring=clip_before_scoring, rows_per_call=rows)
     if settings.engine == "reference":
         return reference
@@ -52,7 +56,7 @@ def make_engine(
         return reference
     if settings.engine != "auto":
         return _engine(settings.engine, program, settings, device)
-    for name in FASTEST_FIRST.get(device, ("eager",)):
+    for name in FASTEST_FIRST.get(device.type, ("eager",)):
         try:
             return _engine(name, program, settings, device)
         except (NotCovered, ImportError) as error:
@@ -60,11 +64,17 @@ def make_engine(
     return reference
 
 
-def _engine(name: EngineName, program: Decision, settings: EngineSettings, device: str) -> Engine:
+def _engine(name: EngineName, program: Decision, settings: EngineSettings, device: torch.device) -> Engine:
     """Raises NotCovered for a program that this engine cannot run, ImportError where its package is missing."""
-    block = CPU_BLOCK if device == "cpu" else ROWS_PER_CALL["cuda"]
+    rows = settings.rows_per_call or (CPU_BLOCK if device.type == "cpu" else ROWS_PER_CALL["cuda"])
     if name == "onnx":
-        if device != "cpu":
+        if device.type != "cpu":
             raise NotCovered(f"the engine 'onnx' runs on the CPU and this policy is on {device}: policy.to('cpu') first, or engine='eager'")
-        return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=settings.rows_per_call or block)
-    return EagerEngine(program, rows_per_call=settings.rows_per_call or block)
+        return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=rows)
+    if name == "eager":
+        return EagerEngine(program, rows_per_call=rows)
+    if device.type != "cuda":
+        raise NotCovered(f"engine {name!r} needs a CUDA device; this policy is on {device}: policy.to('cuda') first, or engine='eager'")
+    runner = partial(EagerEngine, program, rows_per_call=rows)
+    with torch.cuda.device(device):
+        return GraphEngine(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)

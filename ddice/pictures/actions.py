@@ -119,7 +119,7 @@ def view_actions(
     """
     if policy.spec.actions.size != 2:
         raise ValueError(f"expected a policy of 2-dimensional actions, got {policy.spec.actions.size} dimensions: a plane cannot show them")
-    observations, _ = policy._observations(observation)
+    observations = policy._observations(observation)[0].to(policy.device)
     critic = policy.q if q is None else q
     views = []
     for state in observations:

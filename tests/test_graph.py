@@ -1,0 +1,248 @@
+"""The graph engine's buckets, its buffers with a recording that only calls again, and memory that runs out."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ddice.dice_backends import QConfig
+from ddice.engines import Choice
+from ddice.engines.base import Engine
+from ddice.engines.eager import EagerEngine
+from ddice.engines.graph import Call, GraphEngine, buckets, pieces
+from ddice.engines.program import Decision, decision
+from ddice.guidance import Guidance
+from ddice.networks import MLP, ResidualScore
+from ddice.policy import Policy, PolicyConfig
+from ddice.prior import DiffusionPrior
+from ddice.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.solvers import DDIM
+from ddice.testing.example import example_data
+
+SPEC = example_data().spec
+CPU = torch.device("cpu")
+GUIDED = Diffusion(
+    prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)),
+    guidance=Guidance(network=MLP(hidden=(8,), activation="silu")),
+    solver=DDIM(evaluations=3),
+)
+
+
+def make(sampler: AnySampler = GUIDED, rule: str = "mean") -> Policy:
+    q = QConfig(critic=MLP(hidden=(8,)), members=3, value=MLP(hidden=(8,)))
+    config = PolicyConfig(sampler=sampler, candidates=4, selection=Selection(rule=rule, temperature=0.1), q=q)  # type: ignore[arg-type]
+    return Policy(config, SPEC, sampler.build(SPEC), q.build(SPEC))
+
+
+def program(policy: Policy) -> Decision:
+    return decision(policy.sampler, policy.q, candidates=4, selection=policy.config.selection, clip_before_scoring=True)
+
+
+def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    shapes = (batch, SPEC.observations.size), (batch, 4, SPEC.actions.size)
+    observations, noise = (torch.randn(shape, generator=source) for shape in shapes)
+    return observations, noise, torch.rand(batch, generator=source)
+
+
+class Recorder:
+    """In the place of a CUDA graph: a recording that calls again, and how often that was."""
+
+    def __init__(self) -> None:
+        self.captures = self.replays = 0
+
+    def __call__(self, call: Call) -> Call:
+        self.captures += 1
+
+        def replay() -> None:
+            self.replays += 1
+            call()
+
+        return replay
+
+
+def graph(policy: Policy, *, batch_sizes: tuple[int, ...] = (1, 4), rows_per_call: int = 1000, capture: Recorder | None = None) -> GraphEngine:
+    runner = partial(EagerEngine, program(policy), rows_per_call=rows_per_call)
+    return GraphEngine(runner, capture or Recorder(), batch_sizes=batch_sizes, rows_per_call=rows_per_call, device=CPU)
+
+
+def same(got: Choice, expected: Choice) -> None:
+    scale = float(expected.candidates.abs().max().clamp(min=1))
+    torch.testing.assert_close(got.candidates, expected.candidates, rtol=0, atol=2e-6 * scale)
+    torch.testing.assert_close(got.actions, expected.actions, rtol=0, atol=2e-6 * scale)
+    assert torch.equal(got.chosen, expected.chosen)
+
+
+@pytest.mark.parametrize(
+    ("states", "sizes", "expected"),
+    [
+        (1, (1,), [(0, 1, 1)]),
+        (2, (1, 4, 8), [(0, 2, 4)]),
+        (4, (1, 4, 8), [(0, 4, 4)]),
+        (8, (1, 4, 8), [(0, 8, 8)]),
+        (9, (1, 4, 8), [(0, 8, 8), (8, 9, 1)]),
+        (19, (1, 4, 8), [(0, 8, 8), (8, 16, 8), (16, 19, 4)]),
+        (3, (1,), [(0, 1, 1), (1, 2, 1), (2, 3, 1)]),
+    ],
+)
+def test_pieces(states: int, sizes: tuple[int, ...], expected: list[tuple[int, int, int]]) -> None:
+    assert list(pieces(states, sizes)) == expected
+
+
+def test_buckets() -> None:
+    assert buckets((64, 1, 8, 8), 100) == (1, 8, 64)
+    assert buckets((64, 1, 8), 10) == (1, 8, 10)
+    assert buckets((64, 8), 1) == (1,)
+    with pytest.raises(ValueError, match=r"batch_sizes of at least 1, got \(4, 0\)"):
+        buckets((4, 0), 10)
+
+
+@pytest.mark.parametrize("sampler", [GUIDED, Gaussian(network=MLP(hidden=(8,)))], ids=lambda config: config.kind)
+@pytest.mark.parametrize("rule", ["mean", "softmax"])
+def test_padded_recordings_make_the_decisions_of_eager(sampler: AnySampler, rule: str) -> None:
+    """States below, at, between and above the buckets, in an order that leaves other states in the padding."""
+    policy, recorder = make(sampler, rule), Recorder()
+    engine, eager = graph(policy, capture=recorder), policy.compile("eager")
+    assert (recorder.captures, recorder.replays) == (2, 2)  # both sizes were prepared
+    for batch in (4, 3, 1, 2, 11):
+        observations, noise, uniform = inputs(batch, seed=batch)
+        same(engine.decide(observations, noise, None), eager.decide(observations, noise))
+        same(engine.decide(observations, noise, uniform), eager.decide(observations, noise, uniform))
+    assert recorder.captures == 4  # with and without random numbers of a selection
+    assert recorder.replays == 2 + 2 * (4 + 3)  # 11 states are 4 + 4 + 3
+
+
+def test_a_choice_outlives_the_next_call() -> None:
+    engine, (observations, noise, _) = graph(make()), inputs(4)
+    first = engine.decide(observations, noise, None)
+    kept = [tensor.clone() for tensor in first]
+    engine.decide(-observations, -noise, None)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_rows_per_call_bounds_the_buckets() -> None:
+    policy, recorder = make(), Recorder()
+    engine = graph(policy, batch_sizes=(16,), rows_per_call=8, capture=recorder)
+    observations, noise, _ = inputs(5)
+    same(engine.decide(observations, noise, None), policy.decide(observations, noise))
+    assert {size for size, _ in engine._buckets} == {2}
+
+
+def test_a_bad_row_spoils_no_other() -> None:
+    """`act` refuses NaN; below it, a row of NaN stays by itself, and leaves nothing behind for the next call."""
+    policy = make()
+    engine, (observations, noise, _) = graph(policy), inputs(3)
+    expected = policy.decide(observations, noise)
+    bad = observations.clone()
+    bad[1] = torch.nan
+    got = engine.decide(bad, noise, None)
+    assert got.candidates[1].isnan().any()
+    same(Choice(*(tensor[[0, 2]] for tensor in got)), Choice(*(tensor[[0, 2]] for tensor in expected)))
+    same(engine.decide(observations, noise, None), expected)
+
+
+def test_two_threads_at_once() -> None:
+    policy = make()
+    engine, eager = graph(policy), policy.compile("eager")
+    given = [inputs(1 + seed, seed) for seed in range(8)]
+    found: dict[int, list[Choice]] = {}
+
+    def work(index: int) -> None:
+        found[index] = [engine.decide(*given[index][:2], None) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(8):
+        expected = eager.decide(*given[index][:2])
+        for choice in found[index]:
+            same(choice, expected)
+
+
+def test_without_cuda() -> None:
+    with pytest.raises(ValueError, match=r"engine 'graph' needs a CUDA device; this policy is on cpu: policy\.to\('cuda'\) first, or engine='eager'"):
+        make().compile("graph")
+
+
+@pytest.mark.parametrize("name", ["reference", "eager"])
+def test_bad_input(name: str) -> None:
+    policy = make().compile(name)  # type: ignore[arg-type]
+    size = SPEC.observations.size
+    with pytest.raises(ValueError, match=r"NaN or infinity at \[1, 0\]"):
+        policy.act(np.array([[0.0] * size, [np.nan] + [0.0] * (size - 1)]))
+    with pytest.raises(ValueError, match="at least one observation, got an empty batch"):
+        policy.act(np.zeros((0, size)))
+    with pytest.raises(ValueError, match="at least one observation, got an empty batch"):
+        policy.decide(*inputs(0)[:2])
+
+
+class Small(Engine):
+    """An engine on a device that holds so many rows: its actions are the observations' first numbers plus the first candidates'."""
+
+    name = "small"
+
+    def __init__(self, rows: int, rows_per_call: int = 1000):
+        super().__init__(rows_per_call)
+        self.rows, self.calls, self.freed = rows, list[int](), 0
+
+    def free(self) -> None:
+        self.freed += 1
+
+    def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
+        count = noise.shape[0] * noise.shape[1]
+        self.calls.append(len(noise))
+        if count > self.rows:
+            raise torch.OutOfMemoryError(f"tried to allocate {count} rows")
+        return Choice(observations[:, :1] + noise[:, 0], noise, torch.zeros(len(noise), dtype=torch.int64))
+
+
+def test_memory_that_runs_out() -> None:
+    """Chunks are halved until they fit, the answer is that of one call, later calls begin with what fitted, and one warning says so."""
+    observations, noise, _ = inputs(21)
+    small = Small(rows=13)
+    with pytest.warns(UserWarning, match=r"21 states x 4 candidates: engine 'small' goes on with at most 10 at once, .* rows_per_call=40 ") as caught:
+        got = small.decide(observations, noise, None)
+    assert len(caught) == 1
+    expected = Small(rows=1000).decide(observations, noise, None)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert small.calls == [21, 10, 5, 2, *[2] * 9, 1]
+    assert (small.rows_per_call, small.freed) == (8, 3)
+    small.calls.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small.decide(observations, noise, None)
+    assert small.calls == [*[2] * 10, 1]
+
+
+def test_memory_for_no_state_at_all() -> None:
+    with (
+        pytest.warns(UserWarning, match="out of memory"),
+        pytest.raises(torch.OutOfMemoryError, match=r"one state with its 4 candidates does not fit into memory: .*tried to allocate 4 rows"),
+    ):
+        Small(rows=3).decide(*inputs(3)[:2], None)
+
+
+def test_a_recording_that_runs_out_of_memory() -> None:
+    """The graph engine prepares smaller buckets then, and its decisions stay those of eager."""
+    policy = make()
+
+    class Scarce(EagerEngine):
+        def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
+            if len(noise) > 3:
+                raise torch.OutOfMemoryError("no memory for more than 3 states")
+            return super().run(observations, noise, uniform)
+
+    runner = partial(Scarce, program(policy), rows_per_call=1000)
+    with pytest.warns(UserWarning, match="engine 'graph' goes on with at most 4 at once"):
+        engine = GraphEngine(runner, Recorder(), batch_sizes=(8,), rows_per_call=1000, device=CPU)
+    observations, noise, _ = inputs(9)
+    same(engine.decide(observations, noise, None), policy.decide(observations, noise))
+    assert {size for size, _ in engine._buckets} == {2}
