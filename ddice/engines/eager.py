@@ -63,12 +63,18 @@ class EagerEngine(Engine):
         return self._bodies[key]
 
     def _select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
-        program, (batch, count, size) = self.decision.q, candidates.shape
-        if program is None:
+        batch, count, _ = candidates.shape
+        if self.decision.q is None:
             return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
-        body, setup = self._body(program, batch, count), run_setup(program, observations)
-        q = body.run(candidates.reshape(-1, size), body.rows(setup), 0)
+        q = self._q_values(observations, candidates)
         return self.decision.selection.select(q.expand(*q.shape[:-2], batch * count, 1).view(-1, batch, count), uniform)
+
+    def _q_values(self, observations: Tensor, candidates: Tensor) -> Tensor:
+        """The members' Q (*M, B * K, 1), or a single row where it depends on nothing."""
+        program = self.decision.q
+        assert program is not None
+        body, setup = self._body(program, *candidates.shape[:2]), run_setup(program, observations)
+        return body.run(candidates.reshape(-1, candidates.shape[-1]), body.rows(setup), 0)
 
 
 def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
