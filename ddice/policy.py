@@ -76,7 +76,8 @@ class Policy:
     ) -> Policy:
         """A new policy that makes the same decisions faster; "auto" takes the fastest engine that covers this policy on its device.
 
-        batch_sizes: numbers of states that will be asked for at once; engines with fixed shapes prepare them. dtype: of the arithmetic.
+        batch_sizes: numbers of states that will be asked for at once; engines with fixed shapes prepare them. dtype: of the arithmetic; "tf32" and
+        "float16" are for engine="fused".
         `engine.name` of the result says which; a faster engine that cannot be had is named in a warning, with what is missing.
         rows_per_call: more states x candidates than this are worked off in chunks. An engine is never saved with a policy.
         Raises ValueError where a named engine does not cover this policy, ImportError where its package is missing.

@@ -35,6 +35,7 @@ LEVELS = (
 )
 ROOT = "__init__"  # the public names: above everything, imported by nobody inside
 HEAVY = {"gymnasium", "gymnasium_robotics", "minari", "h5py", "matplotlib", "mujoco", "PIL", "onnx", "onnxruntime", "triton", "stable_baselines3"}
+KERNELS = "engines.kernels"  # imports triton, which finds its kernels in modules alone; nobody imports it with a module
 DATA_ONLY = {"minari", "h5py"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names} | {ROOT: len(LEVELS)}
@@ -120,7 +121,9 @@ def third_party_problems(package: Path) -> list[str]:
         at_import = {node.lineno for node in outermost(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)}
         for node, target in imported(path, name, known):
             first, where = target.split(".")[0], f"{path.relative_to(package)}:{node.lineno}"
-            if first in HEAVY and node.lineno in at_import:
+            if target == f"ddice.{KERNELS}" and node.lineno in at_import:
+                problems.append(f"{where}: imports {target} with the module, and triton with it; import it inside the function that uses it")
+            if first in HEAVY and node.lineno in at_import and (name, first) != (KERNELS, "triton"):
                 problems.append(f"{where}: imports {first} with the module; import it inside the function that uses it")
             if first in DATA_ONLY and name.split(".")[0] != "data":
                 problems.append(f"{where}: imports {first}; only ddice/data/ may")
@@ -177,6 +180,8 @@ BROKEN = {
     "folder not listed": ("novel/part.py", "", "levels", r"novel/part\.py: in no level"),
     "cycle in a folder": ("data/spec.py", "from ddice.data import arrays", "cycles", r"data\.spec"),
     "heavy": ("data/spec.py", "import numpy\nimport h5py", "third parties", r"data/spec\.py:2: imports h5py with the module"),
+    "kernels": ("policy.py", "import ddice.engines.kernels", "third parties", r"policy\.py:1: imports ddice\.engines\.kernels with the module"),
+    "kernels' own": ("engines/kernels.py", "import triton, onnx", "third parties", r"engines/kernels\.py:1: imports onnx with the module"),
     "heavy in a try": ("cli.py", "try:\n    import mujoco\nexcept ImportError:\n    pass", "third parties", r"cli\.py:2: imports mujoco"),
     "heavy in a class": ("cli.py", "class A:\n    from gymnasium import Env", "third parties", "imports gymnasium with the module"),
     "data only": ("policy.py", "def f():\n    import minari", "third parties", r"policy\.py:2: imports minari; only ddice/data/ may"),
@@ -220,7 +225,7 @@ def in_a_new_process(code: str) -> str:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     """Not even when every module of it is imported."""
-    names = [f"ddice.{name}" for name in modules(PACKAGE) if name != ROOT]
+    names = [f"ddice.{name}" for name in modules(PACKAGE) if name not in (ROOT, KERNELS)]
     unwanted = HEAVY | {"scipy", "pandas"}
     code = f"import importlib, sys, ddice\n[importlib.import_module(name) for name in {names}]\nprint(sorted({unwanted} & set(sys.modules)))"
     assert in_a_new_process(code) == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,42 @@ from ddice.engines.phases import phases
 from ddice.engines.program import Decision, DiffusionProgram, Program
 
 FusedDtype = Literal["float32", "tf32", "float16"]
+
+
+@dataclass(frozen=True)
+class FusedPlan:
+    """The layouts of a decision's programs, None where the eager engine does it, with the kernel: made once for all runners."""
+
+    kernel: Any
+    generator: Layout | None
+    q: Layout | None
+    storage: torch.dtype
+    precision: str
+
+
+def fused_plan(decision: Decision, dtype: FusedDtype = "float32") -> FusedPlan:
+    """dtype: of weights and stored values; "float16" adds up in float32, "tf32" rounds the factors of float32 products.
+
+    Raises NotCovered, naming what no kernel does, ImportError without triton.
+    """
+    storage = torch.float16 if dtype == "float16" else torch.float32
+    generator, q = decision.generator, decision.q
+    layouts = (
+        _lay_out(generator.network, decision.observations, len(generator.times), storage) if isinstance(generator, DiffusionProgram) else None,
+        None if q is None else _lay_out(q, decision.observations, None, storage),
+    )
+    try:
+        from ddice.engines import kernels
+    except ImportError as error:
+        raise ImportError(f"the engine 'fused' needs triton ({error}): pip install 'ddice[triton]'") from error
+    return FusedPlan(kernels.phase, *layouts, storage, "tf32" if dtype == "tf32" else "ieee")
+
+
+def _lay_out(program: Program, observations: int, evaluations: int | None, storage: torch.dtype) -> Layout:
+    found = phases(program)
+    device = next(term.weight.device for phase in found.phases for task in phase for term in task.terms)
+    setup = run_setup(program, torch.zeros(1, observations, device=device))
+    return layout(found, program.sizes, {step.output: tuple(setup[step.output].shape) for step in program.setup}, evaluations, storage)
 
 
 class FusedEngine(GraphEngine):
@@ -32,40 +69,21 @@ class Buffers(NamedTuple):
 
 
 class FusedRunner(EagerEngine):
-    """Runs the bodies of a decision's programs phase by phase; what is computed once per call is the eager engine's.
-
-    dtype: of weights and stored values; "float16" adds up in float32, "tf32" rounds the factors of float32 products.
-    """
+    """Runs the bodies of a decision's programs phase by phase; what is computed once per call is the eager engine's."""
 
     name: ClassVar[str] = "fused runner"
 
-    def __init__(self, decision: Decision, *, rows_per_call: int, dtype: FusedDtype = "float32"):
+    def __init__(self, decision: Decision, plan: FusedPlan, *, rows_per_call: int):
         super().__init__(decision, rows_per_call=rows_per_call)
-        try:
-            from ddice.engines import kernels
-        except ImportError as error:
-            raise ImportError(f"the engine 'fused' needs triton ({error}): pip install 'ddice[triton]'") from error
-        self._phase: Any = kernels.phase
-        self.precision = "tf32" if dtype == "tf32" else "ieee"
-        self.storage = torch.float16 if dtype == "float16" else torch.float32
-        generator = decision.generator
-        self._generator = self._lay_out(generator.network, len(generator.times)) if isinstance(generator, DiffusionProgram) else None
-        self._q = None if decision.q is None else self._lay_out(decision.q, None)
+        self.plan = plan
         self._buffers: dict[tuple[int, int], Buffers] = {}
 
     def free(self) -> None:
         super().free()
         self._buffers.clear()
 
-    def _lay_out(self, program: Program, evaluations: int | None) -> Layout:
-        found = phases(program)
-        device = found.phases[0][0].terms[0].weight.device
-        setup = run_setup(program, torch.zeros(1, self.decision.observations, device=device))
-        shapes = {step.output: tuple(setup[step.output].shape) for step in program.setup}
-        return layout(found, program.sizes, shapes, evaluations, self.storage)
-
     def _generate(self, observations: Tensor, noise: Tensor) -> Tensor:
-        generator, lay = self.decision.generator, self._generator
+        generator, lay = self.decision.generator, self.plan.generator
         if lay is None:
             return super()._generate(observations, noise)
         assert isinstance(generator, DiffusionProgram)
@@ -79,7 +97,7 @@ class FusedRunner(EagerEngine):
         return buffers.x.view(noise.shape).clone()
 
     def _q_values(self, observations: Tensor, candidates: Tensor) -> Tensor:
-        program, lay = self.decision.q, self._q
+        program, lay = self.decision.q, self.plan.q
         assert program is not None
         assert lay is not None
         buffers = self._buffer(lay, candidates, 0)
@@ -96,7 +114,7 @@ class FusedRunner(EagerEngine):
         rows, size = points.shape[0] * points.shape[1], points.shape[-1]
         key = id(lay), rows
         if key not in self._buffers:
-            values = torch.empty(max(1, lay.columns * rows), dtype=self.storage, device=points.device)
+            values = torch.empty(max(1, lay.columns * rows), dtype=self.plan.storage, device=points.device)
             out = points.new_empty(lay.members, rows, 1) if history == 0 else points.new_empty(1)
             self._buffers[key] = Buffers(values, points.new_empty(rows, size), points.new_empty(max(1, history), rows, size), out)
         return self._buffers[key]
@@ -105,4 +123,4 @@ class FusedRunner(EagerEngine):
         values, x, history, out = buffers
         for phase in lay.trees(len(x)):
             arrays = values, lay.weights, lay.constants, rows, x, history, matrix, out
-            self._phase[(blocks(phase, len(x)),)](*arrays, i, len(x), candidates, PHASE=phase, PRECISION=self.precision)
+            self.plan.kernel[(blocks(phase, len(x)),)](*arrays, i, len(x), candidates, PHASE=phase, PRECISION=self.plan.precision)

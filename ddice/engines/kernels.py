@@ -22,6 +22,12 @@ def count(tree):  # type: ignore[no-untyped-def]
     return len(tree)
 
 
+@triton.constexpr_function
+def across(task):  # type: ignore[no-untyped-def]
+    """The blocks of a task for as many candidates as a tile has rows."""
+    return -(-task[2] // task[4]) * task[5]
+
+
 NONE = tl.constexpr(layout.NONE)
 VALUE = tl.constexpr(layout.VALUE)
 CONSTANT = tl.constexpr(layout.CONSTANT)
@@ -48,10 +54,14 @@ def columns_of(OPERAND: tl.constexpr, values, constants, setup, x, i, m, n, k, r
     offset: tl.constexpr = child(OPERAND, 1)
     size: tl.constexpr = child(OPERAND, 2)
     times: tl.constexpr = child(OPERAND, 5)
-    column = columns + child(OPERAND, 3)
     member = m * child(OPERAND, 4)
-    width = columns < child(OPERAND, 6)
     time = i if times > 1 else 0
+    if child(OPERAND, 6) == 0:  # one number for all columns
+        column = tl.zeros_like(columns) + child(OPERAND, 3)
+        width = columns >= 0
+    else:
+        column = columns + child(OPERAND, 3)
+        width = columns < child(OPERAND, 6)
     if where == CONSTANT:
         return tl.load(constants + offset + (member * times + time) * size + column, mask=width, other=0.0)
     elif where == SETUP:
@@ -89,24 +99,73 @@ def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def products(TASK: tl.constexpr, values, weights, constants, setup, x, i, m, n, k, rows, columns, inside, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The sum of the products of a task, (BM, BN)."""
-    size: tl.constexpr = child(TASK, 2)
-    TERMS: tl.constexpr = child(TASK, 0)
-    y = tl.zeros((child(TASK, 3), child(TASK, 4)), tl.float32)
-    for t in tl.static_range(count(TERMS)):
-        TERM: tl.constexpr = child(TERMS, t)
-        OPERAND: tl.constexpr = child(TERM, 0)
-        depth: tl.constexpr = child(TERM, 1)
-        step: tl.constexpr = child(TERM, 2)
-        start = weights + child(TERM, 3) + m * (child(TERM, 4) * depth * size)
-        for d in range(0, depth, step):
-            inner = d + tl.arange(0, step)
-            a = columns_of(OPERAND, values, constants, setup, x, i, m, n, k, rows, inner[None, :], inside)
-            a = tl.broadcast_to(a, (child(TASK, 3), step)).to(weights.dtype.element_ty)
-            b = tl.load(start + inner[:, None] * size + columns, mask=(inner[:, None] < depth) & (columns < size), other=0.0)
-            y = tl.dot(a, b, y, input_precision=PRECISION)
+def add_product(TERM: tl.constexpr, size: tl.constexpr, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """y (BM, BN) plus an operand times its weight."""
+    depth: tl.constexpr = child(TERM, 1)
+    step: tl.constexpr = child(TERM, 2)
+    start = weights + child(TERM, 3) + m * (child(TERM, 4) * depth * size)
+    for d in range(0, depth, step):
+        inner = d + tl.arange(0, step)
+        a = columns_of(child(TERM, 0), values, constants, setup, x, i, m, n, k, rows, inner[None, :], rows < n)
+        a = tl.broadcast_to(a, (y.shape[0], step)).to(weights.dtype.element_ty)
+        b = tl.load(start + inner[:, None] * size + columns, mask=(inner[:, None] < depth) & (columns < size), other=0.0)
+        y = tl.dot(a, b, y, input_precision=PRECISION)
     return y
+
+
+@triton.jit
+def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns):  # type: ignore[no-untyped-def]
+    """The numbers at hand y (BM, BN) after one step."""
+    op: tl.constexpr = child(STEP, 0)
+    FIRST: tl.constexpr = child(STEP, 1)
+    inside, width = rows < n, columns < size
+    if op == SILU:
+        y = y * tl.sigmoid(y)
+    elif op == RELU:
+        y = tl.maximum(y, 0.0)
+    elif op == STORE:
+        start = values + n.to(tl.int64) * (child(FIRST, 1) + m * child(FIRST, 2)) + child(FIRST, 3)
+        tl.store(start + rows.to(tl.int64) * child(FIRST, 2) + columns, y.to(values.dtype.element_ty), mask=inside & width)
+    elif op == COMBINE:
+        finish(child(FIRST, 1), size, y, x, history, matrix, out, i, m, n, rows * size + columns, inside & width)
+    else:
+        a = columns_of(FIRST, values, constants, setup, x, i, m, n, k, rows, columns, inside)
+        if op == ADD:
+            y = y + a
+        elif op == SILU_GRADIENT:
+            y = y * silu_slope(a)
+        elif op == SILU_OF:
+            y = a * silu_slope(y)
+        elif op == RELU_GRADIENT:
+            y = tl.where(a > 0, y, 0.0)
+        elif op == RELU_OF:
+            y = tl.where(y > 0, a, 0.0)
+        else:
+            b = columns_of(child(STEP, 2), values, constants, setup, x, i, m, n, k, rows, columns, inside)
+            if op == LAYER_NORM:
+                centred, inverse = centre(y, width, size)
+                y = centred * inverse * a + b
+            elif op == LAYER_NORM_GRADIENT:
+                y = normalised_gradient(a, y * b, width, size)
+            elif op == CLEAN:
+                c = columns_of(child(STEP, 3), values, constants, setup, x, i, m, n, k, rows, columns, inside)
+                y = tl.minimum(tl.maximum(a * b - y * c, -1.0), 1.0)
+    return y
+
+
+@triton.jit
+def finish(steps: tl.constexpr, size: tl.constexpr, y, x, history, matrix, out, i, m, n, at, mask):  # type: ignore[no-untyped-def]
+    """The output as a prediction of the solver, whose next point follows from all predictions so far; steps = 0: the output itself."""
+    stride = (n * size).to(tl.int64)
+    if steps == 0:
+        tl.store(out + m * stride + at, y, mask=mask)
+    else:
+        tl.store(history + (i + 1) * stride + at, y, mask=mask)
+        following = y * tl.load(matrix + (i + 1) * steps + i + 1)
+        for j in range(0, steps - 1):
+            before = tl.load(history + j * stride + at, mask=mask & (j <= i), other=0.0)
+            following += tl.load(matrix + (i + 1) * steps + j) * before
+        tl.store(x + at, following, mask=mask)
 
 
 @triton.jit
@@ -117,66 +176,21 @@ def run_task(
     size: tl.constexpr = child(TASK, 2)
     bm: tl.constexpr = child(TASK, 3)
     bn: tl.constexpr = child(TASK, 4)
-    across: tl.constexpr = (size + bn - 1) // bn
+    wide: tl.constexpr = (size + bn - 1) // bn
     down = tl.cdiv(n, bm)
-    m = block // (down * across)
-    rows = (block // across % down * bm + tl.arange(0, bm))[:, None]
-    columns = (block % across * bn + tl.arange(0, bn))[None, :]
-    inside, width = rows < n, columns < size
-    mask = inside & width
-    START: tl.constexpr = child(TASK, 1)
-    if count(child(TASK, 0)) > 0:
-        y = products(TASK, values, weights, constants, setup, x, i, m, n, k, rows, columns, inside, PRECISION)
+    m = block // (down * wide)
+    rows = (block // wide % down * bm + tl.arange(0, bm))[:, None]
+    columns = (block % wide * bn + tl.arange(0, bn))[None, :]
+    TERMS: tl.constexpr = child(TASK, 0)
+    if count(TERMS) > 0:
+        y = tl.zeros((bm, bn), tl.float32)
+        for t in tl.static_range(count(TERMS)):
+            y = add_product(child(TERMS, t), size, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION)
     else:
-        y = tl.broadcast_to(columns_of(START, values, constants, setup, x, i, m, n, k, rows, columns, inside), (bm, bn))
+        y = tl.broadcast_to(columns_of(child(TASK, 1), values, constants, setup, x, i, m, n, k, rows, columns, rows < n), (bm, bn))
     STEPS: tl.constexpr = child(TASK, 6)
     for s in tl.static_range(count(STEPS)):
-        STEP: tl.constexpr = child(STEPS, s)
-        op: tl.constexpr = child(STEP, 0)
-        FIRST: tl.constexpr = child(STEP, 1)
-        SECOND: tl.constexpr = child(STEP, 2)
-        THIRD: tl.constexpr = child(STEP, 3)
-        if op == SILU:
-            y = y * tl.sigmoid(y)
-        elif op == RELU:
-            y = tl.maximum(y, 0.0)
-        elif op == STORE:
-            start = values + n.to(tl.int64) * (child(FIRST, 1) + m * child(FIRST, 2)) + child(FIRST, 3)
-            tl.store(start + rows.to(tl.int64) * child(FIRST, 2) + columns, y.to(values.dtype.element_ty), mask=mask)
-        elif op == COMBINE:
-            steps: tl.constexpr = child(FIRST, 1)  # evaluations + 1
-            at = rows * size + columns
-            stride = (n * size).to(tl.int64)
-            if steps == 0:  # no solver: the output itself
-                tl.store(out + m * stride + at, y, mask=mask)
-            else:
-                tl.store(history + (i + 1) * stride + at, y, mask=mask)
-                y = y * tl.load(matrix + (i + 1) * steps + i + 1)
-                for j in range(0, steps - 1):
-                    y += tl.load(matrix + (i + 1) * steps + j) * tl.load(history + j * stride + at, mask=mask & (j <= i), other=0.0)
-                tl.store(x + at, y, mask=mask)
-        else:
-            a = columns_of(FIRST, values, constants, setup, x, i, m, n, k, rows, columns, inside)
-            if op == ADD:
-                y = y + a
-            elif op == SILU_GRADIENT:
-                y = y * silu_slope(a)
-            elif op == SILU_OF:
-                y = a * silu_slope(y)
-            elif op == RELU_GRADIENT:
-                y = tl.where(a > 0, y, 0.0)
-            elif op == RELU_OF:
-                y = tl.where(y > 0, a, 0.0)
-            else:
-                b = columns_of(SECOND, values, constants, setup, x, i, m, n, k, rows, columns, inside)
-                if op == LAYER_NORM:
-                    centred, inverse = centre(y, width, size)
-                    y = centred * inverse * a + b
-                elif op == LAYER_NORM_GRADIENT:
-                    y = normalised_gradient(tl.broadcast_to(a, (bm, bn)), y * b, width, size)
-                elif op == CLEAN:
-                    c = columns_of(THIRD, values, constants, setup, x, i, m, n, k, rows, columns, inside)
-                    y = tl.minimum(tl.maximum(a * b - y * c, -1.0), 1.0)
+        y = run_step(child(STEPS, s), size, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns)
 
 
 @triton.jit(do_not_specialize=["i", "n", "k"])
@@ -191,9 +205,7 @@ def phase(
     block = tl.program_id(0)
     first = 0
     for t in tl.static_range(count(PHASE)):
-        TASK: tl.constexpr = child(PHASE, t)
-        size: tl.constexpr = child(TASK, 2)
-        blocks = tl.cdiv(n, child(TASK, 3)) * tl.cdiv(size, child(TASK, 4)) * child(TASK, 5)
+        blocks = tl.cdiv(n, child(child(PHASE, t), 3)) * across(child(PHASE, t))
         if (block >= first) & (block < first + blocks):
-            run_task(TASK, block - first, values, weights, constants, setup, x, history, matrix, out, i, n, k, PRECISION)
+            run_task(child(PHASE, t), block - first, values, weights, constants, setup, x, history, matrix, out, i, n, k, PRECISION)
         first += blocks

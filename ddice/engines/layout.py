@@ -157,16 +157,17 @@ class _Layout:
                 self.weights.append(padded)
                 end += len(padded)
 
-    def _operand(self, view: View) -> Tree:
-        """(where, offset, columns of the array, first column, 1 with members, times, columns)."""
+    def _operand(self, view: View, wanted: int) -> Tree:
+        """(where, offset, columns of the array, first column, 1 with members, times, columns or 0 for one number that stands for all `wanted`)."""
+        width = 0 if view.size == 1 < wanted else view.size
         if view.name == "x":
-            return Tree(X, 0, self.sizes["x"], view.start, 0, 1, view.size)
+            return Tree(X, 0, self.sizes["x"], view.start, 0, 1, width)
         if view.name in self.rows:
             where, offset = self.rows[view.name]
             *members, times, _, size = self.shapes[view.name]
-            return Tree(where, offset, size, view.start, int(members not in ([], [1])), times, view.size)
+            return Tree(where, offset, size, view.start, int(members not in ([], [1])), times, width)
         offset, size, start = self.places[view.name]
-        return Tree(VALUE, offset, size, start + view.start, int(self.members[view.name] > 1), 1, view.size)
+        return Tree(VALUE, offset, size, start + view.start, int(self.members[view.name] > 1), 1, width)
 
     def _steps(self, task: Task) -> Iterator[Tree]:
         """Steps with their operands, and in between what is stored."""
@@ -174,7 +175,7 @@ class _Layout:
         last = task.tail == self.phases.output
         for step in (None, *task.steps):
             if step is not None:
-                operands = [self._operand(view) for view in step.operands]
+                operands = [self._operand(view, task.size) for view in step.operands]
                 yield Tree(STEPS.index(step.op), *operands, *[nothing] * (3 - len(operands)))
             name = task.first if step is None else step.output
             if name in self.phases.stored:
@@ -187,9 +188,9 @@ class _Layout:
         columns = _power(task.size) if task.whole else min(tile[1], _power(task.size))
         rows = max(SMALLEST, min(tile[0], LARGEST_TILE // columns))
         terms = Tree(*(
-            Tree(self._operand(t.view), t.view.size, min(DEPTH, _power(t.view.size)), self.offsets[id(t)], int(t.weight.ndim == 3)) for t in task.terms
+            Tree(self._operand(t.view, t.view.size), t.view.size, min(DEPTH, _power(t.view.size)), self.offsets[id(t)], int(t.weight.ndim == 3)) for t in task.terms
         ))  # fmt: skip
-        start = Tree() if task.start is None else self._operand(task.start)
+        start = Tree() if task.start is None else self._operand(task.start, task.size)
         return Tree(terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task)))
 
     def finish(self, dtype: torch.dtype) -> Layout:

@@ -12,14 +12,15 @@ from pydantic import Field
 from ddice.config import Config
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
+from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
 from ddice.engines.graph import CudaCapture, GraphEngine
 from ddice.engines.onnx_engine import OnnxEngine
 from ddice.engines.program import Decision, NotCovered, decision
 from ddice.engines.reference import QCallable, ReferenceEngine
 from ddice.samplers import Sampler, Selection
 
-EngineName = Literal["auto", "reference", "eager", "onnx", "graph"]
-EngineDtype = Literal["float32"]
+EngineName = Literal["auto", "reference", "eager", "onnx", "graph", "fused"]
+EngineDtype = Literal["float32", "tf32", "float16"]
 # By benchmarks/README.md. On CUDA nothing is measured yet, so that "auto" stays with the simplest.
 FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("onnx", "eager"), "cuda": ("eager",)}
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
@@ -45,6 +46,8 @@ def make_engine(
     device = next(sampler.parameters()).device
     rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device.type == "cpu" else "cuda"]
     reference = ReferenceEngine(sampler, q, selection=selection, clip_before_scoring=clip_before_scoring, rows_per_call=rows)
+    if settings.dtype != "float32" and settings.engine != "fused":
+        raise ValueError(f"engine {settings.engine!r} computes in float32, got dtype={settings.dtype!r}: engine='fused' offers it")
     if settings.engine == "reference":
         return reference
     try:
@@ -75,6 +78,8 @@ def _engine(name: EngineName, program: Decision, settings: EngineSettings, devic
         return EagerEngine(program, rows_per_call=rows)
     if device.type != "cuda":
         raise NotCovered(f"engine {name!r} needs a CUDA device; this policy is on {device}: policy.to('cuda') first, or engine='eager'")
-    runner = partial(EagerEngine, program, rows_per_call=rows)
     with torch.cuda.device(device):
-        return GraphEngine(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
+        if name == "graph":
+            return GraphEngine(partial(EagerEngine, program, rows_per_call=rows), CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
+        runner = partial(FusedRunner, program, fused_plan(program, settings.dtype), rows_per_call=rows)
+        return FusedEngine(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)

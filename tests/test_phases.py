@@ -1,0 +1,172 @@
+"""The phases of a program, carried out here one by one: what they compute is the program's body, and no phase waits for itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_engines import GUIDANCES, SCORES, cases, inputs, make
+from torch import Tensor
+from torch.nn import functional
+
+from ddice.engines import NotCovered
+from ddice.engines.eager import Body, run_setup
+from ddice.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
+from ddice.engines.program import Program, decision
+from ddice.networks import NORM_EPS
+from ddice.policy import Policy
+from ddice.prior import DiffusionPrior
+from ddice.samplers import Diffusion
+from ddice.solvers import DDIM
+
+
+def programs(policy: Policy) -> list[Program]:
+    config = policy.config
+    found = decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=True)
+    return [program for program in (found.generator.network, found.q) if program is not None and program.body]
+
+
+def slope(kind: str, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * (1 - gate)) if kind == "silu" else (x > 0).to(x)
+
+
+def apply(step: Step, y: Tensor, a: list[Tensor]) -> Tensor:
+    if step.op == "add":
+        return y + a[0]
+    if step.op in ("silu", "relu"):
+        return y * torch.sigmoid(y) if step.op == "silu" else y.clamp(min=0)
+    if step.op.endswith("_of"):
+        return a[0] * slope(step.op[:4], y)
+    if step.op == "layer_norm":
+        return functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS) * a[0] + a[1]
+    if step.op == "layer_norm_gradient":
+        x = a[0].clone().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), x, (y * a[1]).expand_as(x))[0]
+    if step.op == "clean":
+        return (a[0] * a[1] - y * a[2]).clamp(-1, 1)
+    return y * slope(step.op[:4], a[0])
+
+
+def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:
+    """The output (*M, N, n) for x (N, A) and the rows (*M, N or 1, n) of this evaluation. A phase reads what phases before it stored, and x."""
+    stored: dict[str, Tensor] = {"x": x}
+    for phase in found.phases:
+        now: dict[str, Tensor] = {}
+
+        def read(view: View) -> Tensor:
+            if view.name in found.joined:
+                value = torch.cat([stored[part] for part in found.joined[view.name]], -1)
+            else:
+                value = stored[view.name] if view.name in stored else rows[view.name]
+            return value[..., view.start : view.start + view.size]
+
+        for task in phase:
+            y = sum(read(term.view) @ term.weight for term in task.terms) if task.terms else read(task.start)  # type: ignore[arg-type]
+            assert isinstance(y, Tensor)
+            known = {task.first: y}
+            for step in task.steps:
+                y = apply(step, y, [read(view) for view in step.operands])
+                known[step.output] = y
+            now |= {name: value for name, value in known.items() if name in found.stored or name == found.output}
+        stored |= now
+    return stored[found.output]
+
+
+@pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
+def test_phases_compute_the_body(name: str, policy: Policy) -> None:
+    observations, noise, _ = inputs(policy, 3)
+    x = noise.reshape(-1, noise.shape[-1])
+    for program in programs(policy):
+        found, setup = phases(program), run_setup(program, observations)
+        body = Body(program, *noise.shape[:2])
+        times = max(value.shape[-3] for value in setup.values())
+        for i in {0, times - 1}:
+            values = {**setup, **found.constants}
+            at = {key: value[..., i if value.shape[-3] > 1 else 0, :, :] for key, value in values.items()}
+            rows = {key: v if v.shape[-2] == 1 else v.repeat_interleave(noise.shape[1], -2) for key, v in at.items()}
+            expected = body.run(x, body.rows(setup), i)
+            scale = float(expected.abs().max().clamp(min=1))
+            torch.testing.assert_close(carry_out(found, x, rows), expected, rtol=0, atol=5e-5 * scale)  # clipping hides larger numbers
+
+
+def text(task: Task) -> str:
+    read = "+".join(str(term.view.size) for term in task.terms)
+    return f"{read}>{task.size} " + " ".join(step.op for step in task.steps)
+
+
+def test_the_published_networks_in_thirteen_phases() -> None:
+    """Two layers a block, six blocks and the last layer; the guidance, four layers forwards and four backwards, goes beside them."""
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["published"]), guidance=GUIDANCES["published"], solver=DDIM(evaluations=2))
+    found = phases(programs(make(sampler))[0])
+    assert [[text(task) for task in phase] for phase in found.phases] == [
+        ["2>16 add silu add", "2>16 add", "2>16 add silu"],
+        ["16>16 add silu add", "16>16 add silu"],
+        ["16>12 add silu add", "16>12 add", "16>16 add silu"],
+        ["12>12 add silu add", "16>16 add silu_of"],
+        ["12>8 add silu add", "12>8 add", "16>16 silu_gradient"],
+        ["8>8 add silu add", "16>16 silu_gradient"],
+        ["8>8 add silu add", "16>16 silu_gradient"],
+        ["8>8 add silu add"],
+        ["16>12 add silu add", "16>12 add"],
+        ["12>12 add silu add"],
+        ["24>16 add silu add", "24>16 add"],
+        ["16>16 add silu add"],
+        ["16+16+16>2 add"],
+    ]
+
+
+def linear(program: Program, name: str, size: int) -> str:
+    return program.emit("linear", (name,), size, weights=(torch.eye(program.sizes[name], size),))
+
+
+def start(size: int = 2) -> Program:
+    return Program(sizes={"x": size}, in_body={"x"})
+
+
+def test_a_wide_normalisation_is_a_task_of_its_own() -> None:
+    def of(size: int) -> int:
+        program = start(size)
+        program.output = program.emit("layer_norm", (linear(program, "x", size),), size, weights=(torch.ones(size), torch.zeros(size)))
+        return len(phases(program).phases)
+
+    assert (of(FUSED_ROW), of(FUSED_ROW + 1)) == (1, 2)
+    with pytest.raises(NotCovered, match=r"layer_norm of 2000 numbers \(at most 1024\)"):
+        of(2000)
+
+
+def test_what_is_not_covered_is_said() -> None:
+    program = start()
+    program.output = program.emit("fourier", ("x",), 4, weights=(torch.ones(2),))
+    with pytest.raises(NotCovered, match="not covered: fourier of candidates"):
+        phases(program)
+    program = start()
+    program.output = program.emit("silu", (program.emit("concat", ("x", program.constant(torch.ones(1, 1, 2))), 4),), 4)
+    with pytest.raises(NotCovered, match="not covered: silu of a concat"):
+        phases(program)
+    program = start()
+    program.output = program.emit("linear", ("x",), 2, weights=(torch.ones(2, 3, 2, 2),))
+    with pytest.raises(NotCovered, match="not covered: two axes of members"):
+        phases(program)
+    program = start()
+    program.output = program.constant(torch.ones(1, 1, 2))
+    with pytest.raises(NotCovered, match="does not depend on the candidates"):
+        phases(program)
+    program = start()
+    program.output = program.emit("concat", (linear(program, "x", 2), linear(program, "x", 1)), 3)
+    with pytest.raises(NotCovered, match="put together from parts"):
+        phases(program)
+
+
+def test_a_value_may_meet_itself() -> None:
+    """h + h, silu(h) silu'(h), and slices of one value: nothing reads numbers of its own chain before they are stored."""
+    program = start()
+    h = linear(program, "x", 2)
+    twice = program.emit("add", (h, h), 2)
+    product = program.emit("silu_backward", (h, program.emit("silu", (h,), 2)), 2)
+    halves = [program.emit("slice", (twice,), 1, columns=(i, i + 1)) for i in range(2)]
+    both = program.emit("add", tuple(halves), 1)
+    program.output = program.emit("linear", (both, product), 2, weights=(torch.ones(1, 2), torch.eye(2)))
+    x = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
+    expected = 2 * x.sum(-1, keepdim=True) + functional.silu(x) * slope("silu", x)
+    torch.testing.assert_close(carry_out(phases(program), x, {}), expected)
