@@ -21,8 +21,7 @@ STORE, COMBINE = 100, 101
 ALIGNED = 16  # offsets are multiples of it, so that loads can be wide
 SMALLEST = 16  # side of a product that tensor cores take
 FEW_ROWS = 256  # up to here a launch waits for memory: small tiles, many blocks
-TILE = {"few": (32, 32), "many": (64, 64)}  # candidates x columns of one block
-DEPTH = 64  # of one step of a product
+TILE = {"few": (32, 32, 64), "many": (64, 64, 32)}  # candidates x columns of one block, and the depth of one step of a product
 LARGEST_TILE = 8192  # numbers of a tile with whole rows
 
 
@@ -183,12 +182,12 @@ class _Layout:
         if last:
             yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0), nothing, nothing)
 
-    def _task(self, task: Task, tile: tuple[int, int]) -> Tree:
+    def _task(self, task: Task, tile: tuple[int, int, int]) -> Tree:
         """(terms, start, columns, rows and columns of a tile, members, steps)."""
         columns = _power(task.size) if task.whole else min(tile[1], _power(task.size))
         rows = max(SMALLEST, min(tile[0], LARGEST_TILE // columns))
         terms = Tree(*(
-            Tree(self._operand(t.view, t.view.size), t.view.size, min(DEPTH, _power(t.view.size)), self.offsets[id(t)], int(t.weight.ndim == 3)) for t in task.terms
+            Tree(self._operand(t.view, t.view.size), t.view.size, min(tile[2], _power(t.view.size)), self.offsets[id(t)], int(t.weight.ndim == 3)) for t in task.terms
         ))  # fmt: skip
         start = Tree() if task.start is None else self._operand(task.start, task.size)
         return Tree(terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task)))
