@@ -1,4 +1,4 @@
-"""Compile every phase at the published sizes for compute capability 9.0, which needs no GPU: shared memory, registers and spills, a JSON line each."""
+"""Compile every phase at the published sizes for compute capability 9.0, without a GPU: shared memory, registers and spills, a JSON line each."""
 
 from __future__ import annotations
 

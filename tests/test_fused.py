@@ -1,4 +1,4 @@
-"""The kernels of the fused engine: their numbers in Triton's interpreter, and what they need of a GPU of compute capability 9.0, found without one."""
+"""The kernels of the fused engine: their numbers in Triton's interpreter, and what they need of a GPU, found without one."""
 
 from __future__ import annotations
 

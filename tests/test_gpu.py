@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import ddice
-from ddice.dice_backends import DeterministicDice, OptiDice, PiecewiseF
+from ddice.dice_backends import DeterministicDice, OptiDice, PiecewiseF, QConfig
 from ddice.extractors import GuideThenSelect, WeightedBC
+from ddice.guidance import Guidance
+from ddice.networks import MLP, FourierTime, PublishedScore
+from ddice.policy import Policy, PolicyConfig
+from ddice.samplers import Diffusion
+from ddice.solvers import SingleStep
+from ddice.testing.example import example_data
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,3 +73,83 @@ def test_resumes_on_cuda(data: ddice.data.Transitions, tmp_path: Path) -> None:
     resumed = config.fit(data, steps=60, seed=0, device="cuda", progress=False, checkpoint=path)
     assert resumed.step == 60
     assert all(torch.isfinite(parameter).all() for parameter in resumed.parameters())
+
+
+def decisions(engine: str, dtype: str, batch: int) -> tuple[Any, Any]:
+    """The choices of a policy with the published networks, on the CPU by eager and on CUDA by an engine, from the same noise."""
+    sampler = Diffusion(
+        prior=ddice.DiffusionPrior(network=PublishedScore()),
+        guidance=Guidance(network=MLP(hidden=(256,) * 4, activation="silu"), time=FourierTime()),
+        solver=SingleStep(evaluations=5),
+        clip_denoised=True,
+    )
+    config, spec = PolicyConfig(sampler=sampler, candidates=8, q=QConfig(members=10)), example_data().spec
+    policy = Policy(config, spec, sampler.build(spec), QConfig(members=10).build(spec))
+    source = torch.Generator().manual_seed(batch)
+    observations = torch.randn(batch, spec.observations.size, generator=source)
+    noise = torch.randn(batch, 8, spec.actions.size, generator=source)
+    expected = policy.compile("eager").decide(observations, noise)
+    compiled = policy.to("cuda").compile(engine, dtype=dtype, batch_sizes=(1, 16))  # type: ignore[arg-type]
+    first = compiled.decide(observations, noise.cuda())
+    kept = first.candidates.clone()
+    again = compiled.decide(observations.cuda(), noise.cuda())
+    assert torch.equal(kept, first.candidates)
+    torch.testing.assert_close(again.candidates, first.candidates, rtol=0, atol=0)
+    return expected, first
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype", "bound"),
+    [("eager", "float32", 1e-4), ("graph", "float32", 1e-4), ("fused", "float32", 1e-4), ("fused", "tf32", 2e-2), ("fused", "float16", 2e-2)],
+)
+@pytest.mark.parametrize("batch", [1, 3, 16, 40])
+def test_engines_decide_as_on_the_cpu(engine: str, dtype: str, bound: float, batch: int) -> None:
+    """Batches below, at, between and above the prepared sizes; candidates to the bound, and where float32 chooses otherwise, a tie."""
+    if engine == "fused":
+        pytest.importorskip("triton")
+    expected, got = decisions(engine, dtype, batch)
+    scale = float(expected.candidates.abs().max().clamp(min=1))
+    torch.testing.assert_close(got.candidates.cpu(), expected.candidates, rtol=0, atol=bound * scale)
+    if dtype == "float32":
+        assert (got.chosen.cpu() == expected.chosen).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("engine", ["graph", "fused"])
+def test_two_threads_at_once(engine: str) -> None:
+    """Each gets the decisions of its own states, whatever the stream it works on."""
+    if engine == "fused":
+        pytest.importorskip("triton")
+    sampler = Diffusion(prior=ddice.DiffusionPrior(), solver=SingleStep(evaluations=3), clip_denoised=True)
+    spec = example_data().spec
+    policy = Policy(PolicyConfig(sampler=sampler, candidates=1), spec, sampler.build(spec), None).to("cuda")
+    compiled = policy.compile(engine, batch_sizes=(4,))  # type: ignore[arg-type]
+    given = [np.random.default_rng(seed).normal(size=(1 + seed, spec.observations.size)) for seed in range(6)]
+    expected = [policy.act(rows, deterministic=True) for rows in given]
+
+    def work(index: int) -> list[np.ndarray]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [compiled.act(given[index], deterministic=True) for _ in range(20)]
+
+    with ThreadPoolExecutor(6) as pool:
+        for index, found in enumerate(pool.map(work, range(6))):
+            for actions in found:
+                np.testing.assert_allclose(actions, expected[index], atol=1e-3)
+
+
+def test_memory_that_runs_out_on_cuda() -> None:
+    """With little of the device's memory allowed, a large batch is worked off in smaller chunks, to the same actions."""
+    sampler = Diffusion(prior=ddice.DiffusionPrior(), solver=SingleStep(evaluations=3), clip_denoised=True)
+    spec = example_data().spec
+    policy = Policy(PolicyConfig(sampler=sampler, candidates=1), spec, sampler.build(spec), None).to("cuda").compile("eager")
+    observations, noise = torch.randn(100_000, spec.observations.size), torch.randn(100_000, 1, spec.actions.size)
+    expected = policy.decide(observations, noise.cuda())
+    policy.engine.free()
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + 300 * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.warns(UserWarning, match="out of memory"):
+            got = policy.decide(observations, noise.cuda())
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.testing.assert_close(got.actions, expected.actions, rtol=0, atol=1e-3)

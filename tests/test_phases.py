@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from test_engines import GUIDANCES, SCORES, cases, inputs, make
@@ -51,26 +53,31 @@ def apply(step: Step, y: Tensor, a: list[Tensor]) -> Tensor:
 def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:
     """The output (*M, N, n) for x (N, A) and the rows (*M, N or 1, n) of this evaluation. A phase reads what phases before it stored, and x."""
     stored: dict[str, Tensor] = {"x": x}
+
+    def read(view: View) -> Tensor:
+        if view.name in found.joined:
+            value = torch.cat([stored[part] for part in found.joined[view.name]], -1)
+        else:
+            value = stored[view.name] if view.name in stored else rows[view.name]
+        return value[..., view.start : view.start + view.size]
+
     for phase in found.phases:
         now: dict[str, Tensor] = {}
-
-        def read(view: View) -> Tensor:
-            if view.name in found.joined:
-                value = torch.cat([stored[part] for part in found.joined[view.name]], -1)
-            else:
-                value = stored[view.name] if view.name in stored else rows[view.name]
-            return value[..., view.start : view.start + view.size]
-
         for task in phase:
-            y = sum(read(term.view) @ term.weight for term in task.terms) if task.terms else read(task.start)  # type: ignore[arg-type]
-            assert isinstance(y, Tensor)
-            known = {task.first: y}
-            for step in task.steps:
-                y = apply(step, y, [read(view) for view in step.operands])
-                known[step.output] = y
+            known = carry_out_task(task, read)
             now |= {name: value for name, value in known.items() if name in found.stored or name == found.output}
         stored |= now
     return stored[found.output]
+
+
+def carry_out_task(task: Task, read: Callable[[View], Tensor]) -> dict[str, Tensor]:
+    """Everything that a task knows by a name."""
+    y = sum((read(term.view) @ term.weight for term in task.terms), torch.zeros(())) if task.start is None else read(task.start)
+    known = {task.first: y}
+    for step in task.steps:
+        y = apply(step, y, [read(view) for view in step.operands])
+        known[step.output] = y
+    return {name: value for name, value in known.items() if name is not None}
 
 
 @pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])

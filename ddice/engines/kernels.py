@@ -1,7 +1,7 @@
 """The Triton kernel that computes one phase. Imported only where the engine "fused" is made, since it imports triton.
 
-A phase arrives as a constant: a tree of numbers, so that every phase is a kernel of its own with nothing to decide while it runs. Blocks of all tasks of
-the phase stand side by side in one grid. The numbers at hand are float32 whatever the values and weights are stored as.
+A phase arrives as a constant: a tree of numbers, so that every phase is a kernel of its own with nothing to decide while it runs. Blocks of all tasks
+of the phase stand side by side in one grid. The numbers at hand are float32 whatever the values and weights are stored as.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from ddice.engines import layout
 
 
 @triton.constexpr_function
-def child(tree, index):  # type: ignore[no-untyped-def]
+def child(tree, index):
     return tree[index]
 
 
 @triton.constexpr_function
-def count(tree):  # type: ignore[no-untyped-def]
+def count(tree):
     return len(tree)
 
 
 @triton.constexpr_function
-def across(task):  # type: ignore[no-untyped-def]
+def across(task):
     """The blocks of a task for as many candidates as a tile has rows."""
     return -(-task[2] // task[4]) * task[5]
 
@@ -48,7 +48,7 @@ EPS = tl.constexpr(layout.NORM_EPS)
 
 
 @triton.jit
-def columns_of(OPERAND: tl.constexpr, values, constants, setup, x, i, m, n, k, rows, columns, inside):  # type: ignore[no-untyped-def]
+def columns_of(OPERAND: tl.constexpr, values, constants, setup, x, i, m, n, k, rows, columns, inside):
     """Columns of an operand for rows (BM, 1), columns (1, BN), as float32 that broadcast to (BM, BN); 0 outside."""
     where: tl.constexpr = child(OPERAND, 0)
     offset: tl.constexpr = child(OPERAND, 1)
@@ -76,13 +76,13 @@ def columns_of(OPERAND: tl.constexpr, values, constants, setup, x, i, m, n, k, r
 
 
 @triton.jit
-def silu_slope(x):  # type: ignore[no-untyped-def]
+def silu_slope(x):
     gate = tl.sigmoid(x)
     return gate * (1 + x * (1 - gate))
 
 
 @triton.jit
-def centre(y, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def centre(y, width, SIZE: tl.constexpr):
     """Rows less their mean, 0 outside, and 1 / deviation (BM, 1)."""
     y = tl.where(width, y, 0.0)
     centred = tl.where(width, y - tl.sum(y, 1)[:, None] / SIZE, 0.0)
@@ -90,7 +90,7 @@ def centre(y, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):
     centred, inverse = centre(x, width, SIZE)
     normal = centred * inverse
     gradient = tl.where(width, gradient, 0.0)
@@ -99,7 +99,9 @@ def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):  # type: ignore
 
 
 @triton.jit
-def add_product(TERM: tl.constexpr, size: tl.constexpr, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def add_product(
+    TERM: tl.constexpr, size: tl.constexpr, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION: tl.constexpr
+):
     """y (BM, BN) plus an operand times its weight."""
     depth: tl.constexpr = child(TERM, 1)
     step: tl.constexpr = child(TERM, 2)
@@ -114,7 +116,7 @@ def add_product(TERM: tl.constexpr, size: tl.constexpr, y, values, weights, cons
 
 
 @triton.jit
-def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns):  # type: ignore[no-untyped-def]
+def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns):
     """The numbers at hand y (BM, BN) after one step."""
     op: tl.constexpr = child(STEP, 0)
     FIRST: tl.constexpr = child(STEP, 1)
@@ -154,7 +156,7 @@ def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup
 
 
 @triton.jit
-def finish(steps: tl.constexpr, size: tl.constexpr, y, x, history, matrix, out, i, m, n, at, mask):  # type: ignore[no-untyped-def]
+def finish(steps: tl.constexpr, size: tl.constexpr, y, x, history, matrix, out, i, m, n, at, mask):
     """The output as a prediction of the solver, whose next point follows from all predictions so far; steps = 0: the output itself."""
     stride = (n * size).to(tl.int64)
     if steps == 0:
@@ -171,7 +173,7 @@ def finish(steps: tl.constexpr, size: tl.constexpr, y, x, history, matrix, out, 
 @triton.jit
 def run_task(
     TASK: tl.constexpr, block, values, weights, constants, setup, x, history, matrix, out, i, n, k, PRECISION: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """One tile of one task."""
     size: tl.constexpr = child(TASK, 2)
     bm: tl.constexpr = child(TASK, 3)
@@ -196,7 +198,7 @@ def run_task(
 @triton.jit(do_not_specialize=["i", "n", "k"])
 def phase(
     values, weights, constants, setup, x, history, matrix, out, i, n, k, PHASE: tl.constexpr, PRECISION: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """All tasks of a phase for n = B * K candidates at evaluation i.
 
     values: one array of (M, n, size) for every stored value. weights: (M, in, out). constants, setup: rows (M, T or 1, 1 or B, size).

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddice.engines.phases import Phases, Task, View
+from ddice.engines.phases import Phases, Task, Term, View
 from ddice.engines.program import NotCovered
 from ddice.networks import NORM_EPS as NORM_EPS
 
@@ -33,6 +33,9 @@ class Tree:
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -182,13 +185,16 @@ class _Layout:
         if last:
             yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0), nothing, nothing)
 
+    def _term(self, term: Term, depth: int) -> Tree:
+        """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members)."""
+        view, weight = term
+        return Tree(self._operand(view, view.size), view.size, min(depth, _power(view.size)), self.offsets[id(term)], int(weight.ndim == 3))
+
     def _task(self, task: Task, tile: tuple[int, int, int]) -> Tree:
         """(terms, start, columns, rows and columns of a tile, members, steps)."""
         columns = _power(task.size) if task.whole else min(tile[1], _power(task.size))
         rows = max(SMALLEST, min(tile[0], LARGEST_TILE // columns))
-        terms = Tree(*(
-            Tree(self._operand(t.view, t.view.size), t.view.size, min(tile[2], _power(t.view.size)), self.offsets[id(t)], int(t.weight.ndim == 3)) for t in task.terms
-        ))  # fmt: skip
+        terms = Tree(*(self._term(term, tile[2]) for term in task.terms))
         start = Tree() if task.start is None else self._operand(task.start, task.size)
         return Tree(terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task)))
 

@@ -13,7 +13,7 @@ from ddice.config import Config
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
-from ddice.engines.graph import CudaCapture, GraphEngine
+from ddice.engines.graph import CudaCapture, GraphEngine, MakeRunner
 from ddice.engines.onnx_engine import OnnxEngine
 from ddice.engines.program import Decision, NotCovered, decision
 from ddice.engines.reference import QCallable, ReferenceEngine
@@ -79,7 +79,8 @@ def _engine(name: EngineName, program: Decision, settings: EngineSettings, devic
     if device.type != "cuda":
         raise NotCovered(f"engine {name!r} needs a CUDA device; this policy is on {device}: policy.to('cuda') first, or engine='eager'")
     with torch.cuda.device(device):
-        if name == "graph":
-            return GraphEngine(partial(EagerEngine, program, rows_per_call=rows), CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
-        runner = partial(FusedRunner, program, fused_plan(program, settings.dtype), rows_per_call=rows)
-        return FusedEngine(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
+        runner: MakeRunner = partial(EagerEngine, program, rows_per_call=rows)
+        if name == "fused":
+            runner = partial(FusedRunner, program, fused_plan(program, settings.dtype), rows_per_call=rows)
+        kind = FusedEngine if name == "fused" else GraphEngine
+        return kind(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
