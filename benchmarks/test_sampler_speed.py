@@ -56,6 +56,8 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
         pytest.skip("needs CUDA")
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
+    if engine == "fused":
+        pytest.importorskip("triton")
     torch.set_num_threads(1)
     base = policy(networks, solver, candidates, device)
     started = time.perf_counter()

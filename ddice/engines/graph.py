@@ -83,7 +83,7 @@ class GraphEngine(Engine):
     def place(self, tensor: Tensor, device: torch.device) -> Tensor:
         """On the device of the recordings; from the host through pinned memory, without waiting."""
         if self.device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            return tensor.contiguous().pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
