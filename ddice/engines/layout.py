@@ -143,7 +143,7 @@ class _Layout:
         ends = dict.fromkeys(self.kept, 0)
         for name in dict.fromkeys(view.name for task in self.tasks for view in task.reads() if view.name in self.shapes):
             kind = "setup" if name in setup else "constants"
-            *others, states, size = self.shapes[name]
+            *others, _, size = self.shapes[name]
             self.rows[name] = (SETUP if kind == "setup" else CONSTANT), ends[kind]
             self.kept[kind].append(name)
             count = math.prod(others) * size
