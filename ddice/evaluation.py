@@ -41,7 +41,7 @@ class Actor(Protocol):
 class Moment:
     """One step of one episode as `evaluate` plays it: observations as the environment gives them, the action as it takes it.
 
-    success: what the episode has reported so far; None where the environment reports nothing.
+    success: what the episode has reported so far; None where the environment reports nothing. over: whether it was the last step of the episode.
     """
 
     episode: int
@@ -51,6 +51,7 @@ class Moment:
     reward: float
     next_observation: Any
     success: bool | None
+    over: bool
 
 
 class Evaluation(Config):
@@ -251,9 +252,9 @@ class _Episode:
             self.success = bool(self.success) or self.final_success
         return bool(terminated or truncated)
 
-    def moment(self, before: Any, action: np.ndarray) -> Moment:
+    def moment(self, before: Any, action: np.ndarray, over: bool) -> Moment:
         """The step that was just played."""
-        return Moment(self.index, self.length - 1, before, action, self.reward, self.observation, self.success)
+        return Moment(self.index, self.length - 1, before, action, self.reward, self.observation, self.success, over)
 
 
 def _stack(observations: Sequence[Any]) -> Any:
@@ -288,7 +289,7 @@ class _Run:
                     before = episode.observation
                     over = episode.step(action)
                     if self.on_step is not None:
-                        self.on_step(episode.moment(before, action))
+                        self.on_step(episode.moment(before, action, over))
                     if not over:
                         going.append(episode)
                         continue

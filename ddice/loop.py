@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddice.storage import load_tensors, save_tensors, write_bytes
+from ddice.storage import append_line, load_tensors, save_tensors, write_bytes
 
 Metrics = Mapping[str, Tensor]
 OnStep = Callable[[int, Metrics], None]
@@ -84,9 +84,7 @@ class MetricsFile:
                 write_bytes(self.path, kept.encode())
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
+        append_line(self.path, json.dumps({"stage": self.stage, "step": step, **values}))
 
 
 def _is_before(line: str, stage: str, step: int) -> bool:

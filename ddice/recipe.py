@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -54,12 +55,20 @@ class EvaluationSettings(Config):
     parallel: int = Field(50, ge=1)
     deterministic: bool = False
 
-    def evaluate(self, policy: Policy, *, progress: bool = True) -> evaluation.Evaluation | None:
-        """The scores, or None for 0 episodes."""
+    def evaluate(
+        self, policy: Policy, *, progress: bool = True, on_step: Callable[[evaluation.Moment], None] | None = None
+    ) -> evaluation.Evaluation | None:
+        """The scores, or None for 0 episodes; on_step as in `ddice.evaluate`."""
         if not self.episodes:
             return None
         return evaluation.evaluate(
-            policy, episodes=self.episodes, seed=self.seed, parallel=self.parallel, deterministic=self.deterministic, progress=progress
+            policy,
+            episodes=self.episodes,
+            seed=self.seed,
+            parallel=self.parallel,
+            deterministic=self.deterministic,
+            progress=progress,
+            on_step=on_step,
         )
 
 

@@ -17,6 +17,7 @@ from ddice.config import Config
 from ddice.storage import write_json
 
 EVERY = 1.0  # seconds between two writes within a stage
+GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
 FILE, LOCK = ".status.json", ".lock"
 ENDS = (KeyboardInterrupt, SystemExit)
 
@@ -81,16 +82,7 @@ def hold(folder: Path) -> Iterator[Reporter]:
 
     Raises OSError when another process holds it, naming that process, or when the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        other = _read(folder)
-        who = "another process" if other is None else f"process {other.pid}, which is at {_place(other)}"
-        raise OSError(f"the run folder {folder} is in use by {who}: wait for it, or give another --run. See ddice status {folder}") from None
-    except OSError as error:
-        raise OSError(f"cannot write into the run folder {folder} ({error}): give another --run") from error
+    lock = _locked(folder)
     reporter = None
     try:
         reporter = Reporter(folder)
@@ -104,6 +96,26 @@ def hold(folder: Path) -> Iterator[Reporter]:
         reporter.end("finished")
     finally:
         lock.release()
+
+
+def require_free(folder: Path) -> None:
+    """Raise OSError when another process holds the folder: for those who load data first, and hold it only then. Nothing is made."""
+    if (folder / LOCK).exists():
+        _locked(folder).release()
+
+
+def _locked(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=GRACE, poll_interval=GRACE / 20)
+    except Timeout:
+        other = _read(folder)
+        who = "another process" if other is None else f"process {other.pid}, which is at {_place(other)}"
+        raise OSError(f"the run folder {folder} is in use by {who}: wait for it, or give another --run. See ddice status {folder}") from None
+    except OSError as error:
+        raise OSError(f"cannot write into the run folder {folder} ({error}): give another --run") from error
+    return lock
 
 
 def read_status(folder: Path) -> Status:
@@ -154,7 +166,7 @@ def _held(folder: Path) -> bool:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except OSError:  # held, or a folder of somebody else, who is to be believed
         return True
     lock.release()
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from ddice import cache, loop
 from ddice.data import Batch, Transitions
-from ddice.evaluation import Evaluation
+from ddice.evaluation import Evaluation, Moment
 from ddice.extractors import Extractor
 from ddice.policy import Policy
 from ddice.prior import Prior
 from ddice.recipe import Recipe
-from ddice.status import hold
+from ddice.status import hold, require_free
 from ddice.storage import load_tensors, save_tensors, write_json
 
 Say = Callable[[str], None]
@@ -260,6 +261,7 @@ def train(
     """
     folder = None if run is None else Path(run)
     if folder is not None:
+        require_free(folder)
         check_run(folder, recipe)
     data = recipe.data.load() if data is None else data
     training = Training(recipe, data, run=folder, progress=progress, checkpoint_every=checkpoint_every, say=say, listeners=listeners)
@@ -272,11 +274,23 @@ def train(
         training.listeners = (reporter, *listeners)
         trained = training.train()
         trained.policy.save(folder / "policy")
-        reporter("evaluation", 0, recipe.evaluation.episodes, {})
-        scores = recipe.evaluation.evaluate(trained.policy, progress=progress)
+        scores = recipe.evaluation.evaluate(trained.policy, progress=progress, on_step=episodes_over(reporter, recipe.evaluation.episodes))
         if scores is not None:
             write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     return trained, scores
+
+
+def episodes_over(listener: loop.Listener, episodes: int) -> Callable[[Moment], None]:
+    """Tell a listener that an evaluation begins, as the stage "evaluation"; the `on_step` that tells it how many of its episodes are over."""
+    over = itertools.count(1)
+    if episodes:
+        listener("evaluation", 0, episodes, {})
+
+    def on_step(moment: Moment) -> None:
+        if moment.over:
+            listener("evaluation", next(over), episodes, {})
+
+    return on_step
 
 
 def own_update(part: Any) -> Update:

@@ -125,7 +125,8 @@ def test_evaluation_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ddice.evaluation.evaluate", lambda *args, **options: seen.append((args, options)) or "scores")
     settings = EvaluationSettings(episodes=3, seed=4, parallel=5, deterministic=True)
     policy: Any = object()
-    assert settings.evaluate(policy, progress=False) == "scores"
-    assert seen == [((policy,), {"episodes": 3, "seed": 4, "parallel": 5, "deterministic": True, "progress": False})]
+    assert settings.evaluate(policy, progress=False, on_step=seen.append) == "scores"
+    expected = {"episodes": 3, "seed": 4, "parallel": 5, "deterministic": True, "progress": False, "on_step": seen.append}
+    assert seen == [((policy,), expected)]
     assert EvaluationSettings(episodes=0).evaluate(policy) is None
     assert len(seen) == 1

@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
+from filelock import FileLock
 
 from ddice import status
 from ddice.cli import main
+from ddice.evaluation import Moment
 from ddice.status import Reporter, Status, describe, hold, read_status
+from ddice.training import episodes_over
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 HEARD: list[tuple[str, int, int, dict[str, Any], Status]] = []
@@ -139,6 +143,43 @@ def test_a_second_process_is_refused_and_readers_are_not(npz: Path, tmp_path: Pa
     assert main(["train", *options(npz), "--run", str(run)]) == 0
 
 
+def test_a_second_process_is_refused_before_the_data_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There are none, and it is not that which is said."""
+    run = FOLDER[0]
+    with hold(run):
+        for command, prefix in (("train", ""), ("compare", "recipe.")):
+            assert main([command, f"--{prefix}data.source", str(tmp_path / "missing.npz"), "--run", str(run)]) == 1
+            assert f"{run} is in use by process {os.getpid()}, which is at its start" in capsys.readouterr().err
+
+
+def test_who_reads_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a killed run is found by taking its lock for an instant; who starts in that instant gets it at the next try."""
+    Reporter(tmp_path)
+    reader = FileLock(tmp_path / status.LOCK)
+    reader.acquire()
+    tries: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        tries.append(seconds)
+        reader.release()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with hold(tmp_path):
+        assert len(tries) == 1
+
+
+def test_a_folder_of_somebody_else_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock cannot be opened."""
+    Reporter(tmp_path)
+    assert read_status(tmp_path).state == "killed"
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", status.LOCK)
+
+    monkeypatch.setattr(FileLock, "acquire", denied)
+    assert read_status(tmp_path).state == "running"
+
+
 def test_status_of_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 1
     assert f"{tmp_path} holds no run: expected a folder that was given as --run" in capsys.readouterr().err
@@ -155,7 +196,7 @@ def test_a_hook_hears_what_the_metrics_file_holds(npz: Path, tmp_path: Path, cap
     capsys.readouterr()
     assert main(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["state"], found["stage"]) == ("finished", "evaluation")
+    assert (found["state"], found["stage"], found["step"], found["steps"]) == ("finished", "evaluation", 2, 2)
     assert main(["train", *options(npz), "--run", str(run), "--hook", "test_status:nothing"]) == 1
     assert "hook = 'test_status:nothing' cannot be imported" in capsys.readouterr().err
 
@@ -174,6 +215,18 @@ def test_a_comparison_says_which_policy_it_is_at(npz: Path, tmp_path: Path) -> N
         *["piecewise_f + weighted_bc, seed 0: 3 of 4"] * 2,
         *["piecewise_f + weighted_bc, seed 1: 4 of 4"] * 2,
     ]
+
+
+def test_episodes_that_are_over_are_steps_of_the_evaluation() -> None:
+    """Two episodes at once, of two steps and of one."""
+    told: list[tuple[str, int, int]] = []
+    on_step = episodes_over(lambda stage, step, steps, metrics: told.append((stage, step, steps)), 2)
+    for episode, step, over in ((0, 0, False), (1, 0, True), (0, 1, True)):
+        on_step(Moment(episode, step, None, np.zeros(1), 0.0, None, None, over))
+    assert told == [("evaluation", 0, 2), ("evaluation", 1, 2), ("evaluation", 2, 2)]
+    told.clear()
+    episodes_over(lambda stage, step, steps, metrics: told.append((stage, step, steps)), 0)
+    assert told == []
 
 
 def test_tensorboard_has_every_metric(npz: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def read_fields(options: argparse.Namespace, rest: list[str], base: Tree, model:
 def add_listeners(command: argparse.ArgumentParser) -> None:
     """The options of `listeners`."""
     command.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard, into tensorboard/ of the run folder")
-    command.add_argument("--hook", metavar="MODULE:FUNCTION", help="called as function(stage, step, steps, metrics) every 100 steps of training")
+    command.add_argument("--hook", metavar="MODULE:FUNCTION", help="called as function(stage, step, steps, metrics) every 100 steps and at every checkpoint")
 
 
 def listeners(options: argparse.Namespace, folder: Path) -> list[Listener]:

@@ -13,9 +13,9 @@ from ddice.comparison.store import Result, Results, cell_key
 from ddice.data import Transitions
 from ddice.loop import Listener, resolve_device
 from ddice.part import effective_sample_size
-from ddice.status import hold
+from ddice.status import hold, require_free
 from ddice.storage import write_json
-from ddice.training import CHECKPOINT_EVERY, Say, Training
+from ddice.training import CHECKPOINT_EVERY, Say, Training, episodes_over
 
 DIAGNOSED_ROWS = 16_384  # enough for three digits of a mean ratio, and instant
 
@@ -40,6 +40,7 @@ def compare(
     if not comparison.recipe.evaluation.episodes:
         raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
     folder = Path(run)
+    require_free(folder)
     data = (comparison.recipe.data.load() if data is None else data).to(resolve_device(comparison.recipe.device))  # once for all cells
     trainings = [
         Training(cell.recipe, data, run=folder / _name(cell), progress=progress, checkpoint_every=checkpoint_every, say=say)
@@ -79,8 +80,8 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
     trained = training.train(with_backend=cell.backend is not None)
     seconds = time.perf_counter() - started
     trained.policy.save(folder / "policy")
-    listener("evaluation", 0, cell.recipe.evaluation.episodes, {})
-    scores = cell.recipe.evaluation.evaluate(trained.policy, progress=progress)
+    settings = cell.recipe.evaluation
+    scores = settings.evaluate(trained.policy, progress=progress, on_step=episodes_over(listener, settings.episodes))
     assert scores is not None
     write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     say(f"  score {scores.mean:.1f}, clip rate {trained.policy.clip_rate:.2f}")

@@ -10,7 +10,7 @@ from ddice.config import Config
 from ddice.data import Transitions
 from ddice.dice_backends import GivenRatio
 from ddice.evaluation import Evaluation
-from ddice.storage import write_bytes
+from ddice.storage import append_line, write_bytes
 
 
 class Result(Config):
@@ -57,7 +57,5 @@ class Results:
         return next((row for row in self.rows if row.key == key), None)
 
     def append(self, result: Result) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(result.model_dump_json() + "\n")
+        append_line(self.path, result.model_dump_json())
         self.rows.append(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 import warnings
 import zlib
@@ -58,7 +59,8 @@ def cached(identity: Mapping[str, Any], files: Sequence[Path], read: Callable[[]
         try:
             _store(found, source, content, {"data": identity["source"], "rows": len(source), "stamp": stamp, "checked": checked})
         except OSError as error:
-            _say(f"the cache {found.folder.parent} cannot be written ({error.strerror or error}): datasets are read anew each time")
+            why = os.strerror(error.errno) if error.errno else error
+            _say(f"the cache {found.folder.parent} cannot be written ({why}): datasets are read anew each time")
     return source
 
 
