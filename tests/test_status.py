@@ -117,6 +117,22 @@ def test_how_it_ended(error: BaseException | None, state: str, says: str, tmp_pa
     assert describe(found).splitlines()[0] == says
 
 
+def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last word cannot be written; the error that ended the run is the one that is raised, and the folder is free again."""
+
+    def full(path: Path, content: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    def work() -> None:
+        with hold(tmp_path):
+            monkeypatch.setattr(status, "write_json", full)
+            raise ValueError("what went wrong")
+
+    with pytest.raises(ValueError, match="what went wrong"):
+        work()
+    assert read_status(tmp_path).state == "killed"
+
+
 def test_a_killed_process_lets_go_and_is_known_to_be_gone(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from ddice.status import hold\n"
     code += "with hold(Path(sys.argv[1])) as reporter: reporter('prior', 5, 10, {}); os.kill(os.getpid(), 9)"

@@ -56,7 +56,8 @@ def read_fields(options: argparse.Namespace, rest: list[str], base: Tree, model:
 def add_listeners(command: argparse.ArgumentParser) -> None:
     """The options of `listeners`."""
     command.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard, into tensorboard/ of the run folder")
-    command.add_argument("--hook", metavar="MODULE:FUNCTION", help="called as function(stage, step, steps, metrics) every 100 steps and at every checkpoint")
+    text = "called as function(stage, step, steps, metrics) every 100 steps and at every checkpoint"
+    command.add_argument("--hook", metavar="MODULE:FUNCTION", help=text)
 
 
 def listeners(options: argparse.Namespace, folder: Path) -> list[Listener]:
