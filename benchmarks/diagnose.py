@@ -77,7 +77,7 @@ def row(group: tuple[str | None, str], rows: list[Result], run: Path, observatio
     width = {result.seed: spread(behaviour[result.seed]) for result in rows}
     made = [candidates(policy, observations) for policy in policies]
     moves = [actions - behaviour[result.seed] for actions, result in zip(made, rows, strict=True)]
-    imitates = group[1] == BEHAVIOUR
+    still = not any(move.any() for move in moves)
     count = len(rows)
     cells = [
         group[0] or "",
@@ -85,8 +85,8 @@ def row(group: tuple[str | None, str], rows: list[Result], run: Path, observatio
         f"{run_means(rows).mean():.1f}",
         f"{sum(float((x.abs() > 1).any(-1).double().mean()) for x in made) / count:.2f}",
         f"{sum(spread(x) / width[r.seed] for x, r in zip(made, rows, strict=True)) / count:.2f}",
-        "" if imitates else f"{sum(float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)) / count:.2f}",
-        "" if imitates else over_pairs(moves, correlation),
+        "" if still else f"{sum(float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)) / count:.2f}",
+        "" if still else over_pairs(moves, correlation),
         "" if policies[0].q is None else over_pairs([ranking(p, observations, behaviour[rows[0].seed]) for p in policies], rank_correlation),
         f"{sum(sum(r.evaluation.lengths) / len(r.evaluation.lengths) for r in rows) / count:.0f}",
     ]
