@@ -26,9 +26,9 @@ DPM-Solver++(2S). Each round times the yardstick and then the engine, and the *r
 
 "x floor" is the time over the least time that the linear layers need: the larger of multiply-adds over the measured rate of a matrix product, and
 bytes of weights over the measured rate of reading them: near 1, nothing but fewer evaluations is faster on that machine. "p99/p50" shows the spread.
-"cold start" is all up to the first answer: compiling, exporting, first call. Networks: "published" are those of Diffusion-DICE (1.6 M parameters, guidance 4 x 256, ten Q), "default" those of
-the preset `default`. Solvers: 2S-15 is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5 evaluations: other solvers give other actions,
-so compare their returns too.
+"cold start" is all up to the first answer: compiling, exporting, first call. Networks: "published" are those of Diffusion-DICE (1.6 M parameters,
+guidance 4 x 256, ten Q), "default" those of the preset `default`. Solvers: 2S-15 is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5
+evaluations: other solvers give other actions, so compare their returns too.
 """
 
 
