@@ -165,3 +165,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["export", str(tmp_path / "nothing")]) == 1
     assert "expected --batch of at least 1" in (errors := capsys.readouterr().err)
     assert "holds no policy.json" in errors
+
+
+@pytest.mark.parametrize(("error", "own", "refused"), [(9e-6, 0.0, False), (2e-5, 1e-6, True), (2e-5, 6e-6, False), (5e-5, 1.2e-5, True)])
+def test_an_export_may_be_as_far_off_as_the_policys_own_rounding(
+    error: float, own: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 1e-5, or four times what the policy itself is off in float32."""
+    from ddice import export as module
+
+    found = module.Parity(decisions=256, largest_error=error, own_error=own, other_choices=0, bytes=1, versions={})
+    monkeypatch.setattr(module, "_parity", lambda *_: found)
+    if refused:
+        with pytest.raises(ValueError, match="the exported policy differs from the policy"):
+            module.export(policy(), tmp_path)
+    else:
+        assert module.export(policy(), tmp_path) == found
+
+
+def test_the_own_rounding_is_that_of_float32(tmp_path: Path) -> None:
+    """Some roundings of 6e-8 in a chain of layers and evaluations: above one of them, below thousands."""
+    from ddice.export import export
+
+    assert 1e-8 < export(policy(), tmp_path).own_error < 1e-5
