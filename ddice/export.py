@@ -39,7 +39,8 @@ class Parity(Config):
 
     def __str__(self) -> str:
         same = self.decisions - self.other_choices
-        return f"{same} of {self.decisions} decisions choose the same candidate; largest relative error of a candidate {self.largest_error:.1e} (own rounding {self.own_error:.1e})"
+        error = f"largest relative error of a candidate {self.largest_error:.1e}, the policy's own rounding {self.own_error:.1e}"
+        return f"{same} of {self.decisions} decisions choose the same candidate; {error}"
 
 
 def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> Parity:
