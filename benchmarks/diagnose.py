@@ -10,6 +10,13 @@ moved     root mean square distance from the behaviour policy's candidate of the
 agree     correlation of that move between two seeds: 1 where all seeds move candidates alike, 0 where a move is noise of training
 rank      rank correlation between two seeds of Q over the behaviour policy's candidates of a state: 0 where selection is noise of training
 length    mean number of steps of an evaluation episode
+
+For every backend, on all rows of its dataset, the mean of the seeds; its trained networks must still be in the cache:
+
+V and return    correlation of V(s) with the discounted return that was observed from there on
+V - return      the mean difference, in units of the return's deviation: far above 0, V has run away
+weighted        return of the episodes that ratio-weighted rows come from, over that of all rows: below 1, ratios prefer bad episodes
+before falling  mean ratio of the last 50 rows before a termination, over the mean of all: above 1, ratios prefer what leads there
 """
 
 from __future__ import annotations
@@ -17,9 +24,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +36,12 @@ from ddice import Policy, load_policy
 from ddice.comparison import Comparison, Result, Results
 from ddice.comparison.grid import BEHAVIOUR
 from ddice.comparison.report import grouped, run_means
+from ddice.data.measures import episode_returns
+from ddice.training import Training
 
-STATES, NOISES = 512, 16
+STATES, NOISES, FALL = 512, 16, 50
 COLUMNS = ("backend", "extractor", "score", "outside", "spread", "moved", "agree", "rank", "length")
+BACKEND_COLUMNS = ("backend", "V and return", "V - return", "weighted", "before falling")
 
 
 def candidates(policy: Policy, observations: Tensor) -> Tensor:
@@ -93,6 +105,38 @@ def row(group: tuple[str | None, str], rows: list[Result], run: Path, observatio
     return "| " + " | ".join(cells) + " |"
 
 
+def backend_row(name: str, trainings: list[Training]) -> str:
+    """One line of the table of backends."""
+    numbers = np.mean([backend_numbers(training) for training in trainings], axis=0)
+    return "| " + " | ".join([name, *("" if np.isnan(number) else f"{number:.2f}" for number in numbers)]) + " |"
+
+
+@torch.no_grad()
+def backend_numbers(training: Training) -> tuple[float, float, float, float]:
+    """The four numbers of a backend; NaN for what it has not."""
+    data, backend = training.data, training.backend()
+    assert data.episode is not None
+    batches = list(data.batches(65_536))
+    weights = torch.cat([backend.ratio(batch) for batch in batches]).double().numpy()
+    returns = episode_returns(data.rewards, data.episode)[data.episode]
+    observed = data.returns_to_go(data.rewards, backend.config.discount).double().numpy()
+    correlation = bias = math.nan
+    if backend.values_are_returns:
+        values = torch.cat([backend.value(batch.observations) for batch in batches]).double().numpy()
+        correlation, bias = float(np.corrcoef(values, observed)[0, 1]), float((values - observed).mean() / observed.std())
+    falling = before_termination(data.episode.numpy(), data.terminations.numpy(), FALL)
+    before = float(weights[falling].mean() / weights.mean()) if falling.any() else math.nan
+    return correlation, bias, float(np.average(returns, weights=weights) / returns.mean()), before
+
+
+def before_termination(episode: np.ndarray, terminations: np.ndarray, count: int) -> np.ndarray:
+    """Which rows (N,) are among the last `count` of an episode that a termination ends."""
+    lengths = np.bincount(episode)
+    last = np.cumsum(lengths) - 1
+    left = np.repeat(last, lengths) - np.arange(len(episode))
+    return np.repeat(terminations[last], lengths) & (left < count)
+
+
 def folder(run: Path, result: Result) -> Path:
     """Where a comparison keeps what belongs to a result."""
     return run / f"seed-{result.seed}" / "-".join(filter(None, (result.backend, result.extractor))).replace(" ", "-")
@@ -103,7 +147,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of ddice compare")
     options = parser.parse_args()
     comparison = Comparison.model_validate(json.loads((options.run / "comparison.json").read_text()))
-    observations = comparison.recipe.data.load().sample(STATES, seed=0, step=0).observations
+    data = comparison.recipe.data.load()
+    observations = data.sample(STATES, seed=0, step=0).observations
     groups = grouped(Results(options.run / "results.jsonl").rows)
     behaviour = {
         result.seed: candidates(load_policy(folder(options.run, result) / "policy", device="cpu"), observations)
@@ -111,6 +156,12 @@ def main() -> None:
     }
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += [row(group, rows, options.run, observations, behaviour) for group, rows in groups.items()]
+    lines += ["", "| " + " | ".join(BACKEND_COLUMNS) + " |", "|" + "---|" * len(BACKEND_COLUMNS)]
+    trainings: dict[str, dict[int, Training]] = {}
+    for cell in comparison.cells():
+        if cell.backend is not None and cell.recipe.schedule == "staged":
+            trainings.setdefault(cell.backend, {})[cell.seed] = Training(cell.recipe, data, progress=False, say=lambda text: None, only_found=True)
+    lines += [backend_row(name, list(seeds.values())) for name, seeds in trainings.items()]
     text = "\n".join(lines)
     (options.run / "diagnosis.md").write_text(text + "\n")
     print(text)

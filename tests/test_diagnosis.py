@@ -38,6 +38,12 @@ def test_all_pairs_of_seeds_count_and_one_seed_has_none() -> None:
     assert diagnose.over_pairs(values[:1], diagnose.correlation) == ""
 
 
+def test_rows_before_a_termination() -> None:
+    """Episodes of three, two and two rows; the first and the last terminate."""
+    episode, terminations = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 0, 0, 1], bool)
+    assert diagnose.before_termination(episode, terminations, 2).tolist() == [False, True, True, False, False, True, True]
+
+
 def test_rows_of_few_steps_compare_with_the_first() -> None:
     scores = np.array([[1.0], [2.0], [3.0]])
     found = [few_steps.Point("2S-15", 15, "eager", scores, 0.4), few_steps.Point("2M-5", 5, "eager", scores + 1, 0.1)]
