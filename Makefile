@@ -10,7 +10,7 @@ REPRODUCE_ARGS ?= --seeds 0,1,2
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 TABLES ?= pointmaze-umaze pointmaze-umaze-backends pointmaze-medium hopper-medium hopper-medium-expert hopper-multi-policy door-human \
-  temperatures-hopper few-steps-umaze few-steps-hopper
+  temperatures-hopper clipping-hopper few-steps-umaze few-steps-hopper
 INSTALLED := $(VENV)/.installed
 # Networks this small train as fast on one thread, and two would wait for each other wherever something else runs.
 export OMP_NUM_THREADS ?= 1

@@ -91,12 +91,12 @@ def plot(runs: dict[str, list[Point]], path: Path) -> None:
     for axis, (name, found) in zip(axes[0], runs.items(), strict=True):
         latency = [point.seconds / found[0].seconds for point in found]
         axis.plot(latency, [iqm(point.scores) for point in found], "o-", color="tab:blue")
-        for x, point in zip(latency, found, strict=True):
+        for index, (x, point) in enumerate(zip(latency, found, strict=True)):
             axis.plot([x] * len(point.scores), point.scores[:, 0], ".", color="tab:gray", markersize=5)
-            axis.annotate(point.solver, (x, iqm(point.scores)), textcoords="offset points", xytext=(5, 6), fontsize=8)
+            axis.annotate(point.solver, (x, iqm(point.scores)), textcoords="offset points", xytext=(5, -12 if index % 2 else 6), fontsize=8)
         axis.set(title=name, xlabel=f"time of a decision, in those of {found[0].solver}", ylabel="score: IQM, and each seed")
         axis.set_xlim(0, 1.15)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(float(point.scores.max()) for point in found))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

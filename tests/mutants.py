@@ -68,8 +68,8 @@ MUTANTS = (
     Mutant(
         "truncation taken for termination",
         "data/arrays.py",
-        'ends = source.terminations | _flags(columns["truncations"], count, "truncations")',
-        'ends = source.terminations = source.terminations | _flags(columns["truncations"], count, "truncations")',
+        'ends = source.terminations | flags(columns["truncations"], count, "truncations")',
+        'ends = source.terminations = source.terminations | flags(columns["truncations"], count, "truncations")',
         "tests/test_data.py::test_two_episodes_row_by_row",
     ),
     Mutant(
