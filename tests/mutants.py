@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("the rate of the average", "part.py", "list(source.parameters()), rate)", "list(source.parameters()), 1 - rate)", STEP),
     Mutant("ascent", "part.py", "loss.sum().backward()", "(-loss.sum()).backward()", STEP),
     Mutant("r1 = 1/2", "solvers.py", "r1 = (inner.log_snr - start.log_snr) / (end.log_snr - start.log_snr)", "r1 = 0.5", SAMPLING),
-    Mutant("an inner point that is skipped", "solvers.py", "_advance(x, clean, start, inner), inner)", "x, inner)", SAMPLING),
+    Mutant("an inner point that is skipped", "solvers.py", "_advance(x, clean, start, inner), inner, clip)", "x, inner, clip)", SAMPLING),
     Mutant(
         "backward extrapolation", "solvers.py", "target = clean + (clean - previous)", "target = clean - (clean - previous)",
         "tests/test_solvers.py::test_multi_step_written_out",
@@ -118,7 +118,7 @@ MUTANTS = (
         "tests/test_guidance.py::test_the_gradient_equals_that_of_autograd",
     ),
     Mutant(
-        "numbers that forget the step", "randomness.py", 'f"{seed}/{stream}/{step}"', 'f"{seed}/{stream}"',
+        "numbers that forget the step", "randomness.py", "derived_seed(seed, stream, step)", "derived_seed(seed, stream)",
         "tests/test_randomness.py::test_each_of_the_three_names_matters",
     ),
     Mutant(
