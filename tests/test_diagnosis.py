@@ -10,7 +10,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import diagnose, few_steps
+from benchmarks import diagnose, few_steps, tables
+from ddice.comparison import Results, render_table
 
 pytestmark = pytest.mark.oracle
 
@@ -51,3 +52,14 @@ def test_rows_of_few_steps_compare_with_the_first() -> None:
         "| task | 2S-15 | 15 | 2.0 [1.0, 3.0] | 1.0 2.0 3.0 | 1.00 |",
         "| task | 2M-5 | 5 | 3.0 [2.0, 4.0] | 2.0 3.0 4.0 | 4.00 |",
     ]
+
+
+def test_the_tables_of_the_page_are_the_committed_ones() -> None:
+    """Each block of docs/which.md is its file, and each table follows from its results."""
+    page = tables.PAGE.read_text()
+    names = [match[2] for match in tables.BLOCK.finditer(page)]
+    assert len(names) == page.count("<!-- results/") == 15
+    assert tables.filled(page) == page
+    for name in names:
+        if name.endswith("/table.md") and (results := (tables.RESULTS / name).with_name("results.jsonl")).exists():
+            assert render_table(Results(results).rows) == (tables.RESULTS / name).read_text().strip()
