@@ -257,3 +257,12 @@ def test_describe_draws_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["data", "describe", write(tmp_path / "a.npz"), "--action-bounds", "[-1, 1]", "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.splitlines()[-1] == f"plot           {picture}"
+
+
+def test_an_environment_without_reference_scores() -> None:
+    data = load()
+    data.spec = data.spec.model_copy(update={"reference": None})
+    finding = only(data)
+    assert (finding.severity, finding.name, finding.message) == (
+        "note", "no-reference-scores", f"no reference scores are known for {small.ENV}",
+    )  # fmt: skip
