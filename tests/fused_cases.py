@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 
 import torch
+from parity import candidate_error, choice_error
 from test_engines import GUIDANCES, SCORES, inputs, make
 
 from ddice.engines.eager import EagerEngine
@@ -45,8 +46,8 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     yield "large tiles", make(short, candidates=29), 9
 
 
-def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float | bool]:
-    """The largest difference of candidates over the largest of them, and whether all choices are the same."""
+def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
+    """How far candidates and choices are from those of eager."""
     config = policy.config
     program = decision(
         policy.sampler,
@@ -63,10 +64,9 @@ def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float | 
     engine = FusedEngine(runner, again, batch_sizes=(batch + 1,), rows_per_call=1000, device=torch.device("cpu"))
     expected = EagerEngine(program, rows_per_call=1000).decide(observations, noise, uniform)
     got = engine.decide(observations, noise, uniform)
-    scale = expected.candidates.abs().max().clamp(min=1)
     return {
-        "error": float((got.candidates - expected.candidates).abs().max() / scale),
-        "same choice": torch.equal(got.chosen, expected.chosen),
+        "candidates": candidate_error(expected, got),
+        "choice": choice_error(policy, observations, uniform, expected.candidates, got.chosen),
     }
 
 

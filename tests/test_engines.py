@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import candidate_error, choice_error
 from torch import Tensor
 
 from ddice.dice_backends import QConfig
-from ddice.engines import NotCovered
+from ddice.engines import NotCovered, products
 from ddice.engines.program import solver_matrix
 from ddice.guidance import Guidance
 from ddice.networks import MLP, FourierTime, PublishedScore, ResidualScore, Score
@@ -40,8 +41,8 @@ GUIDANCES = {
 }
 SOLVERS: list[Solver] = [
     kind(evaluations=evaluations, spacing=spacing)
-    for kind, evaluations, spacing in itertools.product((DDIM, SingleStep, MultiStep), (1, 2, 3, 8, 15), ("uniform", "quadratic"))
-]
+    for kind, evaluations, spacing in itertools.product((DDIM, SingleStep, MultiStep), (1, 2, 3, 8, 15), ("uniform", "quadratic", "log_snr"))
+] + [MultiStep(evaluations=8, order=1)]
 
 
 def shaken(policy: Policy) -> Policy:
@@ -91,22 +92,25 @@ def inputs(policy: Policy, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def agree(policy: Policy, engine: str, batch: int) -> None:
     """The candidates within 1e-5 of the largest, and the same choice except at ties."""
-    if engine == "onnx":
-        pytest.importorskip("onnxruntime")
     observations, noise, uniform = inputs(policy, batch)
     expected = policy.decide(observations, noise, uniform)
     got = policy.compile(engine).decide(observations, noise, uniform)  # type: ignore[arg-type]
-    scale = float(expected.candidates.abs().max().clamp(min=1))
-    torch.testing.assert_close(got.candidates, expected.candidates, rtol=0, atol=1e-5 * scale)
-    torch.testing.assert_close(got.actions, expected.actions, rtol=0, atol=1e-5 * scale)
-    assert torch.equal(got.chosen, expected.chosen)
+    assert candidate_error(expected, got) < 1e-5
+    assert choice_error(policy, observations, uniform, expected.candidates, got.chosen) < 1e-5
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["eager", "packed", "onnx"])
 @pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
-def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: str, policy: Policy) -> None:
+def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """"packed": the engine eager with every product by oneDNN, whatever the processor and the size."""
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    if engine == "packed" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch comes without oneDNN")
+    monkeypatch.setattr(products, "packing_pays", lambda: engine == "packed")
+    monkeypatch.setattr(products, "WORTH_PACKING", 0)
     for batch in (1, 5):
-        agree(policy, engine, batch)
+        agree(policy, "eager" if engine == "packed" else engine, batch)
 
 
 @pytest.mark.parametrize("engine", ["reference", *ENGINES])

@@ -34,13 +34,11 @@ def lines(script: str, **environment: str) -> list[Any]:
 
 @with_triton
 def test_kernels_make_the_decisions_of_eager() -> None:
-    """float32 to 1e-5 of the largest candidate and the same choices; float16 to 2e-3, where near ties may fall otherwise."""
+    """Candidates and choices, ties apart: in float32 to 1e-5 of the largest, in float16 to 2e-3."""
     found = lines("fused_cases.py", TRITON_INTERPRET="1")
     assert len(found) > 25
-    bad = [case for case in found if case[2]["error"] > (1e-5 if case[1] == "float32" else 2e-3)]
-    assert not bad
-    assert all(case[2]["same choice"] for case in found if case[1] == "float32")
-    assert any(case[2]["error"] > 1e-6 for case in found if case[1] == "float16")  # and it is float16 indeed
+    assert not [case for case in found if max(case[2].values()) > (1e-5 if case[1] == "float32" else 2e-3)]
+    assert any(case[2]["candidates"] > 1e-6 for case in found if case[1] == "float16")  # and it is float16 indeed
 
 
 @with_triton

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ddice.engines import NotCovered
 from ddice.engines.eager import Body, run_setup
 from ddice.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
+from ddice.engines.products import Products
 from ddice.engines.program import Program, decision
 from ddice.networks import NORM_EPS
 from ddice.policy import Policy
@@ -86,7 +87,7 @@ def test_phases_compute_the_body(name: str, policy: Policy) -> None:
     x = noise.reshape(-1, noise.shape[-1])
     for program in programs(policy):
         found, setup = phases(program), run_setup(program, observations)
-        body = Body(program, *noise.shape[:2])
+        body = Body(program, *noise.shape[:2], Products())
         times = max(value.shape[-3] for value in setup.values())
         for i in {0, times - 1}:
             values = {**setup, **found.constants}

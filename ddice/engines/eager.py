@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddice.engines.base import Choice, Engine
+from ddice.engines.products import Products
 from ddice.engines.program import Decision, GaussianProgram, Instruction, Program, evaluate
 from ddice.networks import NORM_EPS
 from ddice.samplers.reference import gaussian_mean_and_log_std
@@ -28,6 +30,7 @@ class EagerEngine(Engine):
         super().__init__(rows_per_call)
         self.decision = decision
         self._bodies: dict[tuple[int, int, int], Body] = {}
+        self._products = Products()
 
     def free(self) -> None:
         self._bodies.clear()
@@ -59,7 +62,7 @@ class EagerEngine(Engine):
         if key not in self._bodies:
             if len(self._bodies) == SHAPES_KEPT:
                 self._bodies.pop(next(iter(self._bodies)))
-            self._bodies[key] = Body(program, batch, candidates)
+            self._bodies[key] = Body(program, batch, candidates, self._products)
         return self._bodies[key]
 
     def _select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
@@ -87,12 +90,13 @@ def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
 
 
 class Body:
-    """The body of a program for B states and K candidates: a list of calls that write into buffers (*M, B * K, n)."""
+    """The body of a program for B states and K candidates: a list of calls that leave values (*M, B * K, n)."""
 
-    def __init__(self, program: Program, batch: int, candidates: int):
-        self.program, self.batch, self.candidates = program, batch, candidates
+    def __init__(self, program: Program, batch: int, candidates: int, products: Products):
+        self.program, self.batch, self.candidates, self._products = program, batch, candidates, products
         self._values: dict[str, Tensor] = {}
-        self._calls = [self._call(step) for step in program.body]
+        self._activated = self._fusable()
+        self._calls = [self._call(step) for step in program.body if step.output not in self._activated.values()]
 
     def rows(self, setup: Mapping[str, Tensor]) -> Rows:
         """The setup values that the body reads."""
@@ -111,6 +115,26 @@ class Body:
             return self._values[name]
         row = _at(rows[name], i)
         return row if row.shape[-2] == 1 else row.repeat_interleave(self.candidates, -2)
+
+    def _fusable(self) -> dict[str, str]:
+        """Packed products that nobody but a silu reads -> that silu, which the product then takes along."""
+        steps, rows = self.program.body, self.batch * self.candidates
+        readers = Counter(name for step in steps for name in (*step.inputs, step.row)) + Counter([self.program.output])
+        packed = {
+            step.output
+            for step in steps
+            if step.op == "linear"
+            and len(step.weights) == 1
+            and step.weights[0].ndim == 2
+            and self.program.in_body.issuperset(step.inputs)
+            and (step.row is None or self._shared(step.row))
+            and self._products.packs(step.weights[0], rows)
+        }
+        return {x: step.output for step in steps if step.op == "silu" and (x := step.inputs[0]) in packed and readers[x] == 1}
+
+    def _shared(self, row: str) -> bool:
+        """Whether a row is the same for all candidates, so that a product can add it."""
+        return self.batch == 1 or row in self.program.constants
 
     def _call(self, step: Instruction) -> Run:
         """One instruction as a call that leaves its output in `_values`."""
@@ -135,30 +159,20 @@ class Body:
         return {"silu_backward": silu_backward, "layer_norm": layer_norm}.get(step.op, general)
 
     def _linear(self, step: Instruction) -> Run:
-        """sum of inputs @ weights + row; the row inside the product where all states share it."""
-        values, (first, *others), (weight, *weights), row = self._values, step.inputs, step.weights, step.row
-        members = weight.shape[:-2]
-        out = weight.new_empty(*members, self.batch * self.candidates, weight.shape[-1])
-        by_state = out.view(*members, self.batch, self.candidates, -1)
-        values[step.output] = out
+        """sum of inputs @ weights + row; the row inside the product where all candidates share it."""
+        values, row, fused = self._values, step.row, self._activated.get(step.output)
+        output, inside = fused or step.output, row is not None and self._shared(row)
+        products = [self._products.make(weight, self.batch * self.candidates, silu=fused is not None) for weight in step.weights]
+        (first, product), *others = zip(step.inputs, products, strict=True)
 
         def linear(rows: Rows, i: int) -> None:
-            x = values[first]
             value = None if row is None else _at(rows[row], i)
-            if members:
-                torch.bmm(x.expand(*members, *x.shape[-2:]), weight, out=out)
-            elif value is None or value.shape[-2] > 1:
-                torch.mm(x, weight, out=out)
-            else:
-                torch.addmm(value, x, weight, out=out)
-                value = None
-            if value is not None:
-                by_state.add_(value[..., None, :])
-            for name, other in zip(others, weights, strict=True):
-                if members:
-                    out.baddbmm_(values[name], other)
-                else:
-                    out.addmm_(values[name], other)
+            y = product(values[first], value if inside else None)
+            for name, other in others:
+                y = other(values[name], y)
+            if value is not None and not inside:
+                y.unflatten(-2, (self.batch, self.candidates)).add_(value[..., None, :])
+            values[output] = y
 
         return linear
 

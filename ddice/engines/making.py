@@ -24,7 +24,7 @@ EngineDtype = Literal["float32", "tf32", "float16"]
 # By benchmarks/README.md. On CUDA nothing is measured yet, so that "auto" stays with the simplest.
 FASTEST_FIRST: dict[str, tuple[EngineName, ...]] = {"cpu": ("onnx", "eager"), "cuda": ("eager",)}
 ROWS_PER_CALL = {"cpu": 2**14, "cuda": 2**17}
-CPU_BLOCK = 512  # candidates of one call of the eager engine on a CPU: their values stay in the cache
+CPU_BLOCK = 1024  # candidates of one call of an engine on a CPU: their values stay in the cache
 
 
 class EngineSettings(Config):

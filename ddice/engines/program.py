@@ -122,8 +122,10 @@ def evaluate(instruction: Instruction, inputs: list[Tensor], row: Tensor | None)
     if op == "add":
         return sum(inputs[1:], x)
     if op == "concat":
-        shape = torch.broadcast_shapes(*(value.shape[:-1] for value in inputs))
-        return torch.cat([value.expand(*shape, value.shape[-1]) for value in inputs], dim=-1)
+        if len({value.shape[:-1] for value in inputs}) > 1:
+            shape = torch.broadcast_shapes(*(value.shape[:-1] for value in inputs))
+            inputs = [value.expand(*shape, value.shape[-1]) for value in inputs]
+        return torch.cat(inputs, dim=-1)
     if op == "slice":
         return x[..., instruction.columns[0] : instruction.columns[1]]
     if op == "silu":
