@@ -82,9 +82,14 @@ class Policy:
         rows_per_call: more states x candidates than this are worked off in chunks. An engine is never saved with a policy.
         Raises ValueError where a named engine does not cover this policy, ImportError where its package is missing.
         """
-        settings = EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call)
+        return self._copy(EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call))
+
+    def _copy(self, settings: EngineSettings) -> Policy:
         q = copy.deepcopy(self.q) if isinstance(self.q, QFunction) else self.q
         return Policy(self.config, self.spec, copy.deepcopy(self.sampler), q, settings)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
+        return self._copy(self.settings)
 
     @property
     def device(self) -> torch.device:
@@ -96,14 +101,21 @@ class Policy:
         return float(self._clipped) / max(self._seen, 1)
 
     def to(self, device: str | torch.device) -> Policy:
-        """The same policy on another device ("auto" is CUDA where there is one)."""
-        device = resolve_device(device)
+        """The same policy on another device ("auto" is CUDA where there is one). Raises ValueError, and stays, where its engine cannot run there."""
+        before = self.device
+        self._move(resolve_device(device))
+        try:
+            self.engine = self._make_engine(self.settings)
+        except ValueError:
+            self._move(before)
+            raise
+        self._clipped = self._clipped.to(self.device)
+        return self
+
+    def _move(self, device: torch.device) -> None:
         self.sampler.to(device)
         if isinstance(self.q, QFunction):
             self.q.to(device)
-        self.engine = self._make_engine(self.settings)
-        self._clipped = self._clipped.to(device)
-        return self
 
     def _observations(self, observation: Any) -> tuple[Tensor, bool]:
         """A native observation -> (B, S) float32 where it is, and whether it was a single one. The engine takes it to the device."""
@@ -158,9 +170,10 @@ class Policy:
             leaf = next(iter(leaf.values()))
         observations, single = self._observations(observation)
         noise, uniform = self._noise(len(observations), deterministic, seed)
-        actions = self.spec.actions.from_unit(self.decide(observations, noise, uniform).actions)
+        unit = self.decide(observations, noise, uniform).actions
+        actions = self.spec.actions.from_unit(unit if isinstance(leaf, Tensor) else unit.cpu())
         actions = actions[0] if single else actions
-        return actions if isinstance(leaf, Tensor) else actions.cpu().numpy().astype(np.float32)
+        return actions if isinstance(leaf, Tensor) else actions.numpy().astype(np.float32)
 
     def predict(
         self, observation: Any, state: None = None, episode_start: Any = None, deterministic: bool = False

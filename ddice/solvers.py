@@ -35,7 +35,7 @@ class _Point:
 
 def _clean(denoiser: Denoiser, x: Tensor, point: _Point, clip: bool) -> Tensor:
     """Predicted clean action (x - sigma noise) / alpha, within [-1, 1] if `clip`: one network evaluation."""
-    noise = denoiser(x, torch.tensor(point.t, dtype=x.dtype, device=x.device))
+    noise = denoiser(x, torch.full((), point.t, dtype=x.dtype, device=x.device))
     clean = (x - point.sigma * noise) / point.alpha
     return clean.clamp(-1, 1) if clip else clean
 

@@ -137,6 +137,13 @@ def test_train_then_evaluate(npz: Path, tmp_path: Path, run: Run, plots: None) -
     status, output, _ = run("evaluate", "runs/a", "--episodes", 1, "--env", "Pendulum-v1", "--no-progress")
     assert output.startswith("Pendulum-v1: 1 episodes")
     assert "length 200.0" in output
+    for engine in ("eager", "auto"):
+        status, output, errors = run("evaluate", "runs/a", "--episodes", 2, "--engine", engine, "--no-progress", "--json", "scores.json")
+        assert status == 0, errors
+        again = Evaluation.model_validate_json((tmp_path / "scores.json").read_text())
+        assert again.returns == pytest.approx(trained.returns, rel=1e-4)
+    status, _, errors = run("evaluate", "runs/a", "--engine", "graph", "--device", "cpu", "--no-progress")
+    assert (status, "engine 'graph' needs a CUDA device" in errors) == (1, True)
 
 
 def test_the_same_command_finds_everything_again(npz: Path, done: Path, run: Run) -> None:

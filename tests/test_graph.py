@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import threading
 import warnings
+import weakref
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from test_engines import cases
+from test_engines import inputs as engine_inputs
 from torch import Tensor
 
 from ddice.dice_backends import QConfig
 from ddice.engines import Choice
 from ddice.engines.base import Engine
 from ddice.engines.eager import EagerEngine
-from ddice.engines.graph import Call, GraphEngine, buckets, pieces
+from ddice.engines.graph import Call, GraphEngine, buckets
 from ddice.engines.program import Decision, decision
 from ddice.guidance import Guidance
 from ddice.networks import MLP, ResidualScore
@@ -79,22 +84,6 @@ def same(got: Choice, expected: Choice) -> None:
     assert torch.equal(got.chosen, expected.chosen)
 
 
-@pytest.mark.parametrize(
-    ("states", "sizes", "expected"),
-    [
-        (1, (1,), [(0, 1, 1)]),
-        (2, (1, 4, 8), [(0, 2, 4)]),
-        (4, (1, 4, 8), [(0, 4, 4)]),
-        (8, (1, 4, 8), [(0, 8, 8)]),
-        (9, (1, 4, 8), [(0, 8, 8), (8, 9, 1)]),
-        (19, (1, 4, 8), [(0, 8, 8), (8, 16, 8), (16, 19, 4)]),
-        (3, (1,), [(0, 1, 1), (1, 2, 1), (2, 3, 1)]),
-    ],
-)
-def test_pieces(states: int, sizes: tuple[int, ...], expected: list[tuple[int, int, int]]) -> None:
-    assert list(pieces(states, sizes)) == expected
-
-
 def test_buckets() -> None:
     assert buckets((64, 1, 8, 8), 100) == (1, 8, 64)
     assert buckets((64, 1, 8), 10) == (1, 8, 10)
@@ -106,16 +95,25 @@ def test_buckets() -> None:
 @pytest.mark.parametrize("sampler", [GUIDED, Gaussian(network=MLP(hidden=(8,)))], ids=lambda config: config.kind)
 @pytest.mark.parametrize("rule", ["mean", "softmax"])
 def test_padded_recordings_make_the_decisions_of_eager(sampler: AnySampler, rule: str) -> None:
-    """States below, at, between and above the buckets, in an order that leaves other states in the padding."""
-    policy, recorder = make(sampler, rule), Recorder()
+    """States below, at, between and above the buckets, so that others are left in the padding; above, the next power of two is recorded."""
+    policy, recorder, kinds = make(sampler, rule), Recorder(), 2 if rule == "softmax" else 1
     engine, eager = graph(policy, capture=recorder), policy.compile("eager")
-    assert (recorder.captures, recorder.replays) == (2, 2)  # both sizes were prepared
-    for batch in (4, 3, 1, 2, 11):
+    assert (recorder.captures, recorder.replays) == (2 * kinds, 2 * kinds)  # both sizes were prepared; only a softmax reads random numbers
+    for batch in (4, 3, 1, 2, 11, 9, 16):
         observations, noise, uniform = inputs(batch, seed=batch)
         same(engine.decide(observations, noise, None), eager.decide(observations, noise))
         same(engine.decide(observations, noise, uniform), eager.decide(observations, noise, uniform))
-    assert recorder.captures == 4  # with and without random numbers of a selection
-    assert recorder.replays == 2 + 2 * (4 + 3)  # 11 states are 4 + 4 + 3
+    assert (recorder.captures, recorder.replays) == (3 * kinds, 2 * kinds + 2 * 7)
+    assert {size for size, _ in engine._buckets} == {1, 4, 16}
+
+
+@pytest.mark.parametrize(("which", "shape"), [(0, (3, 5)), (0, (2, 3)), (1, (3, 1, 2)), (1, (3, 4, 1)), (2, (2,))])
+def test_other_shapes_than_the_recorded(which: int, shape: tuple[int, ...]) -> None:
+    """A buffer would take them, spread over itself."""
+    engine, given = graph(make(rule="softmax")), list(inputs(3))
+    given[which] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"expected a tensor of shape \(\d.*\), got \("):
+        engine.decide(*given)
 
 
 def test_a_choice_outlives_the_next_call() -> None:
@@ -124,6 +122,37 @@ def test_a_choice_outlives_the_next_call() -> None:
     kept = [tensor.clone() for tensor in first]
     engine.decide(-observations, -noise, None)
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+@pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
+def test_a_decision_needs_nothing_of_the_host(name: str, policy: Policy) -> None:
+    """Without numbers there is nothing that the host could read, and a tensor on another device would be refused: so it can be recorded."""
+    config, meta = policy.config, torch.device("meta")
+    policy = copy.deepcopy(policy)
+    policy.sampler.to(meta)
+    if policy.q is not None:
+        policy.q.to(meta)
+    clip = config.clip_candidates == "before_scoring"
+    found = decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=clip)
+    for batch in (1, 3):
+        given = [tensor.to(meta) for tensor in engine_inputs(policy, batch)]
+        choice = EagerEngine(found, rows_per_call=1000).run(*given)
+        assert all(tensor.device == meta for tensor in choice)
+        assert [tuple(tensor.shape) for tensor in choice] == [(batch, 2), (batch, config.candidates, 2), (batch,)]
+
+
+def test_buffers_are_let_go_of_at_once() -> None:
+    """Not when a garbage collector comes: memory that ran out is needed now."""
+    engine = EagerEngine(program(make()), rows_per_call=1000)
+    engine.decide(*inputs(3)[:2], None)
+    bodies = [weakref.ref(body) for body in engine._bodies.values()]
+    assert bodies
+    gc.disable()
+    try:
+        engine.free()
+        assert all(body() is None for body in bodies)
+    finally:
+        gc.enable()
 
 
 def test_rows_per_call_bounds_the_buckets() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -213,6 +214,32 @@ def test_several_candidates_need_a_q() -> None:
     with pytest.raises(ValueError, match="candidates = 3 needs a Q"):
         affine(candidates=3)
     assert affine(candidates=1, q=Spy()).q is None  # nothing to choose
+
+
+def test_a_copy_owns_its_networks() -> None:
+    """Also of a compiled policy, whose engine cannot be copied."""
+    policy = whole().compile("eager")
+    again, observations = copy.deepcopy(policy), np.ones((2, 3))
+    expected = again.act(observations, seed=0)
+    assert again.engine.name == "eager"
+    np.testing.assert_array_equal(expected, policy.act(observations, seed=0))
+    with torch.no_grad():
+        for parameter in policy.sampler.parameters():
+            parameter.add_(1.0)
+    np.testing.assert_array_equal(again.act(observations, seed=0), expected)
+
+
+def test_a_policy_stays_where_its_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, moved = whole(), []
+    monkeypatch.setattr(policy, "_move", lambda device: moved.append(device.type))
+
+    def refuse(settings: object) -> None:
+        raise ValueError("this engine needs another device")
+
+    monkeypatch.setattr(policy, "_make_engine", refuse)
+    with pytest.raises(ValueError, match="another device"):
+        policy.to("meta")
+    assert moved == ["meta", "cpu"]
 
 
 def test_a_policy_owns_its_networks() -> None:

@@ -29,14 +29,17 @@ def random(*shape: int) -> Tensor:
 @pytest.mark.parametrize("plus", [None, "row", "rows"])
 @pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1, 40])
 def test_a_product(packed: bool, members: tuple[int, ...], shared: bool, plus: str | None, outputs: int) -> None:
-    """x @ weight + plus; twice, since buffers are used again."""
+    """x @ weight + plus; twice, and the second leaves the first as it was."""
     weight, make = random(*members, 24, outputs), Products()
-    added = None if plus is None else random(*members, 1 if plus == "row" else 7, outputs)
+    row = (*members, 1, outputs) if members else (outputs,)
+    added = None if plus is None else random(*(row if plus == "row" else (*members, 7, outputs)))
     product = make.make(weight, 7)
+    found = []
     for sign in (1, -1):
         x = sign * random(*(() if shared else members), 7, 24)
-        expected = x.double() @ weight.double() + (0 if added is None else added.double())
-        torch.testing.assert_close(product(x, added), expected.float(), rtol=1e-5, atol=1e-5)
+        found.append((product(x, added), (x.double() @ weight.double() + (0 if added is None else added.double())).float()))
+    for got, expected in found:
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert make.packs(weight, 7) == (packed and outputs > NARROW)
 
 
@@ -44,7 +47,7 @@ def test_a_product(packed: bool, members: tuple[int, ...], shared: bool, plus: s
 def test_silu_within_a_packed_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "packing_pays", lambda: True)
     monkeypatch.setattr(products, "WORTH_PACKING", 0)
-    x, weight, row = 5 * random(7, 24), random(24, 40), random(1, 40)
+    x, weight, row = 5 * random(7, 24), random(24, 40), random(40)
     got = Products().make(weight, 7, silu=True)(x, row)
     torch.testing.assert_close(got, torch.nn.functional.silu(x.double() @ weight.double() + row.double()).float(), rtol=1e-5, atol=1e-5)
 

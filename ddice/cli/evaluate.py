@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ddice.cli.command import add_command
 from ddice.config import import_function
+from ddice.engines import EngineName
 from ddice.evaluation import evaluate
 from ddice.pictures import Maze, Recorder, make_film, read_maze, trajectories, write_gif, write_strip
 from ddice.pictures.film import FPS, MAX_FRAMES, WIDTH, require_rendering
@@ -26,6 +27,8 @@ def register(commands: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--parallel", type=int, default=50)
     command.add_argument("--device", default="auto")
+    help_engine = "what computes the decisions: the same ones, to rounding; auto is the fastest that is installed (see docs/fast.md)"
+    command.add_argument("--engine", choices=get_args(EngineName), default="reference", help=help_engine)
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
     command.add_argument("--q", help='"module:function" of the critic, for a policy that selects by a callable of your own')
     command.add_argument("--json", help="write the full result to this file")
@@ -41,6 +44,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     path = Path(options.path)
     critic = None if options.q is None else import_function(options.q, "--q")
     policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=options.device, q=critic)
+    if options.engine != "reference":
+        policy = policy.compile(options.engine, batch_sizes=(min(options.parallel, options.episodes),))
     env = options.env or policy.spec.env
     maze = _check_render(options, env)
     shown = options.render_episodes or SHOWN[_kind(options.render, maze)] if options.render else 0

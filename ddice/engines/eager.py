@@ -16,13 +16,14 @@ from ddice.engines.program import Decision, GaussianProgram, Instruction, Progra
 from ddice.networks import NORM_EPS
 from ddice.samplers.reference import gaussian_mean_and_log_std
 
-Rows = Mapping[str, tuple[Tensor, ...]]  # of every setup value, (*M, B or 1, n) for each time; one where it does not depend on time
-Run = Callable[[Rows, int], None]
-SHAPES_KEPT = 8  # programs, numbers of states and of candidates whose buffers are kept
+Rows = Mapping[str, tuple[Tensor, ...]]  # of every setup value, (*M, B or 1, n) or (n) for each time; one where it does not depend on time
+Values = dict[str, Tensor]  # of the body, (*M, B * K, n)
+Run = Callable[[Values, Rows, int], None]
+SHAPES_KEPT = 8  # programs, numbers of states and of candidates whose bodies are kept
 
 
 class EagerEngine(Engine):
-    """Runs a decision's program with one tensor operation per instruction, into buffers that are kept from call to call."""
+    """Runs a decision's program with one tensor operation per instruction."""
 
     name: ClassVar[str] = "eager"
 
@@ -90,31 +91,34 @@ def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
 
 
 class Body:
-    """The body of a program for B states and K candidates: a list of calls that leave values (*M, B * K, n)."""
+    """The body of a program for B states and K candidates: calls on values (*M, B * K, n), which are let go of after their last use."""
 
     def __init__(self, program: Program, batch: int, candidates: int, products: Products):
         self.program, self.batch, self.candidates, self._products = program, batch, candidates, products
-        self._values: dict[str, Tensor] = {}
         self._activated = self._fusable()
-        self._calls = [self._call(step) for step in program.body if step.output not in self._activated.values()]
+        steps = [step for step in program.body if step.output not in self._activated.values()]
+        last = {name: j for j, step in enumerate(steps) for name in (*step.inputs, self._name(step))} | {program.output: len(steps)}
+        dead: list[list[str]] = [[] for _ in range(len(steps) + 1)]
+        for name in program.in_body.intersection(last):
+            dead[last[name]].append(name)
+        self._calls = [(self._call(step), names) for step, names in zip(steps, dead, strict=False)]
 
     def rows(self, setup: Mapping[str, Tensor]) -> Rows:
-        """The setup values that the body reads."""
-        return {name: setup[name].unbind(-3) for name in self.program.rows()}
+        """The setup values that the body reads, by time."""
+        return {name: _by_time(setup[name]) for name in self.program.rows()}
 
     def run(self, x: Tensor, rows: Rows, i: int) -> Tensor:
         """The output for x (B * K, A) at evaluation i, (*M, B * K, n), or a single row where it depends on nothing."""
-        self._values["x"] = x
-        for call in self._calls:
-            call(rows, i)
-        return self._value(self.program.output, rows, i)
+        values = {"x": x}
+        for call, dead in self._calls:
+            call(values, rows, i)
+            for name in dead:
+                del values[name]
+        return _value(values, rows, self.program.output, i, self.candidates)
 
-    def _value(self, name: str, rows: Rows, i: int) -> Tensor:
-        """A body value, or a setup value (*M, B or 1, n) spread over the candidates."""
-        if name in self.program.in_body:
-            return self._values[name]
-        row = _at(rows[name], i)
-        return row if row.shape[-2] == 1 else row.repeat_interleave(self.candidates, -2)
+    def _name(self, step: Instruction) -> str:
+        """Under which name a step leaves its output."""
+        return self._activated.get(step.output, step.output)
 
     def _fusable(self) -> dict[str, str]:
         """Packed products that nobody but a silu reads -> that silu, which the product then takes along."""
@@ -137,44 +141,76 @@ class Body:
         return self.batch == 1 or row in self.program.constants
 
     def _call(self, step: Instruction) -> Run:
-        """One instruction as a call that leaves its output in `_values`."""
-        values, output, inputs = self._values, step.output, step.inputs
+        """One instruction as a call that leaves its output among the values."""
+        output, inputs, candidates = step.output, step.inputs, self.candidates
         if step.op == "linear" and self.program.in_body.issuperset(inputs):
             return self._linear(step)
+        if step.op == "add" and inputs[0] in self.program.in_body:
+            return self._add(step)
 
-        def silu_backward(rows: Rows, i: int) -> None:
-            values[output] = torch.ops.aten.silu_backward(self._value(inputs[1], rows, i), values[inputs[0]])
+        def silu_backward(values: Values, rows: Rows, i: int) -> None:
+            values[output] = torch.ops.aten.silu_backward(_value(values, rows, inputs[1], i, candidates), values[inputs[0]])
 
-        def layer_norm(rows: Rows, i: int) -> None:
+        def layer_norm(values: Values, rows: Rows, i: int) -> None:
             x, (gain, shift) = values[inputs[0]], step.weights
             if gain.ndim == 1:
                 values[output] = functional.layer_norm(x, x.shape[-1:], gain, shift, NORM_EPS)
             else:
                 values[output] = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * gain[:, None] + shift[:, None]
 
-        def general(rows: Rows, i: int) -> None:
-            row = None if step.row is None else self._value(step.row, rows, i)
-            values[output] = evaluate(step, [self._value(name, rows, i) for name in inputs], row)
+        def general(values: Values, rows: Rows, i: int) -> None:
+            row = None if step.row is None else _value(values, rows, step.row, i, candidates)
+            values[output] = evaluate(step, [_value(values, rows, name, i, candidates) for name in inputs], row)
 
         return {"silu_backward": silu_backward, "layer_norm": layer_norm}.get(step.op, general)
 
     def _linear(self, step: Instruction) -> Run:
         """sum of inputs @ weights + row; the row inside the product where all candidates share it."""
-        values, row, fused = self._values, step.row, self._activated.get(step.output)
-        output, inside = fused or step.output, row is not None and self._shared(row)
-        products = [self._products.make(weight, self.batch * self.candidates, silu=fused is not None) for weight in step.weights]
+        row, output, by_state = step.row, self._name(step), (self.batch, self.candidates)
+        inside, silu = row is not None and self._shared(row), output != step.output
+        products = [self._products.make(weight, self.batch * self.candidates, silu=silu) for weight in step.weights]
         (first, product), *others = zip(step.inputs, products, strict=True)
 
-        def linear(rows: Rows, i: int) -> None:
+        def linear(values: Values, rows: Rows, i: int) -> None:
             value = None if row is None else _at(rows[row], i)
             y = product(values[first], value if inside else None)
             for name, other in others:
                 y = other(values[name], y)
             if value is not None and not inside:
-                y.unflatten(-2, (self.batch, self.candidates)).add_(value[..., None, :])
+                y.unflatten(-2, by_state).add_(value[..., None, :])
             values[output] = y
 
         return linear
+
+
+    def _add(self, step: Instruction) -> Run:
+        """The sum of a body value and others; the rows of states are spread over their candidates as they are added."""
+        output, (first, *others), by_state = step.output, step.inputs, (self.batch, self.candidates)
+
+        def add(values: Values, rows: Rows, i: int) -> None:
+            y = values[first]
+            for name in others:
+                other = values[name] if name in values else _at(rows[name], i)
+                if other.ndim == 1 or other.shape[-2] in (1, y.shape[-2]):
+                    y = y + other
+                else:
+                    y = (y.unflatten(-2, by_state) + other[..., None, :]).flatten(-3, -2)
+            values[output] = y
+
+        return add
+
+
+def _value(values: Values, rows: Rows, name: str, i: int, candidates: int) -> Tensor:
+    """A body value, or a setup value spread over the candidates."""
+    if name in values:
+        return values[name]
+    row = _at(rows[name], i)
+    return row if row.ndim == 1 or row.shape[-2] == 1 else row.repeat_interleave(candidates, -2)
+
+
+def _by_time(value: Tensor) -> tuple[Tensor, ...]:
+    """(*M, T or 1, B or 1, n) -> for each time (*M, B or 1, n), or (n) without members and for all states alike, as products take a bias."""
+    return value.squeeze(-2).unbind(-2) if value.ndim == 3 and value.shape[-2] == 1 else value.unbind(-3)
 
 
 def _at(times: tuple[Tensor, ...], i: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,34 +25,32 @@ def buckets(batch_sizes: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(sorted({min(size, most) for size in batch_sizes}))
 
 
-def pieces(states: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, bucket) of the calls for so many states: chunks of the largest bucket, and the rest in the smallest that holds it."""
-    for start in range(0, states, sizes[-1]):
-        stop = min(start + sizes[-1], states)
-        yield start, stop, next(size for size in sizes if size >= stop - start)
-
-
 class CudaCapture:
-    """Records a call as a CUDA graph. All graphs of one engine share their memory: they never run at the same time."""
+    """Records a call as a CUDA graph, which keeps the memory that the call took."""
+
+    _one_at_a_time = threading.Lock()
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one for all recordings: cuBLAS takes a workspace for each stream
 
     def __call__(self, call: Call) -> Call:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
+        with self._one_at_a_time:
+            stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        call()
+            finally:  # what a call that failed still does must be over before its tensors are used again
+                torch.cuda.current_stream().wait_stream(stream)
+            # "thread_local": what other threads do on the device meanwhile does not end the recording
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            call()
         return graph.replay
 
 
 class Bucket(NamedTuple):
-    """One recorded decision: its inputs (B, S), (B, K, A) and (B) or None, its choice, the call, and the buffers behind it."""
+    """One recorded decision: its inputs (B, S), (B, K, A) and (B) or None, its choice, the call, and the runner, which may own buffers of it."""
 
     inputs: tuple[Tensor, Tensor, Tensor | None]
     choice: Choice
@@ -60,30 +59,37 @@ class Bucket(NamedTuple):
 
 
 class GraphEngine(Engine):
-    """Replays recorded decisions. A number of states without a recording of its own is padded to the next one, or worked off in several.
+    """Replays recorded decisions. A number of states without a recording of its own is padded to the next one; above all of them, the next power of
+    two is recorded, once.
 
-    `runner` makes the engine that is recorded, one for each recording: a recording owns the buffers that it writes.
+    `runner` makes the engine that is recorded, one for each recording.
     """
 
     name: ClassVar[str] = "graph"
 
     def __init__(self, runner: MakeRunner, capture: Capture, *, batch_sizes: Sequence[int], rows_per_call: int, device: torch.device):
         super().__init__(rows_per_call)
-        self._runner, self._capture, self._sizes, self.device = runner, capture, tuple(batch_sizes), device
+        self._runner, self._capture, self.device = runner, capture, device
         self._buckets: dict[tuple[int, bool], Bucket] = {}
         self._done = torch.cuda.Event() if device.type == "cuda" else None  # of the last call: the next may come on another stream
         decision = runner().decision
-        for size in sorted(buckets(batch_sizes, max(batch_sizes)), reverse=True):
+        self._sampled = decision.selection.rule == "softmax"  # other selections read no uniform numbers
+        self._shapes = (decision.observations,), (decision.candidates, decision.actions), ()
+        self._sizes = buckets(batch_sizes, max(batch_sizes))
+        for size in reversed(self._sizes):
             noise = torch.zeros(size, decision.candidates, decision.actions, device=device)
-            self.decide(noise.new_zeros(size, decision.observations), noise, None)
+            for uniform in (None, noise.new_zeros(size)) if self._sampled else (None,):
+                self.decide(noise.new_zeros(size, decision.observations), noise, uniform)
 
     def free(self) -> None:
+        if self._done is not None:
+            torch.cuda.synchronize(self.device)  # nothing that is let go of may still be read
         self._buckets.clear()
 
     def place(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """On the device of the recordings; from the host through pinned memory, without waiting."""
+        """On the device of the recordings; from the host through pinned memory of its own, without waiting."""
         if self.device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.contiguous().pin_memory().to(self.device, non_blocking=True)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor).to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
@@ -96,16 +102,19 @@ class GraphEngine(Engine):
         return choice
 
     def _run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
-        sizes = buckets(self._sizes, max(1, self.rows_per_call // noise.shape[1]))
-        found = []
-        for start, stop, size in pieces(len(noise), sizes):
-            bucket = self._bucket(size, observations, noise, uniform)
-            for buffer, given in zip(bucket.inputs, (observations, noise, uniform), strict=True):
-                if buffer is not None and given is not None:
-                    buffer[: stop - start].copy_(given[start:stop])
-            bucket.replay()
-            found.append(Choice(*(tensor[: stop - start].clone() for tensor in bucket.choice)))
-        return found[0] if len(found) == 1 else Choice(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        inputs = observations, noise, uniform if self._sampled else None
+        for given, shape in zip(inputs, self._shapes, strict=True):
+            if given is not None and given.shape != (len(noise), *shape):
+                raise ValueError(f"expected a tensor of shape {(len(noise), *shape)}, got {tuple(given.shape)}")
+        states, most = len(noise), max(1, self.rows_per_call // noise.shape[1])  # never more states than that
+        if states > self._sizes[-1]:
+            self._sizes = (*self._sizes, 2 ** (states - 1).bit_length())
+        bucket = self._bucket(next(size for size in buckets(self._sizes, most) if size >= states), *inputs)
+        for buffer, given in zip(bucket.inputs, inputs, strict=True):
+            if buffer is not None and given is not None:
+                buffer[:states].copy_(given)
+        bucket.replay()
+        return Choice(*(tensor[:states].clone() for tensor in bucket.choice))
 
     def _bucket(self, size: int, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Bucket:
         """The recording for so many states, with or without random numbers for the selection; made where it is missing."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Product = Callable[[Tensor, Tensor | None], Tensor]  # x ((M or 1,) N, in) and what is added, (*M, N or 1, out) or None -> (*M, N, out)
+Product = Callable[[Tensor, Tensor | None], Tensor]  # x ((M or 1,) N, in) and what is added, (*M, N or 1, out), (out) or None -> (*M, N, out)
 NARROW = 8  # outputs up to which the weight's transpose is faster
 WORTH_PACKING = 2**20  # multiply-adds of a product from which the 10 us that a call of oneDNN takes are made up for
 PACKED_GAIN = 1.3  # times faster that packed weights must be, so that no noise of the clock decides
@@ -33,7 +33,7 @@ class Products:
         assert not silu
         if weight.device.type == "cpu" and weight.ndim == 2 and weight.shape[-1] <= NARROW:
             return partial(_narrow, weight.mT.contiguous())
-        return partial(_plain if weight.ndim == 2 else _members, weight, weight.new_empty(*weight.shape[:-2], rows, weight.shape[-1]))
+        return partial(_plain if weight.ndim == 2 else _members, weight)
 
     @staticmethod
     def packs(weight: Tensor, rows: int) -> bool:
@@ -49,32 +49,31 @@ class Products:
         return self._packed[key][1]
 
 
-def _plain(weight: Tensor, out: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
-    return torch.mm(x, weight, out=out) if plus is None else torch.addmm(plus, x, weight, out=out)
+def _plain(weight: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
+    return torch.mm(x, weight) if plus is None else torch.addmm(plus, x, weight)
 
 
-def _members(weight: Tensor, out: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
+def _members(weight: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
     x = x.expand(len(weight), *x.shape[-2:])
-    return torch.bmm(x, weight, out=out) if plus is None else torch.baddbmm(plus, x, weight, out=out)
+    return torch.bmm(x, weight) if plus is None else torch.baddbmm(plus, x, weight)
 
 
 def _narrow(transposed: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
-    if plus is not None and len(plus) == 1:
-        return functional.linear(x, transposed, plus[0])
-    y = functional.linear(x, transposed)
-    return y if plus is None else y.add_(plus)
+    if plus is None or plus.ndim == 1:
+        return functional.linear(x, transposed, plus)
+    return functional.linear(x, transposed).add_(plus)
 
 
 def _packed(weight: Tensor, activation: str, x: Tensor, plus: Tensor | None) -> Tensor:
-    if plus is None or len(plus) == 1:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None if plus is None else plus[0], activation, [], "")
+    if plus is None or plus.ndim == 1:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, plus, activation, [], "")
     assert activation == "none"
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "").add_(plus)
 
 
 def _packed_members(weights: list[Tensor], x: Tensor, plus: Tensor | None) -> Tensor:
     count = len(weights)
-    sums = [None] * count if plus is None else plus.expand(count, *plus.shape[-2:])
+    sums = [None] * count if plus is None else plus.squeeze(-2)
     return torch.stack([_packed(w, "none", row, p) for w, row, p in zip(weights, x.expand(count, *x.shape[-2:]), sums, strict=True)])
 
 
@@ -92,7 +91,7 @@ def packing_pays() -> bool:
         return False
     rows, inputs, outputs = PROBE
     x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)
-    plain = partial(_plain, weight, torch.empty(rows, outputs), x, None)
+    plain = partial(_plain, weight, x, None)
     packed = partial(_packed, _reorder(weight), "none", x, None)
     return _fastest(plain) > PACKED_GAIN * _fastest(packed)
 

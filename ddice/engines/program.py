@@ -219,7 +219,7 @@ def add_gradient(program: Program, network: Network, inputs: Mapping[str, str], 
             if name in depends:
                 gradients.setdefault(name, []).append(_backward(program, layer, names[name], gradient, columns))
     if wrt not in gradients:
-        return program.constant(torch.zeros(1, 1, network.sizes[wrt]))
+        return program.constant(factor.new_zeros(1, 1, network.sizes[wrt]))
     return _total(program, gradients[wrt])
 
 

@@ -1,0 +1,122 @@
+"""What float16 and tf32 do to trained policies: actions of the engine "fused" against those of "eager" in float32, on states of the policies' data.
+
+    python benchmarks/precision.py runs/hopper runs/hopper-published
+
+Takes run folders of `ddice train`. Without a GPU the kernels run in Triton's interpreter, some minutes a policy (pip install 'ddice[triton]'). Its products
+know no tf32, so that both factors lose the bits here that tensor cores do not read. Untrained networks say nothing about precision: their samples
+run away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+ON_CUDA = torch.cuda.is_available()
+if not ON_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+from ddice import Policy, load_policy
+from ddice.engines import EngineDtype, EngineSettings
+from ddice.engines.eager import EagerEngine
+from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
+from ddice.engines.program import decision
+from ddice.networks import PublishedScore
+from ddice.recipe import Recipe
+from ddice.samplers import DiffusionSampler
+
+OUT = Path(__file__).parent / "results" / "precision.md"
+STATES, EXACT = 32, 400
+DTYPES: tuple[EngineDtype, ...] = ("float32", "tf32", "float16")
+TF32_BITS = -(2**13)  # 0xFFFFE000: sign, exponent and 10 bits of the fraction
+"""The mask of what a tensor core reads of a float32."""
+
+
+def round_products() -> None:
+    """Let the interpreter's products see the factors of a tf32 product as tensor cores do."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    exact = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
+        if precision.name == "TF32":
+            for factor in (a, b):
+                factor.data = (factor.data.view("int32") & TF32_BITS).view("float32")
+        return exact(self, a, b, d, precision, imprecise)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
+def fused(policy: Policy, dtype: EngineDtype) -> Any:
+    """The engine "fused": compiled where there is CUDA, else its kernels called one after the other by the interpreter."""
+    if ON_CUDA:
+        return policy.to("cuda").compile("fused", dtype=dtype, batch_sizes=(STATES,)).engine
+    program = program_of(policy)
+    plan = fused_plan(program, dtype)  # type: ignore[arg-type]
+
+    def runner() -> FusedRunner:
+        return FusedRunner(program, plan, rows_per_call=2**14)
+
+    return FusedEngine(runner, lambda call: call, batch_sizes=(STATES,), rows_per_call=2**14, device=torch.device("cpu"))
+
+
+def program_of(policy: Policy) -> Any:
+    config = policy.config
+    clip = config.clip_candidates == "before_scoring"
+    return decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=clip)
+
+
+def errors(got: Tensor, expected: Tensor) -> str:
+    """Median, 95 % and largest of the greatest difference of a candidate's coordinates, within the bounds."""
+    found = (got.cpu().clamp(-1, 1) - expected.clamp(-1, 1)).abs().amax(-1).flatten()
+    return " | ".join(f"{float(value):.1e}" for value in (found.median(), found.quantile(0.95), found.max()))
+
+
+def rows(run: Path) -> Iterator[str]:
+    """The rows of one run's policy."""
+    policy = load_policy(run / "policy", device="cpu")
+    assert isinstance(policy.sampler, DiffusionSampler)
+    data = Recipe.model_validate_json((run / "recipe.json").read_text()).data.load()
+    observations = data.sample(STATES, seed=0, step=0).observations
+    source = torch.Generator().manual_seed(0)
+    noise = torch.randn(STATES, policy.config.candidates, policy.spec.actions.size, generator=source)
+    expected = EagerEngine(program_of(policy), rows_per_call=2**14).decide(observations, noise, None)
+    networks = "published" if isinstance(policy.sampler.config.prior.network, PublishedScore) else "default"
+    solver = policy.sampler.config.solver
+    name = f"| {data.spec.dataset if hasattr(data.spec, 'dataset') else run.name} | {networks} | {solver.evaluations} |"
+    for dtype in DTYPES:
+        got = fused(policy, dtype).decide(observations, noise, None)
+        other = int((got.chosen.cpu() != expected.chosen).sum())
+        yield f"{name} {dtype} | {errors(got.candidates, expected.candidates)} | {other} of {STATES} |"
+    exact = policy.sampler.config.model_copy(update={"solver": solver.model_copy(update={"evaluations": EXACT})})
+    sampler = DiffusionSampler(exact, policy.sampler.encoder, policy.sampler.network, policy.sampler.guidance)
+    with torch.no_grad():
+        yield f"{name} the solver itself | {errors(expected.candidates, sampler(observations, noise))} | |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of ddice train")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not ON_CUDA:
+        round_products()
+    lines = ["| run | networks | evaluations | arithmetic | median | 95 % | largest | other choices |", "|---|---|---|---|---|---|---|---|"]
+    for run in options.runs:
+        for line in rows(run):
+            print(line, flush=True)
+            lines.append(line)
+    OUT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
