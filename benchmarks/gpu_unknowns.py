@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +85,42 @@ extern "C" __global__ void read(const float4* data, float* out, int count, int r
 """
 
 
+CLUSTER = """
+extern "C" __global__ void __cluster_dims__(SIZE, 1, 1) meet(float* out, int repeats, int exchange) {
+    // Blocks of a cluster wait for each other again and again; with exchange each hands 4 KiB to the next one's shared memory in between.
+    __shared__ float box[1024];
+    unsigned rank, there, here = (unsigned)__cvta_generic_to_shared(&box[threadIdx.x]);
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((rank + 1) % SIZE));
+    float value = threadIdx.x;
+    box[threadIdx.x] = value;
+    for (int r = 0; r < repeats; ++r) {
+        if (exchange) asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(there), "f"(value) : "memory");
+        asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+        asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        if (exchange) {
+            value = box[threadIdx.x] + 1;
+            asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+            asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        }
+    }
+    if (value == -1.f) out[0] = value;
+}
+"""
+CLUSTERS = (8, 16)  # blocks; more than 8 are an exception that a kernel asks for
+MEETINGS = 1000
+LARGE_CLUSTER_ALLOWED = 13  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+
+
+def cluster(size: int, exchange: bool) -> float:
+    """One barrier of a cluster of so many blocks of 1024 threads, in microseconds; with exchange: two, and 4 KiB from block to block between them."""
+    kernel = torch.cuda._compile_kernel(CLUSTER.replace("SIZE", str(size)), "meet")
+    if size > 8 and ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(kernel.func, LARGE_CLUSTER_ALLOWED, 1):
+        return float("nan")
+    out = torch.zeros(1, device="cuda")
+    return 1e3 * milliseconds(lambda: kernel((size, 1, 1), (1024, 1, 1), [out, MEETINGS, int(exchange)])) / MEETINGS
+
+
 def cache_bandwidth(blocks: int) -> float:
     """GB/s that each of so many multiprocessors pulls out of the second-level cache."""
     kernel = torch.cuda._compile_kernel(SOURCE, "read")
@@ -101,6 +139,9 @@ def numbers() -> Iterator[tuple[str, float, str]]:
     if hasattr(torch.cuda, "_compile_kernel"):  # of recent releases of PyTorch
         yield "second-level cache to 1 multiprocessor", cache_bandwidth(1), "GB/s"
         yield f"second-level cache to each of {count} multiprocessors at once", cache_bandwidth(count), "GB/s"
+        for size in CLUSTERS:
+            yield f"barrier of {size} blocks", cluster(size, False), "us"
+            yield f"exchange between {size} blocks, two barriers", cluster(size, True), "us"
 
 
 def main() -> int:
@@ -108,6 +149,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: needs a CUDA device, and PyTorch finds none: it takes an NVIDIA GPU and the CUDA build of PyTorch", file=sys.stderr)
         return 1
+    os.environ.setdefault("CUDA_HOME", sys.prefix)  # PyTorch asks for one before it compiles a kernel; these include nothing
     print(", ".join(f"{name} {value}" for name, value in description("cuda").items()))
     for name, number, unit in numbers():
         print(f"{name}: {number:.3g} {unit}")

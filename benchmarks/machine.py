@@ -12,8 +12,11 @@ from pathlib import Path
 
 import torch
 
+from ddice.engines.products import Products
+
 PACKAGES = ("ddice", "torch", "numpy", "onnxruntime", "triton")
-MATMUL = 1024  # side of the square matrices whose product gives the rate of multiply-adds
+MATMUL = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product gives the rate of multiply-adds
+READS = {"cpu": 1, "cuda": 100}  # of the same bytes, for each time that the device is waited for
 MIB = 2**20
 
 
@@ -57,26 +60,37 @@ def median_seconds(call: Callable[[], object], rounds: int) -> float:
 
 
 @cache
-def flops_per_second(device: str) -> float:
-    """The rate of a large float32 matrix product."""
-    a, b = (torch.randn(MATMUL, MATMUL, device=device) for _ in range(2))
-    return 2 * MATMUL**3 / median_seconds(synchronized(lambda: a @ b, device), 9)
+def flops_per_second(device: str, dtype: str = "float32") -> float:
+    """The rate of a large matrix product in "float32", "tf32" or "float16", by the fastest kernel of PyTorch."""
+    side = MATMUL[device]
+    a, b = (torch.randn(side, side, device=device, dtype=torch.float16 if dtype == "float16" else torch.float32) for _ in range(2))
+    product, before = Products().make(b, side), torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        return 2 * side**3 / median_seconds(synchronized(lambda: product(a, None), device), 9)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @cache
 def bytes_per_second(device: str, size: int) -> float:
     """The rate at which `size` bytes are read again and again, from whatever cache holds them."""
-    x = torch.randn(size // 4, device=device)
-    return size / median_seconds(synchronized(lambda: torch.dot(x, x), device), 21)
+    x, reads = torch.randn(size // 4, device=device), READS[device]
+
+    def read() -> None:
+        for _ in range(reads):
+            x.sum()
+
+    return reads * size / median_seconds(synchronized(read, device), 21)
 
 
 def peak_memory(call: Callable[[], object], device: str) -> float | None:
     """MiB that a call takes at its peak beyond what was there before; None where the system does not tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_reserved()  # recordings keep memory that nothing is allocated in
         synchronized(call, device)()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
+        return (torch.cuda.max_memory_reserved() - before) / MIB
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     try:
         reset.write_text("5")  # the high-water mark of resident memory starts again from now

@@ -1,10 +1,9 @@
 """What float16 and tf32 do to trained policies: actions of the engine "fused" against those of "eager" in float32, on states of the policies' data.
 
-    python benchmarks/precision.py runs/hopper runs/hopper-published
+    python benchmarks/precision.py runs/mine/policy=ddice/pointmaze-umaze-v0
 
-Takes run folders of `ddice train`. Without a GPU the kernels run in Triton's interpreter, some minutes a policy (pip install 'ddice[triton]'). Its products
-know no tf32, so that both factors lose the bits here that tensor cores do not read. Untrained networks say nothing about precision: their samples
-run away.
+Takes folders of policies, each with the id of the dataset that it was trained on. Without a GPU the kernels run in Triton's interpreter, some minutes
+a policy (pip install 'ddice[triton]'). Untrained networks say nothing about precision: their samples run away.
 """
 
 from __future__ import annotations
@@ -21,39 +20,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-ON_CUDA = torch.cuda.is_available()
-if not ON_CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # read when triton is imported
 
-from ddice import Policy, load_policy
-from ddice.engines import EngineDtype, EngineSettings
+from ddice import Policy, load_dataset, load_policy
+from ddice.engines import EngineDtype
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
 from ddice.engines.program import decision
-from ddice.networks import PublishedScore
-from ddice.recipe import Recipe
 from ddice.samplers import DiffusionSampler
 
+ON_CUDA = torch.cuda.is_available()
 OUT = Path(__file__).parent / "results" / "precision.md"
 STATES, EXACT = 32, 400
 DTYPES: tuple[EngineDtype, ...] = ("float32", "tf32", "float16")
-TF32_BITS = -(2**13)  # 0xFFFFE000: sign, exponent and 10 bits of the fraction
-"""The mask of what a tensor core reads of a float32."""
-
-
-def round_products() -> None:
-    """Let the interpreter's products see the factors of a tf32 product as tensor cores do."""
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    exact = InterpreterBuilder.create_dot
-
-    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
-        if precision.name == "TF32":
-            for factor in (a, b):
-                factor.data = (factor.data.view("int32") & TF32_BITS).view("float32")
-        return exact(self, a, b, d, precision, imprecise)
-
-    InterpreterBuilder.create_dot = create_dot
 
 
 def fused(policy: Policy, dtype: EngineDtype) -> Any:
@@ -81,18 +60,16 @@ def errors(got: Tensor, expected: Tensor) -> str:
     return " | ".join(f"{float(value):.1e}" for value in (found.median(), found.quantile(0.95), found.max()))
 
 
-def rows(run: Path) -> Iterator[str]:
-    """The rows of one run's policy."""
-    policy = load_policy(run / "policy", device="cpu")
+def rows(folder: str, dataset: str) -> Iterator[str]:
+    """The rows of one policy."""
+    policy = load_policy(folder, device="cpu")
     assert isinstance(policy.sampler, DiffusionSampler)
-    data = Recipe.model_validate_json((run / "recipe.json").read_text()).data.load()
-    observations = data.sample(STATES, seed=0, step=0).observations
+    observations = load_dataset(dataset).sample(STATES, seed=0, step=0).observations
     source = torch.Generator().manual_seed(0)
     noise = torch.randn(STATES, policy.config.candidates, policy.spec.actions.size, generator=source)
     expected = EagerEngine(program_of(policy), rows_per_call=2**14).decide(observations, noise, None)
-    networks = "published" if isinstance(policy.sampler.config.prior.network, PublishedScore) else "default"
-    solver = policy.sampler.config.solver
-    name = f"| {data.spec.dataset if hasattr(data.spec, 'dataset') else run.name} | {networks} | {solver.evaluations} |"
+    solver, networks = policy.sampler.config.solver, policy.sampler.config.prior.network.kind
+    name = f"| {dataset} | {networks} | {solver.evaluations} x {policy.config.candidates} |"
     for dtype in DTYPES:
         got = fused(policy, dtype).decide(observations, noise, None)
         other = int((got.chosen.cpu() != expected.chosen).sum())
@@ -105,14 +82,13 @@ def rows(run: Path) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders of ddice train")
+    parser.add_argument("policies", nargs="+", metavar="POLICY=DATASET", help="the folder of a policy, and the id of its dataset")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not ON_CUDA:
-        round_products()
-    lines = ["| run | networks | evaluations | arithmetic | median | 95 % | largest | other choices |", "|---|---|---|---|---|---|---|---|"]
-    for run in options.runs:
-        for line in rows(run):
+    columns = "| dataset | networks | evaluations x K | arithmetic | median | 95 % | largest | other choices |"
+    lines = [columns, "|" + "---|" * columns.count("| ")]
+    for pair in options.policies:
+        for line in rows(*pair.split("=", 1)):
             print(line, flush=True)
             lines.append(line)
     OUT.write_text("\n".join(lines) + "\n")

@@ -26,29 +26,33 @@ DPM-Solver++(2S). Each round times the yardstick and then the engine, and the *r
 
 "x floor" is the time over the least time that the linear layers need: the larger of multiply-adds over the measured rate of a matrix product, and
 bytes of weights over the measured rate of reading them: near 1, nothing but fewer evaluations is faster on that machine. "p99/p50" shows the spread.
-"cold start" is all up to the first answer: compiling, exporting, first call. Networks: "published" are those of Diffusion-DICE (1.6 M parameters,
-guidance 4 x 256, ten Q), "default" those of the preset `default`. Solvers: 2S-15 is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5
-evaluations: other solvers give other actions, so compare their returns too.
+"peak MiB" is what compiling and one decision take, at the peak, beyond what the policy itself takes, in a process of their own: weights that are
+copied and laid out anew, and values in between. "cold start" is all up to the first answer: compiling, exporting, first call. Nothing of it is kept
+for the next process but the kernels of `fused`, which Triton keeps in its own cache.
+
+Networks: "published" are those of Diffusion-DICE (1.6 M parameters, guidance 4 x 256, ten Q), "default" those of the preset `default`. Solvers: 2S-15
+is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5 evaluations: other solvers give other actions, so compare their returns too.
 """
 
 
-def take_in(path: Path) -> Path:
-    """Keep what matters of a pytest-benchmark result, under the name of its machine."""
-    found = json.loads(path.read_text())["benchmarks"]
-    rows = []
-    for entry in found:
+def take_in(path: Path) -> list[Path]:
+    """Keep what matters of a pytest-benchmark result, a file for each device under the name of its machine."""
+    content, rows = json.loads(path.read_text()), list[dict[str, Any]]()
+    for entry in content["benchmarks"]:
         row = {"test": entry["name"].partition("[")[0], "group": entry["group"], **entry["extra_info"]}
         if "p50_ms" not in row:
             row |= {"p50_ms": 1e3 * entry["stats"]["median"]}
         rows.append({key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()})
     if not rows:
         raise ValueError(f"{path} holds no measurement")
-    device = "cuda" if any(row["device"] == "cuda" for row in rows) else "cpu"
-    machine = next(row["machine"] for row in rows if row["device"] == device)
-    target = RESULTS / f"{device}-{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-')}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"measured": json.loads(path.read_text())["datetime"][:10], "rows": rows}, indent=1) + "\n")
-    return target
+    kept = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        own = [row for row in rows if row["device"] == device]
+        target = RESULTS / f"{device}-{re.sub(r'[^a-z0-9]+', '-', own[0]['machine'].lower()).strip('-')}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps({"measured": content["datetime"][:10], "rows": own}, indent=1) + "\n")
+        kept.append(target)
+    return kept
 
 
 def decision_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -126,7 +130,8 @@ def main() -> None:
     parser.add_argument("result", nargs="?", type=Path, help="JSON of pytest --benchmark-json")
     options = parser.parse_args()
     if options.result is not None:
-        print(f"kept in {take_in(options.result)}")
+        for path in take_in(options.result):
+            print(f"kept in {path}")
     render()
     print(f"written: {HERE / 'README.md'}")
 

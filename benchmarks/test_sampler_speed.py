@@ -6,6 +6,7 @@ same minute of the same machine. Compare ratios: absolute times on shared machin
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -20,7 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.decisions import ACTIONS, OBSERVATIONS, SOLVERS, cost, make_policy
-from benchmarks.machine import bytes_per_second, description, flops_per_second, peak_memory, synchronized
+from benchmarks.machine import bytes_per_second, description, flops_per_second, synchronized
+from benchmarks.memory import measured
 from benchmarks.plain_eager import PlainEager
 from ddice.policy import Policy
 
@@ -59,6 +61,8 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
     if engine == "fused":
         pytest.importorskip("triton")
     torch.set_num_threads(1)
+    gc.collect()  # the engines of other measurements
+    torch.cuda.empty_cache()
     base = policy(networks, solver, candidates, device)
     started = time.perf_counter()
     compiled = base.compile(engine, batch_sizes=(batch,), dtype=dtype)
@@ -67,10 +71,10 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
     baseline = plain(networks, candidates, device)
 
     def act() -> None:
-        compiled.decide(observations.to(device), noise.to(device)).actions.cpu()
+        compiled.decide(observations, noise.to(device)).actions.cpu()
 
     act()
-    cold, memory, times = time.perf_counter() - started, peak_memory(act, device), []
+    cold, times = time.perf_counter() - started, list[float]()
     reference = synchronized(lambda: baseline(observations, noise), device)
 
     def before_each_round() -> None:
@@ -81,8 +85,9 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
     benchmark.group = f"{device}, {networks} networks, {batch} states x {candidates} candidates"
     benchmark.pedantic(synchronized(act, device), setup=before_each_round, rounds=ROUNDS[batch], warmup_rounds=2)
     found, needed = benchmark.stats.stats.data, cost(base, batch)
-    floor = max(needed.flops / flops_per_second(device), needed.bytes / bytes_per_second(device, int(needed.bytes / SOLVERS[solver].evaluations)))
-    median = statistics.median(found)
+    size = needed.bytes / 2 if dtype == "float16" else needed.bytes
+    reading = size / bytes_per_second(device, int(size / SOLVERS[solver].evaluations))
+    floor, median = max(needed.flops / flops_per_second(device, dtype), reading), statistics.median(found)
     benchmark.extra_info.update(
         {
             **description(device),
@@ -100,7 +105,7 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
             "times_the_floor": median / floor,
             "floor_ms": 1e3 * floor,
             "gflop": needed.flops / 1e9,
-            "peak_memory_mib": memory,
+            "peak_memory_mib": measured(networks, solver, engine, batch, candidates, dtype, device),
             "cold_start_s": cold,
         }
     )

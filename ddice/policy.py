@@ -82,14 +82,15 @@ class Policy:
         rows_per_call: more states x candidates than this are worked off in chunks. An engine is never saved with a policy.
         Raises ValueError where a named engine does not cover this policy, ImportError where its package is missing.
         """
-        return self._copy(EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call))
+        settings = EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call)
+        return Policy(self.config, self.spec, *self._networks(), settings)
 
-    def _copy(self, settings: EngineSettings) -> Policy:
-        q = copy.deepcopy(self.q) if isinstance(self.q, QFunction) else self.q
-        return Policy(self.config, self.spec, copy.deepcopy(self.sampler), q, settings)
+    def _networks(self) -> tuple[Sampler, QCallable | None]:
+        """Copies of the sampler and of Q; a callable of the user's is not copied."""
+        return copy.deepcopy(self.sampler), copy.deepcopy(self.q) if isinstance(self.q, QFunction) else self.q
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
-        return self._copy(self.settings)
+        return Policy(self.config, self.spec, *self._networks(), self.settings)
 
     @property
     def device(self) -> torch.device:

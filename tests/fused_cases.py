@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from parity import candidate_error, choice_error
 from test_engines import GUIDANCES, SCORES, inputs, make
+from torch import Tensor
 
+from ddice.engines import Choice, layout
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedDtype, FusedEngine, FusedRunner, fused_plan
 from ddice.engines.graph import Call
+from ddice.engines.layout import UNROLLED
 from ddice.engines.program import decision
 from ddice.networks import MLP
 from ddice.policy import Policy
@@ -22,7 +26,7 @@ from ddice.prior import DiffusionPrior
 from ddice.samplers import Diffusion, Gaussian, Selection
 from ddice.solvers import DDIM, MultiStep, SingleStep
 
-HALF = ("published score, published guidance", "single_step 5", "multi_step 4", "normalised q, softmax", "large tiles")  # in float16 too
+ROUNDED = ("published score, published guidance", "single_step 5", "multi_step 4", "normalised q, softmax", "large tiles")  # in other precisions too
 
 
 def again(call: Call) -> Call:
@@ -43,7 +47,8 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     yield "not clipped", make(short, candidates=7, selection=Selection(rule="minimum"), after=True), 3
     yield "normalised q, softmax", make(short, selection=Selection(rule="softmax", temperature=0.1), layer_norm=True), 3
     yield "gaussian", make(Gaussian(network=MLP(hidden=(8,))), candidates=5), 2
-    yield "large tiles", make(short, candidates=29), 9
+    yield "large tiles", make(short, candidates=29), 5
+    yield "long history", make(short.model_copy(update={"solver": MultiStep(evaluations=UNROLLED)})), 1
 
 
 def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
@@ -67,12 +72,37 @@ def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
     return {
         "candidates": candidate_error(expected, got),
         "choice": choice_error(policy, observations, uniform, expected.candidates, got.chosen),
+        "spoiled": spoiled(engine, observations, noise, got),
     }
+
+
+def spoiled(engine: FusedEngine, observations: Tensor, noise: Tensor, expected: Choice) -> float:
+    """1 if a first state of NaN gives numbers, or changes those of other states; 0 as it should be."""
+    bad = observations.clone()
+    bad[0] = torch.nan
+    got = engine.decide(bad, noise, None)
+    return float(not torch.equal(got.candidates[1:], expected.candidates[1:]) or not bool(got.candidates[0].isnan().all()))
+
+
+def check_tf32() -> None:
+    """Let products of the interpreter, which know no tf32, refuse factors with bits that tensor cores would not read."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    multiply = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
+        if precision.name == "TF32":
+            assert not any((factor.data.view("int32") & 0x1FFF).any() for factor in (a, b))
+        return multiply(self, a, b, d, precision, imprecise)
+
+    InterpreterBuilder.create_dot = create_dot
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    check_tf32()
     for name, policy, batch in policies():
-        dtypes: tuple[FusedDtype, ...] = ("float32", "float16") if name in HALF else ("float32",)
+        layout.FEW_ROWS = 0 if name == "large tiles" else 1024
+        dtypes: tuple[FusedDtype, ...] = ("float32", "tf32", "float16") if name in ROUNDED else ("float32",)
         for dtype in dtypes:
             print(json.dumps([name, dtype, compare(policy, batch, dtype)]), flush=True)

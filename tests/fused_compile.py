@@ -1,14 +1,15 @@
-"""Compile every phase at the published sizes for compute capability 9.0, without a GPU: shared memory, registers and spills, a JSON line each."""
+"""Compile every phase of the published and the default networks for compute capability 9.0, without a GPU: what it takes, a JSON line each."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -16,7 +17,7 @@ from triton.compiler import ASTSource
 
 from ddice.engines import kernels
 from ddice.engines.fused import FusedDtype, fused_plan
-from ddice.engines.layout import Tree
+from ddice.engines.layout import Launch
 from ddice.engines.program import decision
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -29,14 +30,15 @@ NUMBERS = ("i", "n", "k")
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
 
-def built(phase: Tree, dtype: FusedDtype, precision: str) -> dict[str, Any]:
+def built(launch: Launch, dtype: FusedDtype, precision: str) -> dict[str, Any]:
     stored = "*fp16" if dtype == "float16" else "*fp32"
     signature = {name: stored if name in ("values", "weights") else "*fp32" for name in POINTERS} | dict.fromkeys(NUMBERS, "i32")
     signature |= {"PHASE": "constexpr", "PRECISION": "constexpr"}
     aligned = {(index,): [["tt.divisibility", 16]] for index in range(len(POINTERS))}
-    source = ASTSource(kernels.phase, signature, {"PHASE": phase, "PRECISION": precision}, aligned)
-    compiled = triton.compile(source, target=TARGET)
-    return {"shared": compiled.metadata.shared, **assembled(compiled.asm["ptx"])}
+    source = ASTSource(kernels.phase, signature, {"PHASE": launch.phase, "PRECISION": precision}, aligned)
+    compiled = triton.compile(source, target=TARGET, options={"num_warps": launch.warps})
+    drops_nan = len(re.findall(r"\b(?:max|min)\.f32", compiled.asm["ptx"]))  # max.NaN.f32 keeps it
+    return {"shared": compiled.metadata.shared, "drops NaN": drops_nan, **assembled(compiled.asm["ptx"])}
 
 
 def assembled(ptx: str) -> dict[str, int]:
@@ -52,11 +54,10 @@ def assembled(ptx: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    policy = make_policy("published", "2S-15", 32)
-    program = decision(policy.sampler, policy.q, candidates=32, selection=policy.config.selection, clip_before_scoring=True)
-    wanted: tuple[tuple[FusedDtype, str], ...] = (("float32", "few"), ("float16", "few"), ("float16", "many"), ("float32", "many"))
-    for dtype, tiles in wanted:
+    for networks, dtype in itertools.product(("published", "default"), get_args(FusedDtype)):
+        policy = make_policy(networks, "2S-15", 32)
+        program = decision(policy.sampler, policy.q, candidates=32, selection=policy.config.selection, clip_before_scoring=True)
         plan = fused_plan(program, dtype)
-        for part, layout in (("sampler", plan.generator), ("q", plan.q)):
-            for index, phase in enumerate(getattr(layout, tiles)):
-                print(json.dumps([f"{part} {index}", dtype, tiles, built(phase, dtype, plan.precision)]), flush=True)
+        for tiles, (part, layout) in itertools.product(("few", "many"), (("sampler", plan.generator), ("q", plan.q))):
+            for index, launch in enumerate(getattr(layout, tiles)):
+                print(json.dumps([f"{networks} {part} {index}", dtype, tiles, built(launch, dtype, plan.precision)]), flush=True)

@@ -135,10 +135,11 @@ def start(size: int = 2) -> Program:
 def test_a_wide_normalisation_is_a_task_of_its_own() -> None:
     def of(size: int) -> int:
         program = start(size)
-        program.output = program.emit("layer_norm", (linear(program, "x", size),), size, weights=(torch.ones(size), torch.zeros(size)))
+        hidden = linear(program, linear(program, "x", 2), size)
+        program.output = program.emit("layer_norm", (hidden,), size, weights=(torch.ones(size), torch.zeros(size)))
         return len(phases(program).phases)
 
-    assert (of(FUSED_ROW), of(FUSED_ROW + 1)) == (1, 2)
+    assert (of(FUSED_ROW), of(FUSED_ROW + 1)) == (2, 3)
     with pytest.raises(NotCovered, match=r"layer_norm of 2000 numbers \(at most 1024\)"):
         of(2000)
 
@@ -164,6 +165,24 @@ def test_what_is_not_covered_is_said() -> None:
     program.output = program.emit("concat", (linear(program, "x", 2), linear(program, "x", 1)), 3)
     with pytest.raises(NotCovered, match="put together from parts"):
         phases(program)
+    program = start()
+    program.output = program.emit("silu", ("x",), 2)
+    with pytest.raises(NotCovered, match="without products"):
+        phases(program)
+    program = start()
+    program.output = program.emit("silu", (linear(program, "x", 2),), 2)
+    with pytest.raises(NotCovered, match="a last layer that reads the candidates, which it also replaces"):
+        phases(program)
+
+
+def test_a_sum_forgets_no_value_that_is_read_again() -> None:
+    """a = l(x), e = (a + x) + m(x), output = n(e, silu(a)): a stays known where sums of products become one task."""
+    program = start()
+    a = linear(program, "x", 2)
+    e = program.emit("add", (program.emit("add", (a, "x"), 2), linear(program, "x", 2)), 2)
+    program.output = program.emit("linear", (e, program.emit("silu", (a,), 2)), 2, weights=(torch.eye(2), torch.eye(2)))
+    x = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
+    torch.testing.assert_close(carry_out(phases(program), x, {}), 3 * x + functional.silu(x))
 
 
 def test_a_value_may_meet_itself() -> None:

@@ -40,7 +40,7 @@ class EagerEngine(Engine):
         raw = self._generate(observations, noise)
         candidates = raw.clamp(-1, 1) if self.decision.clip_before_scoring else raw
         chosen = self._select(observations, candidates, uniform)
-        actions = candidates[torch.arange(len(candidates), device=candidates.device), chosen].clamp(-1, 1)
+        actions = torch.take_along_dim(candidates, chosen[:, None, None], 1)[:, 0].clamp(-1, 1)
         return Choice(actions, raw, chosen)
 
     def _generate(self, observations: Tensor, noise: Tensor) -> Tensor:

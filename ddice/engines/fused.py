@@ -29,28 +29,32 @@ class FusedPlan:
 
 
 def fused_plan(decision: Decision, dtype: FusedDtype = "float32") -> FusedPlan:
-    """dtype: of weights and stored values; "float16" adds up in float32, "tf32" rounds the factors of float32 products.
+    """dtype: of weights and stored values; "float16" adds up in float32, "tf32" rounds the factors of float32 products to its 10 bits.
 
     Raises NotCovered, naming what no kernel does, ImportError without triton.
     """
-    storage = torch.float16 if dtype == "float16" else torch.float32
     generator, q = decision.generator, decision.q
     layouts = (
-        _lay_out(generator.network, decision.observations, len(generator.times), storage) if isinstance(generator, DiffusionProgram) else None,
-        None if q is None else _lay_out(q, decision.observations, None, storage),
+        _lay_out(generator.network, decision.observations, len(generator.times), dtype) if isinstance(generator, DiffusionProgram) else None,
+        None if q is None else _lay_out(q, decision.observations, None, dtype),
     )
     try:
         from ddice.engines import kernels
     except ImportError as error:
         raise ImportError(f"the engine 'fused' needs triton ({error}): pip install 'ddice[triton]'") from error
-    return FusedPlan(kernels.phase, *layouts, storage, "tf32" if dtype == "tf32" else "ieee")
+    return FusedPlan(kernels.phase, *layouts, _storage(dtype), "tf32" if dtype == "tf32" else "ieee")
 
 
-def _lay_out(program: Program, observations: int, evaluations: int | None, storage: torch.dtype) -> Layout:
+def _storage(dtype: FusedDtype) -> torch.dtype:
+    return torch.float16 if dtype == "float16" else torch.float32
+
+
+def _lay_out(program: Program, observations: int, evaluations: int | None, dtype: FusedDtype) -> Layout:
     found = phases(program)
     device = next(term.weight.device for phase in found.phases for task in phase for term in task.terms)
     setup = run_setup(program, torch.zeros(1, observations, device=device))
-    return layout(found, program.sizes, {step.output: tuple(setup[step.output].shape) for step in program.setup}, evaluations, storage)
+    shapes = {step.output: tuple(setup[step.output].shape) for step in program.setup}
+    return layout(found, program.sizes, shapes, evaluations, _storage(dtype), dtype == "tf32")
 
 
 class FusedEngine(GraphEngine):
@@ -94,7 +98,7 @@ class FusedRunner(EagerEngine):
         rows = self._rows(generator.network, lay, observations)
         for i in range(count):
             self._run(lay, buffers, rows, generator.matrix, i, noise.shape[1])
-        return buffers.x.view(noise.shape).clone()
+        return buffers.x.view(noise.shape)  # which the recording copies
 
     def _q_values(self, observations: Tensor, candidates: Tensor) -> Tensor:
         program, lay = self.decision.q, self.plan.q
@@ -121,6 +125,7 @@ class FusedRunner(EagerEngine):
 
     def _run(self, lay: Layout, buffers: Buffers, rows: Tensor, matrix: Tensor, i: int, candidates: int) -> None:
         values, x, history, out = buffers
-        for phase in lay.trees(len(x)):
-            arrays = values, lay.weights, lay.constants, rows, x, history, matrix, out
-            self.plan.kernel[(blocks(phase, len(x)),)](*arrays, i, len(x), candidates, PHASE=phase, PRECISION=self.plan.precision)
+        arrays = values, lay.weights, lay.constants, rows, x, history, matrix, out
+        for phase, warps in lay.launches(len(x)):
+            grid = (blocks(phase, len(x)),)
+            self.plan.kernel[grid](*arrays, i, len(x), candidates, PHASE=phase, PRECISION=self.plan.precision, num_warps=warps)

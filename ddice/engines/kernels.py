@@ -31,6 +31,7 @@ def across(task):
 NONE = tl.constexpr(layout.NONE)
 VALUE = tl.constexpr(layout.VALUE)
 CONSTANT = tl.constexpr(layout.CONSTANT)
+UNROLLED = tl.constexpr(layout.UNROLLED)
 SETUP = tl.constexpr(layout.SETUP)
 ADD = tl.constexpr(layout.ADD)
 SILU = tl.constexpr(layout.SILU)
@@ -99,35 +100,48 @@ def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):
 
 
 @triton.jit
-def add_product(
-    TERM: tl.constexpr, size: tl.constexpr, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION: tl.constexpr
-):
+def rounded(y, PRECISION: tl.constexpr):
+    """y as a factor of products: tensor cores cut a float32 down to tf32, so that it is rounded before; float16 rounds as it is stored."""
+    if PRECISION == "tf32":
+        y = ((y.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return y
+
+
+@triton.jit
+def add_product(TERM: tl.constexpr, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION: tl.constexpr):
     """y (BM, BN) plus an operand times its weight."""
     depth: tl.constexpr = child(TERM, 1)
     step: tl.constexpr = child(TERM, 2)
-    start = weights + child(TERM, 3) + m * (child(TERM, 4) * depth * size)
+    stored: tl.constexpr = child(TERM, 5)
+    where: tl.constexpr = child(child(TERM, 0), 0)
+    start = weights + child(TERM, 3) + m * (child(TERM, 4) * depth * stored)
     for d in range(0, depth, step):
         inner = d + tl.arange(0, step)
         a = columns_of(child(TERM, 0), values, constants, setup, x, i, m, n, k, rows, inner[None, :], rows < n)
+        if where != VALUE:
+            a = rounded(a, PRECISION)
         a = tl.broadcast_to(a, (y.shape[0], step)).to(weights.dtype.element_ty)
-        b = tl.load(start + inner[:, None] * size + columns, mask=(inner[:, None] < depth) & (columns < size), other=0.0)
+        b = tl.load(start + inner[:, None] * stored + columns, mask=(inner[:, None] < depth) & (columns < stored), other=0.0)
         y = tl.dot(a, b, y, input_precision=PRECISION)
     return y
 
 
 @triton.jit
-def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns):
-    """The numbers at hand y (BM, BN) after one step."""
+def run_step(
+    STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns, PRECISION: tl.constexpr
+):
+    """The numbers at hand y (BM, BN) after one step. NaN stays NaN."""
     op: tl.constexpr = child(STEP, 0)
     FIRST: tl.constexpr = child(STEP, 1)
     inside, width = rows < n, columns < size
     if op == SILU:
         y = y * tl.sigmoid(y)
     elif op == RELU:
-        y = tl.maximum(y, 0.0)
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif op == STORE:
         start = values + n.to(tl.int64) * (child(FIRST, 1) + m * child(FIRST, 2)) + child(FIRST, 3)
-        tl.store(start + rows.to(tl.int64) * child(FIRST, 2) + columns, y.to(values.dtype.element_ty), mask=inside & width)
+        kept = rounded(y, PRECISION).to(values.dtype.element_ty)
+        tl.store(start + rows.to(tl.int64) * child(FIRST, 2) + columns, kept, mask=inside & width)
     elif op == COMBINE:
         finish(child(FIRST, 1), size, y, x, history, matrix, out, i, m, n, rows * size + columns, inside & width)
     else:
@@ -151,7 +165,7 @@ def run_step(STEP: tl.constexpr, size: tl.constexpr, y, values, constants, setup
                 y = normalised_gradient(a, y * b, width, size)
             elif op == CLEAN:
                 c = columns_of(child(STEP, 3), values, constants, setup, x, i, m, n, k, rows, columns, inside)
-                y = tl.minimum(tl.maximum(a * b - y * c, -1.0), 1.0)
+                y = tl.clamp(a * b - y * c, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
     return y
 
 
@@ -164,10 +178,19 @@ def finish(steps: tl.constexpr, size: tl.constexpr, y, x, history, matrix, out, 
     else:
         tl.store(history + (i + 1) * stride + at, y, mask=mask)
         following = y * tl.load(matrix + (i + 1) * steps + i + 1)
-        for j in range(0, steps - 1):
-            before = tl.load(history + j * stride + at, mask=mask & (j <= i), other=0.0)
-            following += tl.load(matrix + (i + 1) * steps + j) * before
+        if steps <= UNROLLED:
+            for j in tl.static_range(0, steps - 1):  # all loads at once
+                following += earlier(history, matrix, i, j, steps, stride, at, mask)
+        else:
+            for j in range(0, steps - 1):
+                following += earlier(history, matrix, i, j, steps, stride, at, mask)
         tl.store(x + at, following, mask=mask)
+
+
+@triton.jit
+def earlier(history, matrix, i, j, steps: tl.constexpr, stride, at, mask):
+    """What the noise (j = 0) or prediction j - 1 adds to the point after evaluation i; 0 for what is not there yet."""
+    return tl.load(matrix + (i + 1) * steps + j) * tl.load(history + j * stride + at, mask=mask & (j <= i), other=0.0)
 
 
 @triton.jit
@@ -187,12 +210,12 @@ def run_task(
     if count(TERMS) > 0:
         y = tl.zeros((bm, bn), tl.float32)
         for t in tl.static_range(count(TERMS)):
-            y = add_product(child(TERMS, t), size, y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION)
+            y = add_product(child(TERMS, t), y, values, weights, constants, setup, x, i, m, n, k, rows, columns, PRECISION)
     else:
         y = tl.broadcast_to(columns_of(child(TASK, 1), values, constants, setup, x, i, m, n, k, rows, columns, rows < n), (bm, bn))
     STEPS: tl.constexpr = child(TASK, 6)
     for s in tl.static_range(count(STEPS)):
-        y = run_step(child(STEPS, s), size, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns)
+        y = run_step(child(STEPS, s), size, y, values, constants, setup, x, history, matrix, out, i, m, n, k, rows, columns, PRECISION)
 
 
 @triton.jit(do_not_specialize=["i", "n", "k"])
@@ -201,7 +224,8 @@ def phase(
 ):
     """All tasks of a phase for n = B * K candidates at evaluation i.
 
-    values: one array of (M, n, size) for every stored value. weights: (M, in, out). constants, setup: rows (M, T or 1, 1 or B, size).
+    values: one array of (M, n, size) for every stored value. weights: (M, in, out), with columns of 0 up to a multiple of 16.
+    constants, setup: rows (M, T or 1, 1 or B, size).
     x (n, A): the point of this evaluation, then of the next. history (T + 1, n, A) and matrix (T + 1, T + 1): the solver's. out (M, n, size).
     """
     block = tl.program_id(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,24 @@ ADD, SILU, RELU, SILU_GRADIENT, SILU_OF, RELU_GRADIENT, RELU_OF, LAYER_NORM, LAY
 STORE, COMBINE = 100, 101
 ALIGNED = 16  # offsets are multiples of it, so that loads can be wide
 SMALLEST = 16  # side of a product that tensor cores take
-FEW_ROWS = 256  # up to here a launch waits for memory: small tiles, many blocks
-TILE = {"few": (32, 32, 64), "many": (64, 64, 32)}  # candidates x columns of one block, and the depth of one step of a product
-LARGEST_TILE = 8192  # numbers of a tile with whole rows
+UNROLLED = 33  # numbers of the solver's history whose sum is written out
+FEW_ROWS = 1024  # up to here a launch waits for memory: small tiles, many blocks
+
+
+class Tile(NamedTuple):
+    """Candidates x columns of one block, the depth of one step of a product, and the warps of a block."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+
+
+FEW = Tile(32, 16, 128, 4)
+MANY = {torch.float16: Tile(128, 64, 64, 8), torch.float32: Tile(64, 64, 32, 4)}  # by the type of weights and stored values
+LARGEST_TILE = 4096  # numbers of a tile with whole rows
+WIDE_ROW = 64  # whole rows above this take twice the warps: their numbers stay in registers
+SHALLOWEST = 32  # step of a product
 
 
 class Tree:
@@ -50,6 +65,13 @@ class Tree:
         return f"T{'_'.join(map(str, self.items))}E"
 
 
+class Launch(NamedTuple):
+    """A phase as a tree, and the warps of its blocks."""
+
+    phase: Tree
+    warps: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """The constants and weights of a program in one array each, how many columns its values and its setup rows take, and its phases as trees.
@@ -62,10 +84,10 @@ class Layout:
     setup: tuple[str, ...]
     columns: int
     members: int
-    few: tuple[Tree, ...]
-    many: tuple[Tree, ...]
+    few: tuple[Launch, ...]
+    many: tuple[Launch, ...]
 
-    def trees(self, rows: int) -> tuple[Tree, ...]:
+    def launches(self, rows: int) -> tuple[Launch, ...]:
         return self.few if rows <= FEW_ROWS else self.many
 
 
@@ -74,10 +96,17 @@ def blocks(phase: Tree, rows: int) -> int:
     return sum(math.ceil(rows / task[3]) * math.ceil(task[2] / task[4]) * task[5] for task in phase)
 
 
-def layout(phases: Phases, sizes: Mapping[str, int], setup: Mapping[str, tuple[int, ...]], evaluations: int | None, dtype: torch.dtype) -> Layout:
+def layout(
+    phases: Phases,
+    sizes: Mapping[str, int],
+    setup: Mapping[str, tuple[int, ...]],
+    evaluations: int | None,
+    dtype: torch.dtype,
+    tf32: bool = False,
+) -> Layout:
     """setup: the shapes (*M, T or 1, B, size) of the setup values. evaluations: of the solver that follows; None for an output that is kept.
-    dtype: of the weights."""
-    return _Layout(phases, sizes, setup, evaluations).finish(dtype)
+    dtype: of the weights; with tf32 these are float32 rounded to its 10 bits."""
+    return _Layout(phases, sizes, setup, evaluations).finish(dtype, tf32)
 
 
 def _aligned(size: int) -> int:
@@ -154,8 +183,7 @@ class _Layout:
         for task in self.tasks:
             for term in task.terms:
                 self.offsets[id(term)] = end
-                padded = torch.zeros(_aligned(term.weight.numel()), dtype=term.weight.dtype, device=term.weight.device)
-                padded[: term.weight.numel()] = term.weight.reshape(-1)
+                padded = torch.nn.functional.pad(term.weight, (0, _aligned(task.size) - task.size)).reshape(-1)  # rows that wide loads can read
                 self.weights.append(padded)
                 end += len(padded)
 
@@ -186,24 +214,32 @@ class _Layout:
             yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0), nothing, nothing)
 
     def _term(self, term: Term, depth: int) -> Tree:
-        """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members)."""
+        """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members, columns of the weight as it is stored)."""
         view, weight = term
-        return Tree(self._operand(view, view.size), view.size, min(depth, _power(view.size)), self.offsets[id(term)], int(weight.ndim == 3))
+        stored = _aligned(weight.shape[-1])
+        return Tree(self._operand(view, view.size), view.size, min(depth, _power(view.size)), self.offsets[id(term)], int(weight.ndim == 3), stored)
 
-    def _task(self, task: Task, tile: tuple[int, int, int]) -> Tree:
+    def _task(self, task: Task, tile: Tile) -> Tree:
         """(terms, start, columns, rows and columns of a tile, members, steps)."""
-        columns = _power(task.size) if task.whole else min(tile[1], _power(task.size))
-        rows = max(SMALLEST, min(tile[0], LARGEST_TILE // columns))
-        terms = Tree(*(self._term(term, tile[2]) for term in task.terms))
+        columns = _power(task.size) if task.whole else min(tile.columns, _power(task.size))
+        rows = max(SMALLEST, min(tile.rows, LARGEST_TILE // columns)) if task.whole else tile.rows
+        depth = min(max(tile.depth * tile.columns // columns, SHALLOWEST), 2 * tile.depth)  # the wider a tile, the shallower
+        terms = Tree(*(self._term(term, depth) for term in task.terms))
         start = Tree() if task.start is None else self._operand(task.start, task.size)
         return Tree(terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task)))
 
-    def finish(self, dtype: torch.dtype) -> Layout:
-        few, many = (tuple(Tree(*(self._task(task, tile) for task in phase)) for phase in self.phases.phases) for tile in TILE.values())
+    def _launch(self, phase: tuple[Task, ...], tile: Tile) -> Launch:
+        wide = any(task.whole and task.size > WIDE_ROW for task in phase)
+        return Launch(Tree(*(self._task(task, tile) for task in phase)), tile.warps * (2 if wide else 1))
+
+    def finish(self, dtype: torch.dtype, tf32: bool) -> Layout:
+        few, many = (tuple(self._launch(phase, tile) for phase in self.phases.phases) for tile in (FEW, MANY[dtype]))
         constants = []
         for name in self.kept["constants"]:
             value = self.phases.constants[name]
             constants.append(torch.nn.functional.pad(value.reshape(-1), (0, _aligned(value.numel()) - value.numel())))
         packed = torch.cat(constants) if constants else torch.zeros(1, device=self.weights[0].device)
         weights = torch.cat(self.weights).to(dtype)
+        if tf32:
+            weights = ((weights.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
         return Layout(weights, packed, tuple(self.kept["setup"]), self.columns, self.members[self.phases.output], few, many)

@@ -100,6 +100,11 @@ def phases(program: Program) -> Phases:
     tasks = builder.tasks
     if program.output not in {task.tail for task in tasks}:
         raise NotCovered("not covered: a prediction that is put together from parts")
+    if not any(task.terms for task in tasks):
+        raise NotCovered("not covered: a network without products of candidates")
+    last = builder.makers(program.output)[0]
+    if any(term.view.name == "x" for term in last.terms) or (last.whole and any(view.name == "x" for view in last.reads())):
+        raise NotCovered("not covered: a last layer that reads the candidates, which it also replaces")
     stored = {part for task in tasks for view in task.reads() for part in builder.joined.get(view.name, (view.name,))}
     levels: dict[int, list[Task]] = {}
     known: dict[int, int] = {}
@@ -212,7 +217,11 @@ class _Builder:
     def _sum(self, step: Instruction) -> None:
         """Products that only this sum reads become one task; the rest joins the chain."""
         names = list(step.inputs)
-        sums = [name for name in dict.fromkeys(names) if self._uses[name] == 1 and (task := self._tail(name)) is not None and task.sum_only]
+        sums = [
+            name
+            for name in dict.fromkeys(names)
+            if self._uses[name] == 1 and (task := self._tail(name)) is not None and task.sum_only and task.outputs() == [name]
+        ]
         if len(sums) < 2:
             return self._chain(step, dict.fromkeys(range(len(names)), "add"))
         merged, *others = (self._made_by[name] for name in sums)

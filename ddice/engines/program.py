@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Program:
     sizes: dict[str, int] = field(default_factory=dict)
     in_body: set[str] = field(default_factory=set)
     output: str = ""
+    _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def emit(
         self,
@@ -74,8 +75,13 @@ class Program:
         row: str | None = None,
         columns: tuple[int, int] = (0, 0),
     ) -> str:
-        """Add an instruction where it belongs; the name of its output."""
+        """Add an instruction where it belongs, unless it is there; the name of its output."""
+        key = op, inputs, columns
+        if not weights and key in self._known:
+            return self._known[key]
         name = f"{op}_{len(self.sizes)}"
+        if not weights:
+            self._known[key] = name
         self.sizes[name] = size
         instruction = Instruction(op, inputs, name, weights, row, columns)
         used = inputs if row is None else (*inputs, row)
@@ -117,8 +123,10 @@ def evaluate(instruction: Instruction, inputs: list[Tensor], row: Tensor | None)
     """One instruction on tensors that broadcast against each other: what every engine must compute."""
     op, x, weights = instruction.op, inputs[0], instruction.weights
     if op == "linear":
-        y = sum((value @ _matrix(weight) for value, weight in zip(inputs[1:], weights[1:], strict=True)), x @ _matrix(weights[0]))
-        return y if row is None else y + row
+        bias = row.flatten() if row is not None and weights[0].ndim == 2 and row.numel() == row.shape[-1] else None  # inside the product
+        y = x @ _matrix(weights[0]) if bias is None else functional.linear(x, weights[0].mT, bias)
+        y = sum((value @ _matrix(weight) for value, weight in zip(inputs[1:], weights[1:], strict=True)), y)
+        return y if row is None or bias is not None else y + row
     if op == "add":
         return sum(inputs[1:], x)
     if op == "concat":
