@@ -19,7 +19,8 @@ from ddice.dice_backends.base import QConfig, QFunction
 from ddice.engines import REFERENCE, Choice, Engine, EngineDtype, EngineName, EngineSettings, QCallable, make_engine
 from ddice.loop import resolve_device
 from ddice.randomness import generator
-from ddice.samplers import AnySampler, Sampler, Selection
+from ddice.samplers import AnySampler, Diffusion, DiffusionSampler, Sampler, Selection
+from ddice.solvers import Solver
 from ddice.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 
 KIND = "policy"
@@ -84,6 +85,30 @@ class Policy:
         """
         settings = EngineSettings(engine=engine, batch_sizes=tuple(batch_sizes), dtype=dtype, rows_per_call=rows_per_call)
         return Policy(self.config, self.spec, *self._networks(), settings)
+
+    def with_settings(
+        self,
+        *,
+        solver: Solver | None = None,
+        guidance_scale: float | None = None,
+        candidates: int | None = None,
+        selection: Selection | None = None,
+    ) -> Policy:
+        """A new policy of the same networks that acts otherwise: nothing is trained for these. What is None stays.
+
+        solver: of the diffusion ODE, such as `ddice.solvers.FEW_STEPS`. guidance_scale: kappa. candidates: K; a policy that was made with 1 has kept no
+        Q to choose by. selection: how Q chooses.
+        Raises ValueError for a solver or a scale of a policy that has no use for it, and for several candidates without a Q.
+        """
+        acting = {key: value for key, value in (("candidates", candidates), ("selection", selection)) if value is not None}
+        sampling = {key: value for key, value in (("solver", solver), ("guidance_scale", guidance_scale)) if value is not None}
+        sampler, q = self._networks()
+        if sampling:
+            if not isinstance(sampler, DiffusionSampler) or ("guidance_scale" in sampling and sampler.guidance is None):
+                raise ValueError(f"this policy has no {next(reversed(sampling))} to change: it samples without")
+            sampler.config = Diffusion.model_validate(sampler.config.model_dump() | sampling)
+        config = PolicyConfig.model_validate({**dict(self.config), **acting, "sampler": sampler.config})
+        return Policy(config, self.spec, sampler, q, self.settings)
 
     def _networks(self) -> tuple[Sampler, QCallable | None]:
         """Copies of the sampler and of Q; a callable of the user's is not copied."""

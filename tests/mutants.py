@@ -103,7 +103,10 @@ MUTANTS = (
     Mutant("actions not clipped", "solvers.py", "clean.clamp(-1, 1) if clip else clean", "clean", "tests/test_solvers.py::test_clipping_by_hand"),
     Mutant("actions of engines not clipped", "engines/program.py", " - x * factor).clamp_(-1, 1)", " - x * factor)", ENGINES),
     Mutant("a time too early", "engines/eager.py", "times[i if", "times[max(i - 1, 0) if", ENGINES),
-    Mutant("a row that is forgotten", "engines/program.py", "return y if row is None else y + row", "return y", ENGINES),
+    Mutant("a row that is forgotten", "engines/program.py", "return y if row is None or bias is not None else y + row", "return y", ENGINES),
+    Mutant("rows of other states", "engines/eager.py", "other[..., None, :]", "other[..., :1, None, :]", ENGINES),
+    Mutant("a packed product without its row", "engines/products.py", "(x, weight, plus, activation", "(x, weight, None, activation", ENGINES),
+    Mutant("a value let go of too early", "engines/eager.py", "| {program.output: len(steps)}", "| {}", ENGINES),
     Mutant("a reward of another scale", "dice_backends/rewards.py", "1000 / (summary", "100 / (summary", CRITIC),
     Mutant(
         "an unprojected backward gradient", "dice_backends/orthogonal.py", "(b - share.reshape", "(b - 0 * share.reshape",

@@ -142,6 +142,10 @@ def test_train_then_evaluate(npz: Path, tmp_path: Path, run: Run, plots: None) -
         assert status == 0, errors
         again = Evaluation.model_validate_json((tmp_path / "scores.json").read_text())
         assert again.returns == pytest.approx(trained.returns, rel=1e-4)
+    status, output, errors = run("evaluate", "runs/a", "--episodes", 1, "--few-steps", "--guidance-scale", 0, "--candidates", 1, "--no-progress")
+    assert status == 0, errors
+    status, output, errors = run("evaluate", "runs/a", "--candidates", -1, "--no-progress")
+    assert (status, "candidates" in errors) == (1, True)
     status, _, errors = run("evaluate", "runs/a", "--engine", "graph", "--device", "cpu", "--no-progress")
     assert (status, "engine 'graph' needs a CUDA device" in errors) == (1, True)
 

@@ -20,6 +20,7 @@ from ddice.exported import ExportedPolicy
 from ddice.policy import Policy
 from ddice.prior import DiffusionPrior
 from ddice.samplers import Diffusion, Gaussian, Selection
+from ddice.solvers import FEW_STEPS
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -162,6 +163,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert str(tmp_path / "run" / "export" / "policy.onnx") in printed
     assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == ["act.py", "parity.json", "policy.onnx"]
+    assert main(["export", str(tmp_path / "run"), "--few-steps", "--candidates", "1", "--out", str(tmp_path / "few")]) == 0
+    few = original.with_settings(solver=FEW_STEPS, candidates=1)
+    observation = np.ones(original.spec.observations.size, dtype=np.float32)
+    np.testing.assert_allclose(
+        ExportedPolicy(tmp_path / "few" / "policy.onnx").act(observation, deterministic=True), few.act(observation, deterministic=True), atol=3e-5
+    )
     assert main(["export", str(tmp_path / "run"), "--batch", "0"]) == 1
     assert main(["export", str(tmp_path / "nothing")]) == 1
     assert "expected --batch of at least 1" in (errors := capsys.readouterr().err)

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 import ddice
 from ddice.data import Spec
 from ddice.dice_backends import QConfig
+from ddice.guidance import Guidance
 from ddice.networks import MLP, ResidualScore
 from ddice.policy import Policy, load_policy, make_policy
 from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion, Gaussian, Selection
+from ddice.samplers import Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.solvers import FEW_STEPS
 
 LOW, HIGH = (-2.0, 0.0), (4.0, 0.5)
 
@@ -227,6 +229,34 @@ def test_a_copy_owns_its_networks() -> None:
         for parameter in policy.sampler.parameters():
             parameter.add_(1.0)
     np.testing.assert_array_equal(again.act(observations, seed=0), expected)
+
+
+def test_settings_of_acting_need_no_training() -> None:
+    """The same networks with another solver, scale and K are a policy that was built with these."""
+    guidance = Guidance(network=MLP(hidden=(8,), activation="silu"))
+    sampler = Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)), guidance=guidance)
+    built, q = sampler.build(SPEC), QConfig(critic=MLP(hidden=(8,)), value=MLP(hidden=(8,))).build(SPEC)
+    policy = make_policy(SPEC, built, candidates=5, selection=Selection(), q=q).compile("eager")
+    changed = policy.with_settings(solver=FEW_STEPS, guidance_scale=2.5, candidates=3, selection=Selection(rule="minimum"))
+    other = DiffusionSampler(sampler.model_copy(update={"solver": FEW_STEPS, "guidance_scale": 2.5}), built.encoder, built.network, built.guidance)
+    expected = make_policy(SPEC, other, candidates=3, selection=Selection(rule="minimum"), q=q).compile("eager")
+    assert (changed.config, changed.engine.name) == (expected.config, "eager")
+    observations = np.random.default_rng(0).normal(size=(6, 3))
+    np.testing.assert_array_equal(changed.act(observations, seed=0), expected.act(observations, seed=0))
+    assert not np.array_equal(changed.act(observations, deterministic=True), policy.act(observations, deterministic=True))
+    np.testing.assert_array_equal(policy.with_settings().act(observations, seed=0), policy.act(observations, seed=0))
+
+
+def test_settings_that_a_policy_has_no_use_for() -> None:
+    gaussian, unguided = whole(), whole(kind="diffusion")
+    for policy, changes, message in (
+        (gaussian, {"solver": FEW_STEPS}, "this policy has no solver to change"),
+        (unguided, {"guidance_scale": 2.0}, "this policy has no guidance_scale to change"),
+        (whole(candidates=1), {"candidates": 2}, "needs a Q to choose among them"),
+        (unguided, {"candidates": 0}, "greater than or equal to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.with_settings(**changes)
 
 
 def test_a_policy_stays_where_its_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from ddice.cli.acting import acting, add_acting_options
 from ddice.cli.command import add_command
 from ddice.config import import_function
 from ddice.engines import EngineName
@@ -30,6 +31,7 @@ def register(commands: Any) -> None:
     help_engine = "what computes the decisions: the same ones, to rounding; auto is the fastest that is installed (see docs/fast.md)"
     command.add_argument("--engine", choices=get_args(EngineName), default="reference", help=help_engine)
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
+    add_acting_options(command)
     command.add_argument("--q", help='"module:function" of the critic, for a policy that selects by a callable of your own')
     command.add_argument("--json", help="write the full result to this file")
     command.add_argument("--render", metavar="FILE", help="film.gif: a film; film.png: a strip of frames, or in goal mazes the trajectories")
@@ -43,7 +45,8 @@ def register(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     path = Path(options.path)
     critic = None if options.q is None else import_function(options.q, "--q")
-    policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=options.device, q=critic)
+    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
+    policy = acting(load_policy(folder, device=options.device, q=critic), options)
     if options.engine != "reference":
         policy = policy.compile(options.engine, batch_sizes=(min(options.parallel, options.episodes),))
     env = options.env or policy.spec.env

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ddice.cli.acting import acting, add_acting_options
 from ddice.cli.command import add_command
 from ddice.export import export
 from ddice.policy import load_policy
@@ -18,6 +19,7 @@ def register(commands: Any) -> None:
     command.add_argument("path", help="a run folder, or the folder of a policy")
     command.add_argument("--out", help="folder to write into; by default `export` beside the policy")
     command.add_argument("--batch", type=int, help="fixed number of states per call of the model; any number by default, 1 is fastest for a robot")
+    add_acting_options(command)
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
@@ -26,6 +28,6 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"expected --batch of at least 1, got {options.batch}")
     out = folder.parent / "export" if options.out is None else Path(options.out)
-    report = export(load_policy(folder, device="cpu"), out, batch=options.batch)
+    report = export(acting(load_policy(folder, device="cpu"), options), out, batch=options.batch)
     print(f"{out / 'policy.onnx'}: {report.bytes / 2**20:.1f} MiB; {report}")
     print(f"run it without torch: python {out / 'act.py'} observations.npy")
