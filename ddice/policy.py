@@ -96,8 +96,8 @@ class Policy:
     ) -> Policy:
         """A new policy of the same networks that acts otherwise: nothing is trained for these. What is None stays.
 
-        solver: of the diffusion ODE, such as `ddice.solvers.FEW_STEPS`. guidance_scale: kappa. candidates: K; a policy that was made with 1 has kept no
-        Q to choose by. selection: how Q chooses.
+        solver: of the diffusion ODE, such as `ddice.solvers.FEW_STEPS`. guidance_scale: kappa. candidates: K; a policy that was made with 1 has no Q
+        to choose by. selection: how Q chooses.
         Raises ValueError for a solver or a scale of a policy that has no use for it, and for several candidates without a Q.
         """
         acting = {key: value for key, value in (("candidates", candidates), ("selection", selection)) if value is not None}
