@@ -25,7 +25,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce tables test wheel bench clean
+.PHONY: help setup run reproduce tables test kernels wheel bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ tables: $(INSTALLED) ## every table of docs/which.md, three seeds: hours. The Ho
 	done
 	$(VENV)/bin/python benchmarks/few_steps.py runs/tables/few-steps-umaze runs/tables/few-steps-hopper
 	$(VENV)/bin/python benchmarks/tables.py runs/tables
+
+kernels: $(INSTALLED) ## the tests of the Triton kernels, which need no GPU: in the interpreter, and compiled for sm_90 (installs triton, 190 MB)
+	$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --editable '.[triton]'
+	$(VENV)/bin/pytest tests/test_fused.py -m 'slow or not slow'
 
 wheel: $(INSTALLED) ## build the wheel and try the installed one: train, save, load, act
 	VENV='$(VENV)' .ci/wheel

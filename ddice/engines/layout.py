@@ -34,9 +34,9 @@ class Tile(NamedTuple):
 
 
 FEW = Tile(32, 16, 128, 4)
-MANY = {torch.float16: Tile(128, 64, 64, 8), torch.float32: Tile(64, 64, 32, 4)}  # by the type of weights and stored values
+MANY = {torch.float16: Tile(128, 128, 64, 16), torch.float32: Tile(64, 64, 32, 4)}  # by the type of weights and stored values
 LARGEST_TILE = 4096  # numbers of a tile with whole rows
-WIDE_ROW = 64  # whole rows above this take twice the warps: their numbers stay in registers
+WIDE_ROW, WIDE_WARPS = 64, 8  # whole rows above the one take at least the other: their numbers stay in registers
 SHALLOWEST = 32  # step of a product
 
 
@@ -230,7 +230,7 @@ class _Layout:
 
     def _launch(self, phase: tuple[Task, ...], tile: Tile) -> Launch:
         wide = any(task.whole and task.size > WIDE_ROW for task in phase)
-        return Launch(Tree(*(self._task(task, tile) for task in phase)), tile.warps * (2 if wide else 1))
+        return Launch(Tree(*(self._task(task, tile) for task in phase)), max(tile.warps, WIDE_WARPS if wide else 0))
 
     def finish(self, dtype: torch.dtype, tf32: bool) -> Layout:
         few, many = (tuple(self._launch(phase, tile) for phase in self.phases.phases) for tile in (FEW, MANY[dtype]))
