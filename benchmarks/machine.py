@@ -21,10 +21,13 @@ MIB = 2**20
 
 
 def processor() -> str:
-    """The name of the processor, as the system gives it."""
+    """The name of the processor, with its family and model where the system gives them: one name may stand for several generations."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    pairs = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in reversed(pairs)}  # of the first processor
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return fields["model name"] + (f", family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else "")
 
 
 def description(device: str) -> dict[str, str]:

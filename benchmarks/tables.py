@@ -1,10 +1,10 @@
-"""Keep the results of comparisons, and put their tables into docs/which.md.
+"""Keep the results of comparisons, and put committed tables into docs/which.md and docs/fast.md.
 
     make tables                               # everything: trains for hours, see the Makefile
-    python benchmarks/tables.py runs/tables   # take in the run folders below runs/tables, then write the page's tables again
-    python benchmarks/tables.py               # write the page's tables from what is committed
+    python benchmarks/tables.py runs/tables   # take in the run folders below runs/tables, then write the pages' tables again
+    python benchmarks/tables.py               # write the pages' tables from what is committed
 
-A run folder is kept as benchmarks/results/<its name>: configuration, every episode's score, table, plot and diagnosis. In the page a table stands
+A run folder is kept as benchmarks/results/<its name>: configuration, every episode's score, table, plot and diagnosis. In a page a table stands
 between the lines <!-- results/NAME/FILE.md --> and <!-- end -->.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE.parent / "docs" / "which.md"
+PAGES = tuple(HERE.parent / "docs" / f"{name}.md" for name in ("which", "fast"))
 KEPT = ("comparison.json", "results.jsonl", "table.md", "scores.png", "diagnosis.md")
 BLOCK = re.compile(r"(<!-- results/(\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
@@ -46,8 +46,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.runs is not None:
         print(f"kept: {', '.join(take_in(options.runs))}")
-    PAGE.write_text(filled(PAGE.read_text()))
-    print(f"written: {PAGE}")
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+        print(f"written: {page}")
 
 
 if __name__ == "__main__":

@@ -54,12 +54,15 @@ def test_rows_of_few_steps_compare_with_the_first() -> None:
     ]
 
 
-def test_the_tables_of_the_page_are_the_committed_ones() -> None:
-    """Each block of docs/which.md is its file, and each table follows from its results."""
-    page = tables.PAGE.read_text()
-    names = [match[2] for match in tables.BLOCK.finditer(page)]
-    assert len(names) == page.count("<!-- results/") == 15
-    assert tables.filled(page) == page
+def test_the_tables_of_the_pages_are_the_committed_ones() -> None:
+    """Each block of docs/which.md and docs/fast.md is its file, and each table follows from its results."""
+    names = []
+    for path, count in zip(tables.PAGES, (15, 1), strict=True):
+        page = path.read_text()
+        found = [match[2] for match in tables.BLOCK.finditer(page)]
+        assert len(found) == page.count("<!-- results/") == count
+        assert tables.filled(page) == page
+        names += found
     for name in names:
         if name.endswith("/table.md") and (results := (tables.RESULTS / name).with_name("results.jsonl")).exists():
             assert render_table(Results(results).rows) == (tables.RESULTS / name).read_text().strip()
