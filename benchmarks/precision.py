@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py runs/mine/policy=ddice/pointmaze-umaze-v0
 
-The largest difference of a coordinate within the action bounds: median, 95 % and maximum over the candidates of 32 states; "the solver itself": against
-400 evaluations. Takes folders of policies, each with the id of the dataset that it was trained on. Without a GPU the kernels run in
-Triton's interpreter, some minutes a policy (pip install 'ddice[triton]'). Untrained networks say nothing about precision: their samples run away.
+The largest difference of a coordinate within the action bounds: median, 95 % and maximum over the candidates of 32 states; "the solver itself":
+against 400 evaluations. Takes folders of policies, each with the id of the dataset that it was trained on. Without a GPU the kernels run in Triton's
+interpreter, some minutes a policy (pip install 'ddice[triton]'). Untrained networks say nothing about precision: their samples run away.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ Written by `make bench` from the results in [results/speed](results/speed); `pyt
 **What is measured.** One decision: observation -> K guided candidates -> selection by Q -> action, transfers included, one thread, float32 unless
 said. The yardstick is [plain_eager.py](plain_eager.py): the same policy as research code samples it (torch modules, the state repeated for every
 candidate, guidance by autograd, a round trip to the host before selection), always with the published solver, 15 evaluations of singlestep
-DPM-Solver++(2S). Each round times the yardstick and then the engine, and the *ratio* of their medians is what to read: how many times faster.
+DPM-Solver++(2S). Each round times the yardstick and then the engine, each after a call that does not count; the median over rounds of the *ratio*
+is what to read: how many times faster.
 
 "x floor" is the time over the least time that the linear layers need: the larger of multiply-adds over the measured rate of a matrix product, and
 bytes of weights over the measured rate of reading them: near 1, nothing but fewer evaluations is faster on that machine. "p99/p50" shows the spread.

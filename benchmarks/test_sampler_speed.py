@@ -1,7 +1,8 @@
 """Time of whole decisions: observation -> K guided candidates -> selection by Q -> action. `make bench` runs it.
 
-Every round times the plain sampler of `plain_eager.py` (15 evaluations, whatever the engine takes) and then the engine, so that their ratio is of the
-same minute of the same machine. Compare ratios: absolute times on shared machines say little.
+Every round times the plain sampler of `plain_eager.py` (15 evaluations, whatever the engine takes) and then the engine, each after a call that does
+not count, so that neither finds the other's data in the caches. Compare ratios, of the same moment of the same machine: absolute times on shared
+machines say little.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ CUDA = [
     for engine, dtype in (("reference", "float32"), ("eager", "float32"), ("graph", "float32"), ("fused", "float32"), ("fused", "float16"))
     for batch, candidates in ((1, 4), (1, 32), (50, 32), (4096, 32))
 ]
-ROUNDS = {1: 40, 10: 20, 50: 5, 4096: 5}
+WARM_UPS = 2
+ROUNDS = {1: 40, 10: 20, 50: 7, 4096: 5}
 
 
 @cache
@@ -78,12 +80,14 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
     reference = synchronized(lambda: baseline(observations, noise), device)
 
     def before_each_round() -> None:
+        reference()
         begun = time.perf_counter()
         reference()
         times.append(time.perf_counter() - begun)
+        act()
 
     benchmark.group = f"{device}, {networks} networks, {batch} states x {candidates} candidates"
-    benchmark.pedantic(synchronized(act, device), setup=before_each_round, rounds=ROUNDS[batch], warmup_rounds=2)
+    benchmark.pedantic(synchronized(act, device), setup=before_each_round, rounds=ROUNDS[batch], warmup_rounds=WARM_UPS)
     found, needed = benchmark.stats.stats.data, cost(base, batch)
     size = needed.bytes / 2 if dtype == "float16" else needed.bytes
     reading = size / bytes_per_second(device, int(size / SOLVERS[solver].evaluations))
@@ -98,7 +102,7 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
             "candidates": candidates,
             "evaluations": SOLVERS[solver].evaluations,
             "dtype": dtype,
-            "ratio_to_plain": statistics.median(times[2:]) / median,
+            "ratio_to_plain": statistics.median(plain / engine for plain, engine in zip(times[WARM_UPS:], found, strict=True)),
             "p50_ms": 1e3 * median,
             "p99_ms": 1e3 * float(np.quantile(found, 0.99)),
             "decisions_per_second": batch / median,

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ddice.engines.program import Decision, DiffusionProgram, Instruction, NotCovered, Program
@@ -103,7 +102,8 @@ class _Writer:
         if step.op == "standardize":
             return self.node("Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1])))
         if step.op == "layer_norm":
-            return self._layer_norm(x, weights)
+            gain, shift = (self.tensor(weight) for weight in weights)
+            return self.node("LayerNormalization", (x, gain, shift), axis=-1, epsilon=NORM_EPS)
         if step.op == "layer_norm_backward":
             return self._layer_norm_backward(x, inputs[1], weights[0])
         raise NotCovered(f"not covered: {step.op}")
@@ -115,23 +115,11 @@ class _Writer:
             self._gates[x] = gate, self.node("Mul", (x, gate))
         return self._gates[x]
 
-    def _vector(self, weight: Tensor) -> str:
-        """(*M, n) beside (*M, rows, n)."""
-        return self.tensor(weight) if weight.ndim == 1 else self.tensor(weight[..., None, :])
-
-    def _layer_norm(self, x: str, weights: tuple[Tensor, ...]) -> str:
-        gain, shift = weights
-        if gain.ndim == 1:
-            return self.node("LayerNormalization", (x, self.tensor(gain), self.tensor(shift)), axis=-1, epsilon=NORM_EPS)
-        ones = self.array(np.ones(gain.shape[-1], dtype=np.float32))
-        normal = self.node("LayerNormalization", (x, ones), axis=-1, epsilon=NORM_EPS)
-        return self.node("Add", (self.node("Mul", (normal, self._vector(gain))), self._vector(shift)))
-
     def _mean(self, x: str) -> str:
         return self.node("ReduceMean", (x, self.integers(-1)), keepdims=1)
 
     def _layer_norm_backward(self, x: str, gradient: str, gain: Tensor) -> str:
-        gradient = self.node("Mul", (gradient, self._vector(gain)))
+        gradient = self.node("Mul", (gradient, self.tensor(gain)))
         centred = self.node("Sub", (x, self._mean(x)))
         variance = self.node("Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS)))
         inverse = self.node("Reciprocal", (self.node("Sqrt", (variance,)),))
@@ -141,14 +129,13 @@ class _Writer:
 
 
 class _Rows:
-    """Setup values and constants of one program: (*M, T or 1, B or 1, n) in the graph."""
+    """Setup values and constants of one program without members: (T or 1, B or 1, n) in the graph."""
 
     def __init__(self, writer: _Writer, program: Program):
         self.writer, self.program = writer, program
         self.names: dict[str, str] = {"observations": writer.node("Unsqueeze", ("observations", writer.integers(0)))}
         self.times = {name: value.shape[-3] for name, value in program.constants.items()} | {"observations": 1}
         self.shared = {name: value.shape[-2] == 1 for name, value in program.constants.items()} | {"observations": False}
-        self.members = {name: value.shape[:-3] for name, value in program.constants.items()} | {"observations": torch.Size()}
         for step in program.setup:
             self._add(step)
 
@@ -161,17 +148,13 @@ class _Rows:
         used = (*step.inputs, *(() if step.row is None else (step.row,)))
         self.times[step.output] = max(self.times[name] for name in used)
         self.shared[step.output] = all(self.shared[name] for name in used)
-        weights = [weight.shape[:-2] for weight in step.weights] if step.op == "linear" else []
-        self.members[step.output] = max((*weights, *(self.members[name] for name in used)), key=len)
         inputs = [self[name] for name in step.inputs]
         if step.op != "linear":
-            if step.op == "layer_norm" and step.weights[0].ndim > 1:
-                raise NotCovered("not covered: a layer norm of the state alone, in an ensemble")
             self.names[step.output] = self.writer.elementwise(step, inputs)
             return
         y = None if step.row is None else self[step.row]
         for x, weight in zip(inputs, step.weights, strict=True):
-            product = self.writer.node("MatMul", (x, self.writer.tensor(weight if weight.ndim == 2 else weight.unsqueeze(-3))))
+            product = self.writer.node("MatMul", (x, self.writer.tensor(weight)))
             y = product if y is None else self.writer.node("Add", (product, y))
         assert y is not None
         self.names[step.output] = y
@@ -183,54 +166,44 @@ class _Rows:
         return [(self.writer.node("Concat", [self[n] for n in group], axis=-1), group) for group in groups if group]
 
     def first(self, name: str) -> str:
-        """A value without times, (*M, B or 1, n)."""
-        return self.writer.node("Gather", (self[name], self.writer.array(np.array(0, dtype=np.int64))), axis=len(self.members[name]))
+        """A value without times, (B or 1, n)."""
+        return self.writer.node("Gather", (self[name], self.writer.array(np.array(0, dtype=np.int64))))
 
 
 def _body(writer: _Writer, program: Program, rows: _Rows, x: str, candidates: int, found: dict[str, str]) -> str:
-    """The output (*M, B * K, n) of a body for x (B * K, A); `found`: the setup values (*M, B or 1, n) of this evaluation."""
+    """The output (B * K, n) of a body without members for x (B * K, A); `found`: the setup values (B or 1, n) of this evaluation."""
     values = {"x": x}
-
-    def row(name: str) -> str:
-        return found[name]
 
     def direct(name: str) -> bool:
         """Whether one row serves all candidates: it broadcasts as it is."""
         return rows.shared[name] or writer.batch == 1
 
     def beside(name: str) -> str:
-        """Any value beside body values (*M, B * K, n)."""
+        """Any value beside body values (B * K, n)."""
         if name in program.in_body:
             return values[name]
         if direct(name):
-            return row(name)
-        members, size = rows.members[name], program.sizes[name]
-        spread = writer.node("Unsqueeze", (row(name), writer.integers(-2)))
-        spread = writer.node("Expand", (spread, writer.integers(*([1] * len(members)), 1, candidates, 1)))
-        return writer.node("Reshape", (spread, writer.integers(*members, -1, size)))
+            return found[name]
+        spread = writer.node("Unsqueeze", (found[name], writer.integers(-2)))
+        spread = writer.node("Expand", (spread, writer.integers(1, candidates, 1)))
+        return writer.node("Reshape", (spread, writer.integers(-1, program.sizes[name])))
 
     for step in program.body:
         if step.op != "linear":
             values[step.output] = writer.elementwise(step, [beside(name) for name in step.inputs])
             continue
-        members, size = step.weights[0].shape[:-2], program.sizes[step.output]
-        inputs = [beside(name) for name in step.inputs]
-        gemm = not members and step.row is not None and direct(step.row)
-        y = row(step.row) if gemm and step.row is not None else None
-        for value, weight in zip(inputs, step.weights, strict=True):
-            if y is not None and not members:
-                y = writer.node("Gemm", (value, writer.tensor(weight), y))
+        inside = step.row is not None and direct(step.row)
+        y = found[step.row] if inside and step.row is not None else None
+        for name, weight in zip(step.inputs, step.weights, strict=True):
+            if y is None:
+                y = writer.node("MatMul", (beside(name), writer.tensor(weight)))
             else:
-                product = writer.node("MatMul", (value, writer.tensor(weight)))
-                y = product if y is None else writer.node("Add", (product, y))
+                y = writer.node("Gemm", (beside(name), writer.tensor(weight), y))
         assert y is not None
-        if step.row is not None and not gemm:
-            if direct(step.row):
-                y = writer.node("Add", (y, row(step.row)))
-            else:
-                by_state = writer.node("Reshape", (y, writer.integers(*members, -1, candidates, size)))
-                by_state = writer.node("Add", (by_state, writer.node("Unsqueeze", (row(step.row), writer.integers(-2)))))
-                y = writer.node("Reshape", (by_state, writer.integers(*members, -1, size)))
+        if step.row is not None and not inside:
+            by_state = writer.node("Reshape", (y, writer.integers(-1, candidates, program.sizes[step.output])))
+            by_state = writer.node("Add", (by_state, writer.node("Unsqueeze", (found[step.row], writer.integers(-2)))))
+            y = writer.node("Reshape", (by_state, writer.integers(-1, program.sizes[step.output])))
         values[step.output] = y
     return beside(program.output)
 
@@ -299,9 +272,12 @@ def _chosen(writer: _Writer, decision: Decision, candidates: str) -> str:
         first = writer.node("Slice", (writer.node("Shape", ("noise",)), writer.integers(0), writer.integers(1)))
         return writer.node("Expand", (writer.integers(0), first), "chosen")
     x = writer.node("Reshape", (candidates, writer.integers(-1, decision.actions)))
-    rows = _Rows(writer, decision.q)
-    q = _body(writer, decision.q, rows, x, count, {name: rows.first(name) for name in sorted(decision.q.rows())})
-    q = writer.node("Reshape", (q, writer.integers(_members(decision.q), -1, count)))
+    found = []
+    for member in decision.q.members():  # one after the other: weights of several at once would be laid out anew at every call
+        rows = _Rows(writer, member)
+        q = _body(writer, member, rows, x, count, {name: rows.first(name) for name in sorted(member.rows())})
+        found.append(writer.node("Reshape", (q, writer.integers(1, -1, count))))
+    q = writer.node("Concat", found, axis=0)
     rule = "ReduceMin" if decision.selection.rule == "minimum" else "ReduceMean"
     scores = writer.node(rule, (q, writer.integers(0)), keepdims=0)
     if decision.selection.rule != "softmax":
@@ -314,11 +290,6 @@ def _chosen(writer: _Writer, decision: Decision, candidates: str) -> str:
     below = writer.node("Cast", (writer.node("Less", (cumulative, limit)),), to=7)
     sampled = writer.node("ReduceSum", (below, writer.integers(-1)), keepdims=0)
     return writer.node("Where", (writer.node("Less", ("uniform", writer.floats(0.0))), best, sampled), "chosen")
-
-
-def _members(program: Program) -> int:
-    shapes = [weight.shape[0] for step in (*program.setup, *program.body) if step.op == "linear" for weight in step.weights if weight.ndim == 3]
-    return shapes[0] if shapes else 1
 
 
 def onnx_model(

@@ -7,7 +7,7 @@ guidance is part of the body, written by hand from the same plan. Every solver i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -105,6 +105,17 @@ class Program:
         used = {name for step in self.body for name in (*step.inputs, step.row) if name is not None}
         return {name for name in (*used, self.output) if name not in self.in_body}
 
+    def members(self) -> Iterator[Program]:
+        """The programs of the members, without the axis that holds them; only itself where there is none."""
+        count = max((len(weight) for step in (*self.setup, *self.body) for weight in step.weights if weight.ndim > _rank(step)), default=1)
+        for m in range(count):
+            constants = {name: value[m] if value.ndim > 3 else value for name, value in self.constants.items()}
+            setup, body = (
+                [step._replace(weights=tuple(w[m] if w.ndim > _rank(step) else w for w in step.weights)) for step in steps]
+                for steps in (self.setup, self.body)
+            )
+            yield Program(constants, setup, body, self.sizes, self.in_body, self.output)
+
     def prune(self) -> Program:
         """The same without what the output does not need."""
         needed = {self.output}
@@ -117,6 +128,11 @@ class Program:
                     needed.update(instruction.inputs, () if instruction.row is None else (instruction.row,))
         constants = {name: value for name, value in self.constants.items() if name in needed}
         return Program(constants, setup[::-1], body[::-1], self.sizes, self.in_body, self.output)
+
+
+def _rank(step: Instruction) -> int:
+    """The axes of a step's weights without members."""
+    return 2 if step.op == "linear" else 1
 
 
 def evaluate(instruction: Instruction, inputs: list[Tensor], row: Tensor | None) -> Tensor:
