@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -249,6 +250,25 @@ def test_memory_that_runs_out() -> None:
         warnings.simplefilter("error")
         small.decide(observations, noise, None)
     assert small.calls == [*[2] * 10, 1]
+
+
+def test_results_of_chunks_are_copied_and_let_go_of() -> None:
+    """Small tensors that stay between large ones that go would keep the memory of all chunks."""
+
+    class Watched(Small):
+        given: ClassVar[list[weakref.ref[Tensor]]] = []
+
+        def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
+            assert not any(tensor() is not None for tensor in self.given[:-1])
+            choice = super().run(observations, noise, uniform)._replace(candidates=noise.clone())
+            self.given.append(weakref.ref(choice.candidates))
+            return choice
+
+    observations, noise, _ = inputs(21)
+    got = Watched(rows=1000, rows_per_call=8).decide(observations, noise, None)
+    assert len(Watched.given) == 11
+    assert torch.equal(got.candidates, noise)
+    assert torch.equal(got.actions, observations[:, :1] + noise[:, 0])
 
 
 def test_memory_for_no_state_at_all() -> None:

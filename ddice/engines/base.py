@@ -51,7 +51,7 @@ class Engine(ABC):
         """
         if not len(observations):
             raise ValueError("expected at least one observation, got an empty batch")
-        chunks: list[Choice] = []
+        whole: Choice | None = None
         start = 0
         with self._lock, torch.inference_mode():
             inputs = [None if tensor is None else self.place(tensor, noise.device) for tensor in (observations, noise, uniform)]
@@ -59,14 +59,21 @@ class Engine(ABC):
                 size = max(1, self.rows_per_call // noise.shape[1])
                 rows = slice(start, start + size)
                 try:
-                    chunks.append(self.run(*(None if tensor is None else tensor[rows] for tensor in inputs)))  # type: ignore[arg-type]
+                    choice = self.run(*(None if tensor is None else tensor[rows] for tensor in inputs))  # type: ignore[arg-type]
                 except torch.OutOfMemoryError as error:
                     reason = str(error)  # not the error: it holds the frames, and these the tensors, of the call that failed
                 else:
+                    if size >= len(noise):
+                        return choice
+                    # Copied at once: many small results that are kept would pin the memory between them.
+                    whole = whole or Choice(*(part.new_empty(len(noise), *part.shape[1:]) for part in choice))
+                    for all_rows, part in zip(whole, choice, strict=True):
+                        all_rows[rows] = part
                     start += size
                     continue
                 self._halve(len(noise[rows]), noise.shape[1], reason)
-        return chunks[0] if len(chunks) == 1 else Choice(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+        assert whole is not None
+        return whole
 
     def _halve(self, states: int, candidates: int, reason: str) -> None:
         """Half as many rows in every later call, and all memory given back. Says so once; raises where there is nothing to halve."""
