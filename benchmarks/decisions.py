@@ -9,7 +9,8 @@ import torch
 from ddice.data import BoxActions, Normalizer, Spec
 from ddice.data.spec import ObservationPart, Observations, RewardSummary
 from ddice.dice_backends import QConfig
-from ddice.engines.program import DiffusionProgram, Instruction, Program, decision
+from ddice.engines.decision import DiffusionProgram, decision
+from ddice.engines.program import Instruction, Program
 from ddice.guidance import Guidance
 from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
 from ddice.policy import Policy, PolicyConfig
@@ -57,7 +58,7 @@ class Cost(NamedTuple):
 def cost(policy: Policy, batch: int) -> Cost:
     """The least work that the policy's program asks for: linear layers alone, state and time terms once."""
     config = policy.config
-    program = decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=True)
+    program = decision(policy.parts)
     assert isinstance(program.generator, DiffusionProgram)
     evaluations, rows = len(program.generator.times), batch * config.candidates
     flops = size = 0.0

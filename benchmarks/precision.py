@@ -25,9 +25,9 @@ os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # re
 
 from ddice import Policy, load_dataset, load_policy
 from ddice.engines import EngineDtype, layout
+from ddice.engines.decision import decision
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
-from ddice.engines.program import decision
 from ddice.samplers import DiffusionSampler
 
 ON_CUDA = torch.cuda.is_available()
@@ -40,19 +40,13 @@ def fused(policy: Policy, dtype: EngineDtype) -> Any:
     """The engine "fused": compiled where there is CUDA, else its kernels called one after the other by the interpreter."""
     if ON_CUDA:
         return policy.to("cuda").compile("fused", dtype=dtype, batch_sizes=(STATES,)).engine
-    program = program_of(policy)
+    program = decision(policy.parts)
     plan = fused_plan(program, dtype)  # type: ignore[arg-type]
 
     def runner() -> FusedRunner:
         return FusedRunner(program, plan, rows_per_call=2**14)
 
     return FusedEngine(runner, lambda call: call, batch_sizes=(STATES,), rows_per_call=2**14, device=torch.device("cpu"))
-
-
-def program_of(policy: Policy) -> Any:
-    config = policy.config
-    clip = config.clip_candidates == "before_scoring"
-    return decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=clip)
 
 
 def errors(got: Tensor, expected: Tensor) -> str:
@@ -68,7 +62,7 @@ def rows(folder: str, dataset: str) -> Iterator[str]:
     observations = load_dataset(dataset).sample(STATES, seed=0, step=0).observations
     source = torch.Generator().manual_seed(0)
     noise = torch.randn(STATES, policy.config.candidates, policy.spec.actions.size, generator=source)
-    expected = EagerEngine(program_of(policy), rows_per_call=2**14).decide(observations, noise, None)
+    expected = EagerEngine(decision(policy.parts), rows_per_call=2**14).decide(observations, noise, None)
     solver, networks = policy.sampler.config.solver, policy.sampler.config.prior.network.kind
     name = f"| {dataset} | {networks} | {solver.evaluations} x {policy.config.candidates} |"
     for dtype in DTYPES:

@@ -11,8 +11,8 @@ import torch
 
 from ddice import exported
 from ddice.config import Config
+from ddice.engines.decision import decision
 from ddice.engines.onnx_model import ARGMAX, onnx_model
-from ddice.engines.program import decision
 from ddice.exported import SCHEMA, ExportedPolicy
 from ddice.policy import Policy
 from ddice.randomness import generator
@@ -52,13 +52,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     folder = Path(folder)
     policy = policy.compile("reference").to("cpu")
     config, actions = policy.config, policy.spec.actions
-    program = decision(
-        policy.sampler,
-        policy.q,
-        candidates=config.candidates,
-        selection=config.selection,
-        clip_before_scoring=config.clip_candidates == "before_scoring",
-    )
+    program = decision(policy.parts)
     about = {
         "observations": [part.model_dump(mode="json") for part in policy.spec.observations.parts],
         "observation_size": policy.spec.observations.size,

@@ -64,6 +64,25 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
+def normalise(x: Tensor) -> Tensor:
+    """(x - mean) / sqrt(variance + NORM_EPS) over the last axis."""
+    return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+
+
+def normalise_backward(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in x, from the gradient in `normalise(x)`."""
+    centred = x - x.mean(-1, keepdim=True)
+    inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
+    normal = centred * inverse
+    return inverse * (gradient - gradient.mean(-1, keepdim=True) - normal * (gradient * normal).mean(-1, keepdim=True))
+
+
+def fourier(t: Tensor, frequencies: Tensor) -> Tensor:
+    """(sin, cos) of the first number of t (..., n) times the frequencies."""
+    angles = t[..., :1] * frequencies
+    return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+
+
 class Network(nn.Module):
     """A plan with its parameters. Builder methods add layers and return the name of their output; the last one is the network's output."""
 
@@ -147,11 +166,10 @@ class Network(nn.Module):
             elif layer.op == "layer_norm":
                 assert layer.weight is not None
                 assert layer.bias is not None
-                y = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * _along(layer.weight, x.ndim) + _along(layer.bias, x.ndim)
+                y = normalise(x) * _along(layer.weight, x.ndim) + _along(layer.bias, x.ndim)
             elif layer.op == "fourier":
                 assert layer.weight is not None
-                angles = x[..., :1] * _along(layer.weight, x.ndim)
-                y = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
+                y = fourier(x, _along(layer.weight, x.ndim))
             elif layer.op == "add":
                 y = x + values[layer.inputs[1]]
             elif layer.op == "concat":
@@ -202,11 +220,7 @@ def _backward(layer: Layer, x: Tensor, gradient: Tensor, columns: slice) -> Tens
         return gradient * (x > 0)
     if layer.op == "layer_norm":
         assert layer.weight is not None
-        gradient = gradient * _along(layer.weight, x.ndim)
-        centred = x - x.mean(-1, keepdim=True)
-        inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
-        normal = centred * inverse
-        return inverse * (gradient - gradient.mean(-1, keepdim=True) - normal * (gradient * normal).mean(-1, keepdim=True))
+        return normalise_backward(x, gradient * _along(layer.weight, x.ndim))
     if layer.op == "add":
         return gradient
     raise ValueError(f"no gradient is written for a {layer.op!r} layer: only for linear, layer_norm, add, concat, relu and silu")

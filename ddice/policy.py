@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ddice.config import Config
 from ddice.data import Spec
 from ddice.dice_backends.base import QConfig, QFunction
-from ddice.engines import REFERENCE, Choice, Engine, EngineDtype, EngineName, EngineSettings, QCallable, make_engine
+from ddice.engines import REFERENCE, Choice, EngineDtype, EngineName, EngineSettings, Parts, QCallable, make_engine
 from ddice.loop import resolve_device
 from ddice.randomness import generator
 from ddice.samplers import AnySampler, Diffusion, DiffusionSampler, Sampler, Selection
@@ -53,19 +54,14 @@ class Policy:
         check_q(config.candidates, q is not None)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
-        self.settings, self.engine = settings, self._make_engine(settings)
-        self._clipped, self._seen = torch.zeros((), device=self.device), 0
+        self.settings, self.engine = settings, make_engine(settings, self.parts)
+        self._clipped, self._seen, self._counting = torch.zeros((), device=self.device), 0, threading.Lock()
 
-    def _make_engine(self, settings: EngineSettings) -> Engine:
+    @property
+    def parts(self) -> Parts:
+        """What engines are made from."""
         config = self.config
-        return make_engine(
-            settings,
-            self.sampler,
-            self.q,
-            candidates=config.candidates,
-            selection=config.selection,
-            clip_before_scoring=config.clip_candidates == "before_scoring",
-        )
+        return Parts(self.sampler, self.q, config.candidates, config.selection, config.clip_candidates == "before_scoring")
 
     def compile(
         self,
@@ -127,12 +123,12 @@ class Policy:
         return float(self._clipped) / max(self._seen, 1)
 
     def to(self, device: str | torch.device) -> Policy:
-        """The same policy on another device ("auto" is CUDA where there is one). Raises ValueError, and stays, where its engine cannot run there."""
+        """The same policy on another device ("auto" is CUDA where there is one). Stays, and raises ValueError, where its engine cannot run there."""
         before = self.device
         self._move(resolve_device(device))
         try:
-            self.engine = self._make_engine(self.settings)
-        except ValueError:
+            self.engine = make_engine(self.settings, self.parts)
+        except Exception:
             self._move(before)
             raise
         self._clipped = self._clipped.to(self.device)
@@ -178,11 +174,12 @@ class Policy:
     def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None = None) -> Choice:
         """Observations (B, S) and noise (B, K, A) -> the chosen actions (B, A) in [-1, 1], all candidates as sampled, and which were chosen.
 
-        uniform (B,): random numbers of a softmax selection; without them the argmax is taken.
+        uniform (B,): random numbers of a softmax selection; without them the argmax is taken. Raises ValueError for inputs of different B.
         """
         choice = self.engine.decide(observations, noise, uniform)
-        self._clipped = self._clipped + (choice.candidates.abs() > 1).any(-1).sum()
-        self._seen += choice.candidates.shape[0] * choice.candidates.shape[1]
+        clipped = (choice.candidates.abs() > 1).any(-1)
+        with self._counting:
+            self._clipped, self._seen = self._clipped + clipped.sum(), self._seen + clipped.numel()
         return choice
 
     def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> Any:
@@ -266,7 +263,7 @@ def load_policy(
         saved = config.q.build(spec)
         _load(saved, tensors, "q.", path)
         q = saved
-    elif config.q == "given" and q is None:
+    elif config.q == "given" and q is None and config.candidates > 1:
         raise ValueError("this policy selects by a callable of its author's, which is not saved: give it again, load_policy(path, q=...)")
     policy = Policy(config, spec, sampler, q).to(device)
     return policy if engine == "reference" else policy.compile(engine)

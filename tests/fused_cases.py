@@ -15,11 +15,11 @@ from test_engines import GUIDANCES, SCORES, inputs, make
 from torch import Tensor
 
 from ddice.engines import Choice, layout
+from ddice.engines.decision import decision
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedDtype, FusedEngine, FusedRunner, fused_plan
 from ddice.engines.graph import Call
 from ddice.engines.layout import UNROLLED
-from ddice.engines.program import decision
 from ddice.networks import MLP
 from ddice.policy import Policy
 from ddice.prior import DiffusionPrior
@@ -53,14 +53,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
 
 def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
     """How far candidates and choices are from those of eager."""
-    config = policy.config
-    program = decision(
-        policy.sampler,
-        policy.q,
-        candidates=config.candidates,
-        selection=config.selection,
-        clip_before_scoring=config.clip_candidates == "before_scoring",
-    )
+    program = decision(policy.parts)
     plan, (observations, noise, uniform) = fused_plan(program, dtype), inputs(policy, batch)
 
     def runner() -> FusedRunner:

@@ -16,9 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ddice.engines import kernels
+from ddice.engines.decision import decision
 from ddice.engines.fused import FusedDtype, fused_plan
 from ddice.engines.layout import Launch
-from ddice.engines.program import decision
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -56,7 +56,7 @@ def assembled(ptx: str) -> dict[str, int]:
 if __name__ == "__main__":
     for networks, dtype in itertools.product(("published", "default"), get_args(FusedDtype)):
         policy = make_policy(networks, "2S-15", 32)
-        program = decision(policy.sampler, policy.q, candidates=32, selection=policy.config.selection, clip_before_scoring=True)
+        program = decision(policy.parts)
         plan = fused_plan(program, dtype)
         for tiles, (part, layout) in itertools.product(("few", "many"), (("sampler", plan.generator), ("q", plan.q))):
             for index, launch in enumerate(getattr(layout, tiles)):

@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant("the mean over action dimensions", "prior.py", "(predicted - noise).square().sum(-1)", "(predicted - noise).square().mean(-1)", PRIOR),
     Mutant("the best member for their mean", "samplers/selection.py", "else q.mean(0)", "else q.amax(0)", SAMPLING),
     Mutant("clipped before scoring", "policy.py", '== "before_scoring",', '== "after_scoring",', SAMPLING),
-    Mutant("guidance of the other sign", "engines/program.py", "-config.guidance_scale * schedule", "config.guidance_scale * schedule", ENGINES),
+    Mutant("guidance of the other sign", "engines/decision.py", "-config.guidance_scale * schedule", "config.guidance_scale * schedule", ENGINES),
     Mutant("actions not clipped", "solvers.py", "clean.clamp(-1, 1) if clip else clean", "clean", "tests/test_solvers.py::test_clipping_by_hand"),
     Mutant("actions of engines not clipped", "engines/program.py", " - x * factor).clamp_(-1, 1)", " - x * factor)", ENGINES),
     Mutant("a time too early", "engines/eager.py", "times[i if", "times[max(i - 1, 0) if", ENGINES),

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ddice.dice_backends import QConfig
 from ddice.engines import NotCovered, products
-from ddice.engines.program import solver_matrix
+from ddice.engines.decision import decision, solver_matrix
 from ddice.guidance import Guidance
-from ddice.networks import MLP, FourierTime, PublishedScore, ResidualScore, Score
+from ddice.networks import MLP, FourierTime, Network, PublishedScore, ResidualScore, Score
 from ddice.policy import Policy, PolicyConfig
 from ddice.prior import DiffusionPrior
 from ddice.samplers import AnySampler, Diffusion, Gaussian, Selection
@@ -145,6 +145,68 @@ def test_a_solver_is_its_matrix(solver: Solver, clean: bool) -> None:
     torch.testing.assert_close(matrix[-1] @ torch.stack(history), solver.integrate(denoise, start, schedule), rtol=1e-9, atol=1e-9)
 
 
+def test_a_scale_of_0_is_no_guidance() -> None:
+    """In every engine to the bit, and without the price of the gradient."""
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"], guidance_scale=0.0)
+    scaled, free = make(sampler), make(sampler.model_copy(update={"guidance": None}))
+    given = inputs(scaled, 5)
+    for name in ("reference", *ENGINES):
+        if name == "onnx":
+            pytest.importorskip("onnxruntime")
+        found, expected = (policy.compile(name).decide(*given) for policy in (scaled, free))  # type: ignore[arg-type]
+        assert torch.equal(found.candidates, expected.candidates)
+    of_scaled, of_free = (decision(policy.parts).generator.network for policy in (scaled, free))
+    assert len(of_scaled.body) == len(of_free.body)
+
+
+@pytest.mark.parametrize("what", ["prediction", "q"])
+def test_an_output_without_candidates_is_not_covered(what: str) -> None:
+    """A network that does not read the actions: the reference plays it, and every other engine says that it cannot."""
+
+    class Blind(MLP):
+        def build(self, inputs, outputs, **settings):  # type: ignore[no-untyped-def]
+            network = Network(inputs, seed=settings["seed"], stream=settings["stream"], members=settings.get("members", ()))
+            network.linear("features", outputs)
+            return network
+
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    size = SPEC.observations.size
+    if what == "q":
+        policy.q.critic = Blind().build({"features": size, "actions": 2}, 1, seed=0, stream="critic", members=(3,))
+    else:
+        policy.sampler.network = Blind().build({"features": size, "actions": 2, "time": 4}, 2, seed=0, stream="score")
+    assert policy.decide(*inputs(policy, 5)).actions.shape == (5, 2)
+    with pytest.raises(NotCovered, match="not covered: an output that does not depend on the candidates"):
+        policy.compile("eager")
+    with pytest.warns(UserWarning, match="'auto' is the reference here"):
+        assert policy.compile().engine.name == "reference"
+
+
+@pytest.mark.parametrize("engine", ["reference", *ENGINES])
+def test_a_q_may_learn_from_decisions(engine: str) -> None:
+    """They are ordinary tensors, in one chunk and in several."""
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    for rows in (8, 1000):
+        actions = policy.compile(engine, rows_per_call=rows).decide(*inputs(policy, 5)).actions  # type: ignore[arg-type]
+        weight = torch.ones(2, requires_grad=True)
+        (actions @ weight).sum().backward()
+        torch.testing.assert_close(weight.grad, actions.sum(0))
+
+
+@pytest.mark.parametrize("engine", ["reference", *ENGINES])
+def test_inputs_of_different_numbers_of_states(engine: str) -> None:
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))).compile(engine, rows_per_call=8)  # type: ignore[arg-type]
+    observations, noise, uniform = inputs(policy, 7)
+    with pytest.raises(ValueError, match="expected noise for 7 states, got them for 4"):
+        policy.decide(observations, noise[:4])
+    with pytest.raises(ValueError, match="expected uniform numbers for 7 states, got them for 1"):
+        policy.decide(observations, noise, uniform[:1])
+
+
 def test_a_solver_that_is_not_linear_is_not_covered() -> None:
     class Clipped(DDIM):
         def integrate(self, denoiser, x, schedule):  # type: ignore[no-untyped-def]
@@ -184,6 +246,13 @@ def test_auto_is_the_fastest_engine_that_is_installed(monkeypatch: pytest.Monkey
         policy.compile("onnx")
 
 
+def test_numbers_of_states_that_cannot_be() -> None:
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    for sizes in ((), (4, 0), (-3,)):
+        with pytest.raises(ValueError, match="batch_sizes"):
+            policy.compile("eager", batch_sizes=sizes)
+
+
 def test_auto_is_the_reference_for_what_cannot_be_taken_apart() -> None:
     sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))
     policy = Policy(PolicyConfig(sampler=sampler, candidates=2, q="given"), SPEC, sampler.build(SPEC), lambda observations, actions: actions[:, 0])
@@ -191,3 +260,4 @@ def test_auto_is_the_reference_for_what_cannot_be_taken_apart() -> None:
         assert policy.compile().engine.name == "reference"
     with pytest.raises(NotCovered, match="a callable of your own"):
         policy.compile("eager")
+    assert policy.with_settings(candidates=1).compile("eager").engine.name == "eager"  # which asks no Q

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddice.engines import NotCovered
+from ddice.engines.decision import decision
 from ddice.engines.eager import Body, run_setup
 from ddice.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
 from ddice.engines.products import Products
-from ddice.engines.program import Program, decision
+from ddice.engines.program import Program
 from ddice.networks import NORM_EPS
 from ddice.policy import Policy
 from ddice.prior import DiffusionPrior
@@ -23,8 +24,7 @@ from ddice.solvers import DDIM
 
 
 def programs(policy: Policy) -> list[Program]:
-    config = policy.config
-    found = decision(policy.sampler, policy.q, candidates=config.candidates, selection=config.selection, clip_before_scoring=True)
+    found = decision(policy.parts)
     return [program for program in (found.generator.network, found.q) if program is not None and program.body]
 
 
@@ -158,10 +158,6 @@ def test_what_is_not_covered_is_said() -> None:
     with pytest.raises(NotCovered, match="not covered: two axes of members"):
         phases(program)
     program = start()
-    program.output = program.constant(torch.ones(1, 1, 2))
-    with pytest.raises(NotCovered, match="does not depend on the candidates"):
-        phases(program)
-    program = start()
     program.output = program.emit("concat", (linear(program, "x", 2), linear(program, "x", 1)), 3)
     with pytest.raises(NotCovered, match="put together from parts"):
         phases(program)
@@ -173,6 +169,7 @@ def test_what_is_not_covered_is_said() -> None:
     program.output = program.emit("silu", (linear(program, "x", 2),), 2)
     with pytest.raises(NotCovered, match="a last layer that reads the candidates, which it also replaces"):
         phases(program)
+    assert len(phases(program, moves_x=False).phases) == 1  # a Q does not replace them
 
 
 def test_a_sum_forgets_no_value_that_is_read_again() -> None:

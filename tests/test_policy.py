@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,19 @@ def test_the_clip_rate_is_counted() -> None:
     assert policy.clip_rate == pytest.approx(2 / 5)
     policy.act(np.array([[0.0, 0, 0]]), deterministic=True)
     assert policy.clip_rate == pytest.approx(2 / 10)
+
+
+def test_the_clip_rate_counts_the_calls_of_all_threads() -> None:
+    policy = affine()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: policy.decide(torch.zeros(1, 3), torch.ones(1, 1, 2)), range(1000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert policy.clip_rate == 1
+    assert policy._seen == 1000
 
 
 def test_the_best_candidate_is_played_in_the_units_of_the_environment() -> None:
@@ -263,10 +278,10 @@ def test_a_policy_stays_where_its_engine_runs(monkeypatch: pytest.MonkeyPatch) -
     policy, moved = whole(), []
     monkeypatch.setattr(policy, "_move", lambda device: moved.append(device.type))
 
-    def refuse(settings: object) -> None:
+    def refuse(settings: object, parts: object) -> None:
         raise ValueError("this engine needs another device")
 
-    monkeypatch.setattr(policy, "_make_engine", refuse)
+    monkeypatch.setattr(ddice.policy, "make_engine", refuse)
     with pytest.raises(ValueError, match="another device"):
         policy.to("meta")
     assert moved == ["meta", "cpu"]
@@ -319,6 +334,8 @@ def test_a_callable_of_the_user_is_asked_for_again(tmp_path: Path) -> None:
         load_policy(tmp_path, device="cpu")
     loaded = load_policy(tmp_path, device="cpu", q=Spy())
     assert np.array_equal(loaded.act(OBSERVATIONS, seed=0), policy.act(OBSERVATIONS, seed=0))
+    policy.with_settings(candidates=1).save(tmp_path / "single")
+    assert load_policy(tmp_path / "single", device="cpu").q is None  # one candidate needs none
 
 
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:

@@ -5,10 +5,25 @@ from __future__ import annotations
 import threading
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ddice.samplers import Sampler, Selection
+
+QCallable = Callable[[Tensor, Tensor], Tensor]
+
+
+class Parts(NamedTuple):
+    """What makes a decision: K = `candidates` of the sampler, within the bounds before q scores them or after, and one of them selected."""
+
+    sampler: Sampler
+    q: QCallable | None
+    candidates: int
+    selection: Selection
+    clip_before_scoring: bool
 
 
 class Choice(NamedTuple):
@@ -47,10 +62,13 @@ class Engine(ABC):
         """`run` in chunks of at most `rows_per_call` candidates, so that memory stays bounded.
 
         Where the device runs out of memory, chunks become half as large, for good. Raises torch.OutOfMemoryError where one state does not fit,
-        ValueError without states.
+        ValueError without states and for inputs of different numbers of states.
         """
         if not len(observations):
             raise ValueError("expected at least one observation, got an empty batch")
+        for name, given in (("noise", noise), ("uniform numbers", uniform)):
+            if given is not None and len(given) != len(observations):
+                raise ValueError(f"expected {name} for {len(observations)} states, got them for {len(given)}")
         whole: Choice | None = None
         start = 0
         with self._lock, torch.inference_mode():
@@ -63,10 +81,9 @@ class Engine(ABC):
                 except torch.OutOfMemoryError as error:
                     reason = str(error)  # not the error: it holds the frames, and these the tensors, of the call that failed
                 else:
-                    if size >= len(noise):
-                        return choice
-                    # Copied at once: many small results that are kept would pin the memory between them.
-                    whole = whole or Choice(*(part.new_empty(len(noise), *part.shape[1:]) for part in choice))
+                    # Copied at once: many small results that are kept would pin the memory between them. And gradients may flow on from a copy.
+                    with torch.inference_mode(False):
+                        whole = whole or Choice(*(part.new_empty(len(noise), *part.shape[1:]) for part in choice))
                     for all_rows, part in zip(whole, choice, strict=True):
                         all_rows[rows] = part
                     start += size

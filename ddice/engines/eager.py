@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddice.engines.base import Choice, Engine
+from ddice.engines.decision import Decision, GaussianProgram
 from ddice.engines.products import Products
-from ddice.engines.program import Decision, GaussianProgram, Instruction, Program, evaluate
-from ddice.networks import NORM_EPS
+from ddice.engines.program import Instruction, Program, evaluate
+from ddice.networks import NORM_EPS, normalise
 from ddice.samplers.reference import gaussian_mean_and_log_std
 
 Rows = Mapping[str, tuple[Tensor, ...]]  # of every setup value, (*M, B or 1, n) or (n) for each time; one where it does not depend on time
 Values = dict[str, Tensor]  # of the body, (*M, B * K, n)
 Run = Callable[[Values, Rows, int], None]
-SHAPES_KEPT = 8  # programs, numbers of states and of candidates whose bodies are kept
+SHAPES_KEPT = 64  # programs, numbers of states and of candidates whose bodies are kept
 
 
 class EagerEngine(Engine):
@@ -71,10 +72,10 @@ class EagerEngine(Engine):
         if self.decision.q is None:
             return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
         q = self._q_values(observations, candidates)
-        return self.decision.selection.select(q.expand(*q.shape[:-2], batch * count, 1).view(-1, batch, count), uniform)
+        return self.decision.selection.select(q.view(-1, batch, count), uniform)
 
     def _q_values(self, observations: Tensor, candidates: Tensor) -> Tensor:
-        """The members' Q (*M, B * K, 1), or a single row where it depends on nothing."""
+        """The members' Q (*M, B * K, 1)."""
         program = self.decision.q
         assert program is not None
         body, setup = self._body(program, *candidates.shape[:2]), run_setup(program, observations)
@@ -108,13 +109,13 @@ class Body:
         return {name: _by_time(setup[name]) for name in self.program.rows()}
 
     def run(self, x: Tensor, rows: Rows, i: int) -> Tensor:
-        """The output for x (B * K, A) at evaluation i, (*M, B * K, n), or a single row where it depends on nothing."""
+        """The output for x (B * K, A) at evaluation i, (*M, B * K, n)."""
         values = {"x": x}
         for call, dead in self._calls:
             call(values, rows, i)
             for name in dead:
                 del values[name]
-        return _value(values, rows, self.program.output, i, self.candidates)
+        return values[self.program.output]
 
     def _name(self, step: Instruction) -> str:
         """Under which name a step leaves its output."""
@@ -148,21 +149,18 @@ class Body:
         if step.op == "add" and inputs[0] in self.program.in_body:
             return self._add(step)
 
-        def silu_backward(values: Values, rows: Rows, i: int) -> None:
-            values[output] = torch.ops.aten.silu_backward(_value(values, rows, inputs[1], i, candidates), values[inputs[0]])
-
         def layer_norm(values: Values, rows: Rows, i: int) -> None:
             x, (gain, shift) = values[inputs[0]], step.weights
             if gain.ndim == 1:
                 values[output] = functional.layer_norm(x, x.shape[-1:], gain, shift, NORM_EPS)
             else:
-                values[output] = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * gain[:, None] + shift[:, None]
+                values[output] = normalise(x) * gain[:, None] + shift[:, None]
 
         def general(values: Values, rows: Rows, i: int) -> None:
             row = None if step.row is None else _value(values, rows, step.row, i, candidates)
             values[output] = evaluate(step, [_value(values, rows, name, i, candidates) for name in inputs], row)
 
-        return {"silu_backward": silu_backward, "layer_norm": layer_norm}.get(step.op, general)
+        return layer_norm if step.op == "layer_norm" else general
 
     def _linear(self, step: Instruction) -> Run:
         """sum of inputs @ weights + row; the row inside the product where all candidates share it."""
@@ -181,7 +179,6 @@ class Body:
             values[output] = y
 
         return linear
-
 
     def _add(self, step: Instruction) -> Run:
         """The sum of a body value and others; the rows of states are spread over their candidates as they are added."""

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ddice.engines.decision import Decision, DiffusionProgram
 from ddice.engines.eager import EagerEngine, run_setup
 from ddice.engines.graph import GraphEngine
 from ddice.engines.layout import Layout, blocks, layout
 from ddice.engines.phases import phases
-from ddice.engines.program import Decision, DiffusionProgram, Program
+from ddice.engines.program import Program
 
 FusedDtype = Literal["float32", "tf32", "float16"]
 
@@ -50,7 +51,7 @@ def _storage(dtype: FusedDtype) -> torch.dtype:
 
 
 def _lay_out(program: Program, observations: int, evaluations: int | None, dtype: FusedDtype) -> Layout:
-    found = phases(program)
+    found = phases(program, moves_x=evaluations is not None)
     device = next(term.weight.device for phase in found.phases for task in phase for term in task.terms)
     setup = run_setup(program, torch.zeros(1, observations, device=device))
     shapes = {step.output: tuple(setup[step.output].shape) for step in program.setup}

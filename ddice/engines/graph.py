@@ -20,8 +20,6 @@ WARM_UPS = 3  # calls before a capture: libraries choose their kernels and take 
 
 def buckets(batch_sizes: Sequence[int], most: int) -> tuple[int, ...]:
     """The numbers of states that are prepared, ascending: those asked for, none above `most`."""
-    if min(batch_sizes) < 1:
-        raise ValueError(f"expected batch_sizes of at least 1, got {tuple(batch_sizes)}")
     return tuple(sorted({min(size, most) for size in batch_sizes}))
 
 
@@ -104,8 +102,8 @@ class GraphEngine(Engine):
     def _run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         inputs = observations, noise, uniform if self._sampled else None
         for given, shape in zip(inputs, self._shapes, strict=True):
-            if given is not None and given.shape != (len(noise), *shape):
-                raise ValueError(f"expected a tensor of shape {(len(noise), *shape)}, got {tuple(given.shape)}")
+            if given is not None and given.shape[1:] != shape:
+                raise ValueError(f"expected a tensor of shape {(len(given), *shape)}, got {tuple(given.shape)}")
         states, most = len(noise), max(1, self.rows_per_call // noise.shape[1])  # never more states than that
         if states > self._sizes[-1]:
             self._sizes = (*self._sizes, 2 ** (states - 1).bit_length())

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from ddice.config import Config
-from ddice.engines.base import Engine
+from ddice.engines.base import Engine, Parts
+from ddice.engines.decision import Decision, decision
 from ddice.engines.eager import EagerEngine
 from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
 from ddice.engines.graph import CudaCapture, GraphEngine, MakeRunner
 from ddice.engines.onnx_engine import OnnxEngine
-from ddice.engines.program import Decision, NotCovered, decision
-from ddice.engines.reference import QCallable, ReferenceEngine
-from ddice.samplers import Sampler, Selection
+from ddice.engines.program import NotCovered
+from ddice.engines.reference import ReferenceEngine
 
 EngineName = Literal["auto", "reference", "eager", "onnx", "graph", "fused"]
 EngineDtype = Literal["float32", "tf32", "float16"]
@@ -31,7 +31,7 @@ class EngineSettings(Config):
     """What `Policy.compile` was asked for."""
 
     engine: EngineName = "auto"
-    batch_sizes: tuple[int, ...] = Field((1,), min_length=1)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     dtype: EngineDtype = "float32"
     rows_per_call: int | None = Field(None, ge=1, description="states x candidates of one call: bounds memory; by default as engine and device ask")
 
@@ -39,23 +39,21 @@ class EngineSettings(Config):
 REFERENCE = EngineSettings(engine="reference")
 
 
-def make_engine(
-    settings: EngineSettings, sampler: Sampler, q: QCallable | None, *, candidates: int, selection: Selection, clip_before_scoring: bool
-) -> Engine:
+def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
     """The engine that is asked for; "auto": the fastest that covers the policy and is installed, with a warning for each that does not."""
-    device = next(sampler.parameters()).device
+    device = next(parts.sampler.parameters()).device
     rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device.type == "cpu" else "cuda"]
-    reference = ReferenceEngine(sampler, q, selection=selection, clip_before_scoring=clip_before_scoring, rows_per_call=rows)
+    reference = ReferenceEngine(parts, rows_per_call=rows)
     if settings.dtype != "float32" and settings.engine != "fused":
         raise ValueError(f"engine {settings.engine!r} computes in float32, got dtype={settings.dtype!r}: engine='fused' offers it")
     if settings.engine == "reference":
         return reference
     try:
-        program = decision(sampler, q, candidates=candidates, selection=selection, clip_before_scoring=clip_before_scoring)
+        program = decision(parts)
     except NotCovered as error:
         if settings.engine != "auto":
             raise
-        warnings.warn(f"engine 'auto' is the reference here: {error}", stacklevel=5)
+        warnings.warn(f"engine 'auto' is the reference here: {error}", stacklevel=4)
         return reference
     if settings.engine != "auto":
         return _engine(settings.engine, program, settings, device)
@@ -63,7 +61,7 @@ def make_engine(
         try:
             return _engine(name, program, settings, device)
         except (NotCovered, ImportError) as error:
-            warnings.warn(f"engine 'auto' goes without {name!r}: {error}", stacklevel=5)
+            warnings.warn(f"engine 'auto' goes without {name!r}: {error}", stacklevel=4)
     return reference
 
 

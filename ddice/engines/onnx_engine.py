@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ddice.engines.base import Choice, Engine
+from ddice.engines.decision import Decision
 from ddice.engines.onnx_model import ARGMAX, onnx_model
-from ddice.engines.program import Decision
 
 
 class OnnxEngine(Engine):

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from ddice.engines.program import Decision, DiffusionProgram, Instruction, NotCovered, Program
+from ddice.engines.decision import Decision, DiffusionProgram
+from ddice.engines.onnx_writer import Writer
+from ddice.engines.program import Instruction, Program
 from ddice.exported import SCHEMA
-from ddice.networks import NORM_EPS
 from ddice.samplers.reference import LOG_STD
 
 OPSET = 18
@@ -19,119 +19,10 @@ IR_VERSION = 9
 ARGMAX = -1.0  # a uniform number that asks for the argmax instead of a softmax sample
 
 
-class _Writer:
-    """Nodes and initializers of a graph; values are named, and setup values are shared by the loop's body, which sees the outer names."""
-
-    def __init__(self, batch: int | None):
-        from onnx import helper, numpy_helper
-
-        self.batch, self._helper, self._numpy = batch, helper, numpy_helper
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self._constants: dict[tuple[Any, ...], str] = {}
-        self._weights: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
-        self._gates: dict[str, tuple[str, str]] = {}
-        self._count = 0
-
-    def name(self, stem: str) -> str:
-        self._count += 1
-        return f"{stem}_{self._count}"
-
-    def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
-        output = self.name(op.lower()) if output is None else output
-        self.nodes.append(self._helper.make_node(op, list(inputs), [output], **attributes))
-        return output
-
-    def split(self, x: str, sizes: Sequence[int]) -> list[str]:
-        """Pieces of these sizes along the last axis."""
-        if len(sizes) == 1:
-            return [x]
-        outputs = [self.name("split") for _ in sizes]
-        self.nodes.append(self._helper.make_node("Split", [x, self.integers(*sizes)], outputs, axis=-1))
-        return outputs
-
-    def array(self, value: np.ndarray) -> str:
-        """A small constant, written once."""
-        key = (value.tobytes(), value.shape, value.dtype.str)
-        if key not in self._constants:
-            self._constants[key] = self.name("constant")
-            self.initializers.append(self._numpy.from_array(value, self._constants[key]))
-        return self._constants[key]
-
-    def tensor(self, value: Tensor) -> str:
-        """Weights, written once for each tensor."""
-        key = (value.data_ptr(), value.shape, value.stride())
-        if key not in self._weights:
-            self._weights[key] = (self.name("weight"), value)  # kept, so that nothing else comes to lie where it lies
-            array = np.ascontiguousarray(value.detach().cpu().numpy(), dtype=np.float32)
-            self.initializers.append(self._numpy.from_array(array, self._weights[key][0]))
-        return self._weights[key][0]
-
-    def floats(self, *values: float) -> str:
-        return self.array(np.array(values[0] if len(values) == 1 else values, dtype=np.float32))
-
-    def integers(self, *values: int) -> str:
-        return self.array(np.array(values, dtype=np.int64))
-
-    def elementwise(self, step: Instruction, inputs: Sequence[str]) -> str:
-        """Every operation that acts alike on setup and body values."""
-        x, weights = inputs[0], step.weights
-        if step.op == "add":
-            for other in inputs[1:]:
-                x = self.node("Add", (x, other))
-            return x
-        if step.op == "concat":
-            return self.node("Concat", inputs, axis=-1)
-        if step.op == "slice":
-            start, stop = step.columns
-            return self.node("Slice", (x, self.integers(start), self.integers(stop), self.integers(-1)))
-        if step.op == "relu":
-            return self.node("Relu", (x,))
-        if step.op == "silu":
-            return self._silu(x)[1]
-        if step.op == "relu_backward":
-            return self.node("Mul", (inputs[1], self.node("Cast", (self.node("Greater", (x, self.floats(0.0))),), to=1)))
-        if step.op == "silu_backward":
-            gate, value = self._silu(x)
-            slope = self.node("Add", (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value))
-            return self.node("Mul", (inputs[1], slope))
-        if step.op == "clean":
-            _, actions, inverse, factor = inputs
-            clean = self.node("Sub", (self.node("Mul", (actions, inverse)), self.node("Mul", (x, factor))))
-            return self.node("Clip", (clean, self.floats(-1.0), self.floats(1.0)))
-        if step.op == "standardize":
-            return self.node("Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1])))
-        if step.op == "layer_norm":
-            gain, shift = (self.tensor(weight) for weight in weights)
-            return self.node("LayerNormalization", (x, gain, shift), axis=-1, epsilon=NORM_EPS)
-        if step.op == "layer_norm_backward":
-            return self._layer_norm_backward(x, inputs[1], weights[0])
-        raise NotCovered(f"not covered: {step.op}")
-
-    def _silu(self, x: str) -> tuple[str, str]:
-        """sigmoid(x) and x sigmoid(x), once for the activation and for its gradient."""
-        if x not in self._gates:
-            gate = self.node("Sigmoid", (x,))
-            self._gates[x] = gate, self.node("Mul", (x, gate))
-        return self._gates[x]
-
-    def _mean(self, x: str) -> str:
-        return self.node("ReduceMean", (x, self.integers(-1)), keepdims=1)
-
-    def _layer_norm_backward(self, x: str, gradient: str, gain: Tensor) -> str:
-        gradient = self.node("Mul", (gradient, self.tensor(gain)))
-        centred = self.node("Sub", (x, self._mean(x)))
-        variance = self.node("Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS)))
-        inverse = self.node("Reciprocal", (self.node("Sqrt", (variance,)),))
-        normal = self.node("Mul", (centred, inverse))
-        along = self.node("Mul", (normal, self._mean(self.node("Mul", (gradient, normal)))))
-        return self.node("Mul", (inverse, self.node("Sub", (self.node("Sub", (gradient, self._mean(gradient))), along))))
-
-
 class _Rows:
     """Setup values and constants of one program without members: (T or 1, B or 1, n) in the graph."""
 
-    def __init__(self, writer: _Writer, program: Program):
+    def __init__(self, writer: Writer, program: Program):
         self.writer, self.program = writer, program
         self.names: dict[str, str] = {"observations": writer.node("Unsqueeze", ("observations", writer.integers(0)))}
         self.times = {name: value.shape[-3] for name, value in program.constants.items()} | {"observations": 1}
@@ -170,7 +61,7 @@ class _Rows:
         return self.writer.node("Gather", (self[name], self.writer.array(np.array(0, dtype=np.int64))))
 
 
-def _body(writer: _Writer, program: Program, rows: _Rows, x: str, candidates: int, found: dict[str, str]) -> str:
+def _body(writer: Writer, program: Program, rows: _Rows, x: str, candidates: int, found: dict[str, str]) -> str:
     """The output (B * K, n) of a body without members for x (B * K, A); `found`: the setup values (B or 1, n) of this evaluation."""
     values = {"x": x}
 
@@ -208,7 +99,7 @@ def _body(writer: _Writer, program: Program, rows: _Rows, x: str, candidates: in
     return beside(program.output)
 
 
-def _diffusion(writer: _Writer, generator: DiffusionProgram, candidates: int, actions: int) -> str:
+def _diffusion(writer: Writer, generator: DiffusionProgram, candidates: int, actions: int) -> str:
     """The loop over evaluations; it carries the noise and all predictions so far, (T + 1, B * K * A)."""
     from onnx import TensorProto, helper
 
@@ -231,8 +122,6 @@ def _diffusion(writer: _Writer, generator: DiffusionProgram, candidates: int, ac
         sizes = [generator.network.sizes[name] for name in members]
         found |= dict(zip(members, outer.split(outer.node("Gather", (stack, "i")), sizes), strict=True))
     prediction = _body(outer, generator.network, rows, x, candidates, found)
-    if generator.network.output not in generator.network.in_body:
-        prediction = outer.node("Add", (prediction, outer.node("Mul", (x, outer.floats(0.0)))))  # a row for every candidate
     placed = outer.node("Mul", (outer.node("Gather", (places, "i")), outer.node("Reshape", (prediction, outer.integers(1, -1)))))
     outer.node("Add", ("history", placed), "history_out")
     outer.node("Identity", ("go_on",), "go_on_out")
@@ -250,7 +139,7 @@ def _diffusion(writer: _Writer, generator: DiffusionProgram, candidates: int, ac
     return outer.node("Reshape", (outer.node("MatMul", (last, history)), outer.integers(-1, candidates, actions)), "candidates")
 
 
-def _gaussian(writer: _Writer, program: Program, actions: int) -> str:
+def _gaussian(writer: Writer, program: Program, actions: int) -> str:
     rows = _Rows(writer, program)
     numbers = rows.first(program.output)
     low, high = LOG_STD
@@ -265,7 +154,7 @@ def _gaussian(writer: _Writer, program: Program, actions: int) -> str:
     return writer.node("Add", (writer.node("Mul", (deviation, "noise")), mean), "candidates")
 
 
-def _chosen(writer: _Writer, decision: Decision, candidates: str) -> str:
+def _chosen(writer: Writer, decision: Decision, candidates: str) -> str:
     """Indices (B,) of the chosen candidates."""
     count = decision.candidates
     if decision.q is None:
@@ -303,7 +192,7 @@ def onnx_model(
     """
     from onnx import TensorProto, helper
 
-    writer, size = _Writer(batch), decision.actions
+    writer, size = Writer(batch), decision.actions
     generator = decision.generator
     if isinstance(generator, DiffusionProgram):
         raw = _diffusion(writer, generator, decision.candidates, size)

@@ -90,10 +90,8 @@ class Phases:
     output: str
 
 
-def phases(program: Program) -> Phases:
-    """Raises NotCovered, naming the instruction, for what no task can do."""
-    if program.output not in program.in_body:
-        raise NotCovered("not covered: a prediction that does not depend on the candidates")
+def phases(program: Program, *, moves_x: bool = True) -> Phases:
+    """moves_x: the last task puts the solver's next point in the place of x. Raises NotCovered, naming the instruction, for what no task can do."""
     builder = _Builder(program)
     for instruction in program.body:
         builder.add(instruction)
@@ -103,7 +101,7 @@ def phases(program: Program) -> Phases:
     if not any(task.terms for task in tasks):
         raise NotCovered("not covered: a network without products of candidates")
     last = builder.makers(program.output)[0]
-    if any(term.view.name == "x" for term in last.terms) or (last.whole and any(view.name == "x" for view in last.reads())):
+    if moves_x and (any(term.view.name == "x" for term in last.terms) or (last.whole and any(view.name == "x" for view in last.reads()))):
         raise NotCovered("not covered: a last layer that reads the candidates, which it also replaces")
     stored = {part for task in tasks for view in task.reads() for part in builder.joined.get(view.name, (view.name,))}
     levels: dict[int, list[Task]] = {}

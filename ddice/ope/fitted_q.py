@@ -74,7 +74,7 @@ def _act(policy: Acting, observations: Tensor, stream: str, seed: int, batch_siz
         if tuple(chosen.shape) != (len(chunk), size):
             raise ValueError(f"expected the policy to return actions of shape ({len(chunk)}, {size}), got {tuple(chosen.shape)}")
         chunks.append(chosen.to(observations.device))
-    return torch.cat(chunks).clone()  # out of inference mode
+    return torch.cat(chunks)
 
 
 class FittedQEvaluation(Config):

@@ -46,7 +46,7 @@ class DiffusionSampler(nn.Module):
         """Observations (B, S), noise (B, K, A) -> candidates (B, K, A)."""
         features, schedule = self.encoder(observations)[:, None], self.config.prior.schedule
         denoiser = network_denoiser(self.network, features, schedule)
-        if self.guidance is not None:
+        if self.guidance is not None and self.config.guidance_scale:
             denoiser = guided(denoiser, network_gradient(self.guidance, features, schedule), schedule, self.config.guidance_scale)
         return self.config.solver.integrate(denoiser, noise, schedule, clip=self.config.clip_denoised)
 
