@@ -98,7 +98,7 @@ MUTANTS = (
     Mutant("alpha for sigma", "schedule.py", "self.sigma(t)[..., None] * noise", "self.alpha(t)[..., None] * noise", PRIOR),
     Mutant("the mean over action dimensions", "prior.py", "(predicted - noise).square().sum(-1)", "(predicted - noise).square().mean(-1)", PRIOR),
     Mutant("the best member for their mean", "samplers/selection.py", "else q.mean(0)", "else q.amax(0)", SAMPLING),
-    Mutant("clipped before scoring", "policy.py", '== "before_scoring",', '== "after_scoring",', SAMPLING),
+    Mutant("clipped before scoring", "policy.py", '== "before_scoring")', '== "after_scoring")', SAMPLING),
     Mutant("guidance of the other sign", "engines/decision.py", "-config.guidance_scale * schedule", "config.guidance_scale * schedule", ENGINES),
     Mutant("actions not clipped", "solvers.py", "clean.clamp(-1, 1) if clip else clean", "clean", "tests/test_solvers.py::test_clipping_by_hand"),
     Mutant("actions of engines not clipped", "engines/program.py", " - x * factor).clamp_(-1, 1)", " - x * factor)", ENGINES),
