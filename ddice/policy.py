@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,29 +148,28 @@ class Policy:
             raise ValueError(f"expected one observation or a batch of them, got {tensor.ndim - 1} batch axes: flatten them first")
         if tensor.ndim == 2 and not len(tensor):
             raise ValueError("expected at least one observation, got an empty batch")
-        if not bool(torch.isfinite(tensor).all()):
-            bad = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
-            raise ValueError(f"the observation holds NaN or infinity at {bad} of shape {tuple(tensor.shape)}: a policy cannot act on it")
+        if not math.isfinite(tensor.sum().item()) and len(bad := torch.nonzero(~torch.isfinite(tensor))):  # a sum may be infinite by itself
+            raise ValueError(f"the observation holds NaN or infinity at {bad[0].tolist()} of shape {tuple(tensor.shape)}: a policy cannot act on it")
         return (tensor[None], True) if tensor.ndim == 1 else (tensor, False)
 
     def _noise(self, batch: int, deterministic: bool, seed: int | Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
-        """Latents (B, K, A) and, unless deterministic, uniform numbers (B,) for the selection."""
-        shape = (self.config.candidates, self.spec.actions.size)
+        """Latents (B, K, A) and, unless deterministic, uniform numbers (B,) for a selection that samples."""
+        shape, sampled, device = (self.config.candidates, self.spec.actions.size), self.config.selection.rule == "softmax", self.device
         if deterministic:
-            return self.sampler.latents(*shape).to(self.device).expand(batch, *shape), None
+            return self.sampler.latents(*shape).to(device).expand(batch, *shape), None
         if seed is None or isinstance(seed, (int, np.integer)):
-            device = self.device
             if seed is None:
                 source = torch.Generator(device)
                 source.seed()  # of its own: torch.seed() would reseed the user's global generator
             else:
                 source = generator(int(seed), "act", 0, device)
-            return torch.randn(batch, *shape, generator=source, device=device), torch.rand(batch, generator=source, device=device)
+            noise = torch.randn(batch, *shape, generator=source, device=device)
+            return noise, torch.rand(batch, generator=source, device=device) if sampled else None
         if len(seed) != batch:
             raise ValueError(f"expected one seed, or one for each of the {batch} observations, got {len(seed)}")
         sources = [generator(int(s), "act", 0) for s in seed]
         noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
-        return noise.to(self.device), torch.cat([torch.rand(1, generator=source) for source in sources]).to(self.device)
+        return noise.to(device), torch.cat([torch.rand(1, generator=source) for source in sources]).to(device) if sampled else None
 
     def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None = None) -> Choice:
         """Observations (B, S) and noise (B, K, A) -> the chosen actions (B, A) in [-1, 1], all candidates as sampled, and which were chosen.
@@ -193,10 +193,9 @@ class Policy:
             leaf = next(iter(leaf.values()))
         observations, single = self._observations(observation)
         noise, uniform = self._noise(len(observations), deterministic, seed)
-        unit = self.decide(observations, noise, uniform).actions
-        actions = self.spec.actions.from_unit(unit if isinstance(leaf, Tensor) else unit.cpu())
-        actions = actions[0] if single else actions
-        return actions if isinstance(leaf, Tensor) else actions.numpy().astype(np.float32)
+        unit: Any = self.decide(observations, noise, uniform).actions
+        actions = self.spec.actions.from_unit(unit if isinstance(leaf, Tensor) else unit.cpu().numpy())
+        return actions[0] if single else actions
 
     def predict(
         self, observation: Any, state: None = None, episode_start: Any = None, deterministic: bool = False

@@ -81,8 +81,10 @@ class Engine(ABC):
                 except torch.OutOfMemoryError as error:
                     reason = str(error)  # not the error: it holds the frames, and these the tensors, of the call that failed
                 else:
-                    # Copied at once: many small results that are kept would pin the memory between them. And gradients may flow on from a copy.
-                    with torch.inference_mode(False):
+                    with torch.inference_mode(False):  # copies, which gradients may flow on from
+                        if size >= len(noise):
+                            return Choice(*(part.clone() for part in choice))
+                        # At once: many small results that are kept would pin the memory between them.
                         whole = whole or Choice(*(part.new_empty(len(noise), *part.shape[1:]) for part in choice))
                     for all_rows, part in zip(whole, choice, strict=True):
                         all_rows[rows] = part

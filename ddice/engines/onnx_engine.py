@@ -26,11 +26,11 @@ class OnnxEngine(Engine):
         except ImportError as error:
             raise ImportError(f"the engine 'onnx' needs onnx and onnxruntime ({error}): pip install 'ddice[onnx]'") from error
         self.decision, self._runtime = decision, onnxruntime
-        self._sessions: dict[int | None, Any] = {}
+        self._sessions: dict[int | None, tuple[Any, set[str]]] = {}  # with the names of their inputs
         for batch in batch_sizes:  # at least one: what is not covered is said at once
             self._session(batch)
 
-    def _session(self, states: int) -> Any:
+    def _session(self, states: int) -> tuple[Any, set[str]]:
         batch = 1 if states == 1 else None
         if batch not in self._sessions:
             bounds = [-1.0] * self.decision.actions, [1.0] * self.decision.actions
@@ -38,12 +38,14 @@ class OnnxEngine(Engine):
             options = self._runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3
-            self._sessions[batch] = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            session = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            self._sessions[batch] = session, {known.name for known in session.get_inputs()}
         return self._sessions[batch]
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
-        uniform = torch.full((len(noise),), ARGMAX) if uniform is None else uniform
-        session = self._session(len(noise))
-        feeds = {"observations": observations.contiguous().numpy(), "noise": noise.contiguous().numpy(), "uniform": uniform.contiguous().numpy()}
-        feeds = {known.name: feeds[known.name] for known in session.get_inputs()}
+        session, names = self._session(len(noise))
+        if "uniform" in names and uniform is None:
+            uniform = noise.new_full((len(noise),), ARGMAX)
+        given = {"observations": observations, "noise": noise, "uniform": uniform}
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in given.items() if tensor is not None and name in names}
         return Choice(*(torch.from_numpy(array) for array in session.run(["unit_actions", "candidates", "chosen"], feeds)))
