@@ -62,7 +62,9 @@ class ExportedPolicy:
         return np.concatenate(leaves, axis=-1)
 
     def act(self, observation: Any, deterministic: bool = False, seed: int | None = None) -> np.ndarray:
-        """One observation -> (A,), a batch -> (B, A), in the environment's units. Raises ValueError for a wrong shape, NaN or infinity."""
+        """One observation -> (A,), a batch -> (B, A), in the environment's units.
+
+        Raises ValueError for a wrong shape, NaN or infinity, and rather than to return NaN."""
         flat = self.flatten(observation)
         size = self.about["observation_size"]
         if flat.ndim not in (1, 2) or flat.shape[-1] != size or not len(flat):
@@ -78,6 +80,9 @@ class ExportedPolicy:
                 noise = generator.standard_normal((len(rows), *self._latents.shape), dtype=np.float32)
                 uniform = generator.random(len(rows), dtype=np.float32)
         actions = self.run(rows, noise, uniform)["actions"]
+        if np.isnan(actions).any():
+            row = int(np.argwhere(np.isnan(actions))[0, 0])
+            raise ValueError(f"the policy has no action for row {row} but NaN: the observation lies far outside its data, or its training diverged")
         return actions[0] if flat.ndim == 1 else actions
 
     def run(self, observations: np.ndarray, noise: np.ndarray, uniform: np.ndarray) -> dict[str, np.ndarray]:

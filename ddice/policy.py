@@ -186,7 +186,8 @@ class Policy:
         """One observation -> (A,), a batch -> (B, A); numpy in, numpy out; tensor in, tensor out; the environment's dict of either.
 
         deterministic: the same latents for every row, and argmax, so that a row's action does not depend on its batch.
-        seed: one number, or one per row (row i then depends on seed[i] alone). Raises ValueError for a wrong shape, NaN or infinity.
+        seed: one number, or one per row (row i then depends on seed[i] alone). Raises ValueError for a wrong shape, NaN or infinity, and rather than
+        to return NaN.
         """
         leaf = observation
         while isinstance(leaf, Mapping):
@@ -194,6 +195,9 @@ class Policy:
         observations, single = self._observations(observation)
         noise, uniform = self._noise(len(observations), deterministic, seed)
         unit: Any = self.decide(observations, noise, uniform).actions
+        if math.isnan(unit.sum().item()):
+            row = int(unit.isnan().any(-1).nonzero()[0])
+            raise ValueError(f"the policy has no action for row {row} but NaN: the observation lies far outside its data, or its training diverged")
         actions = self.spec.actions.from_unit(unit if isinstance(leaf, Tensor) else unit.cpu().numpy())
         return actions[0] if single else actions
 

@@ -103,7 +103,7 @@ def test_an_environment_with_a_dict(tmp_path: Path) -> None:
         loaded.act({"body": observation["body"]})
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(policy(), tmp_path)
     loaded, size = ExportedPolicy(tmp_path / "policy.onnx"), policy().spec.observations.size
     with pytest.raises(ValueError, match=r"NaN or infinity at \[1, 0\]"):
@@ -113,6 +113,9 @@ def test_bad_input(tmp_path: Path) -> None:
             loaded.act(wrong)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ExportedPolicy(tmp_path / "other.onnx")
+    monkeypatch.setattr(loaded, "run", lambda *_: {"actions": np.array([[0.0, 0.0], [0.0, np.nan]])})
+    with pytest.raises(ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"):
+        loaded.act(np.zeros((2, size)))
     (tmp_path / "broken.onnx").write_bytes((tmp_path / "policy.onnx").read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as an ONNX model"):
         ExportedPolicy(tmp_path / "broken.onnx")

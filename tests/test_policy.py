@@ -227,6 +227,18 @@ def test_observations_that_cannot_be(observation, message: str) -> None:
         whole().act(observation)
 
 
+@pytest.mark.parametrize("engine", ["reference", "eager", "onnx"])
+def test_nan_is_no_action(engine) -> None:
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = whole(kind="diffusion")
+    policy.sampler.encoder.mean[0], policy.sampler.encoder.std[0] = 0, 1e-38
+    huge = np.float32([[0, 0, 0], [3e38, 0, 0]])
+    with pytest.raises(ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"):
+        policy.compile(engine).act(huge)
+    assert np.isfinite(policy.compile(engine).act(huge[:1])).all()
+
+
 def test_several_candidates_need_a_q() -> None:
     with pytest.raises(ValueError, match="candidates = 3 needs a Q"):
         affine(candidates=3)
