@@ -64,7 +64,8 @@ class ExportedPolicy:
     def act(self, observation: Any, deterministic: bool = False, seed: int | None = None) -> np.ndarray:
         """One observation -> (A,), a batch -> (B, A), in the environment's units.
 
-        Raises ValueError for a wrong shape, NaN or infinity, and rather than to return NaN."""
+        Raises ValueError for a wrong shape, NaN or infinity, and rather than return NaN.
+        """
         flat = self.flatten(observation)
         size = self.about["observation_size"]
         if flat.ndim not in (1, 2) or flat.shape[-1] != size or not len(flat):

@@ -187,7 +187,7 @@ class Policy:
 
         deterministic: the same latents for every row, and argmax, so that a row's action does not depend on its batch.
         seed: one number, or one per row (row i then depends on seed[i] alone). Raises ValueError for a wrong shape, NaN or infinity, and rather than
-        to return NaN.
+        return NaN.
         """
         leaf = observation
         while isinstance(leaf, Mapping):

@@ -286,15 +286,16 @@ def test_settings_that_a_policy_has_no_use_for() -> None:
             policy.with_settings(**changes)
 
 
-def test_a_policy_stays_where_its_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, torch.OutOfMemoryError])
+def test_a_policy_stays_where_its_engine_runs(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     policy, moved = whole(), []
     monkeypatch.setattr(policy, "_move", lambda device: moved.append(device.type))
 
     def refuse(settings: object, parts: object) -> None:
-        raise ValueError("this engine needs another device")
+        raise kind("this engine needs another device")
 
     monkeypatch.setattr(ddice.policy, "make_engine", refuse)
-    with pytest.raises(ValueError, match="another device"):
+    with pytest.raises(kind, match="another device"):
         policy.to("meta")
     assert moved == ["meta", "cpu"]
 
