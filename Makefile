@@ -46,6 +46,7 @@ reproduce: $(INSTALLED) ## the table of the README: the same with three seeds
 
 test: $(INSTALLED) ## ruff, mypy and the tests
 	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
 

@@ -1,4 +1,7 @@
-"""What an installed wheel must do, from an empty folder: train, save, load and act, with nothing of the checkout in reach."""
+"""What an installed wheel must do, from an empty folder: train, save, load and act.
+
+Nothing of the checkout is in reach.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ from ddice.dice_backends import PiecewiseF
 from ddice.extractors import GuideThenSelect
 
 package = Path(ddice.__file__).parent
-assert package == Path(sysconfig.get_path("purelib")) / "ddice", f"expected the installed wheel, got {package}"
-assert (package / "py.typed").exists(), "py.typed is missing: type checkers would ignore the package's types"
+assert package == Path(sysconfig.get_path("purelib")) / "ddice", (
+    f"expected the installed wheel, got {package}"
+)
+assert (package / "py.typed").exists(), (
+    "py.typed is missing: type checkers would ignore the package's types"
+)
 assert not list(Path().iterdir()), f"expected to run in an empty folder, got {Path().resolve()}"
 
 random, rows = np.random.default_rng(0), 120
@@ -29,7 +36,9 @@ arrays = {
 data = ddice.load_dataset(arrays, action_bounds=(-1, 1))
 prior = ddice.DiffusionPrior().fit(data, steps=5, progress=False)
 backend = PiecewiseF().fit(data, steps=5, progress=False)
-policy = GuideThenSelect(candidates=2).fit(data, prior=prior, backend=backend, steps=5, progress=False)
+policy = GuideThenSelect(candidates=2).fit(
+    data, prior=prior, backend=backend, steps=5, progress=False
+)
 policy.save("policy")
 action = ddice.load_policy("policy").act(arrays["observations"][0], seed=0)
 assert action.shape == (2,), action

@@ -1,4 +1,6 @@
-"""Policies whose speed is measured, and what one of their decisions must compute and read at least."""
+"""Policies whose speed is measured, and what one of their decisions must compute and read at
+least.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,18 @@ from ddice.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
 
 OBSERVATIONS, ACTIONS = 11, 3  # Hopper
 NETWORKS = {
-    "published": (PublishedScore(), Guidance(network=MLP(hidden=(256,) * 4, activation="silu"), time=FourierTime()), QConfig(members=10)),
+    "published": (
+        PublishedScore(),
+        Guidance(network=MLP(hidden=(256,) * 4, activation="silu"), time=FourierTime()),
+        QConfig(members=10),
+    ),
     "default": (DiffusionPrior().network, Guidance(), QConfig()),
 }
-SOLVERS: dict[str, Solver] = {"2S-15": PUBLISHED, "2M-8": FEW_STEPS, "2M-5": MultiStep(evaluations=5, spacing="quadratic")}
+SOLVERS: dict[str, Solver] = {
+    "2S-15": PUBLISHED,
+    "2M-8": FEW_STEPS,
+    "2M-5": MultiStep(evaluations=5, spacing="quadratic"),
+}
 
 
 def make_policy(networks: str, solver: str, candidates: int, device: str = "cpu") -> Policy:
@@ -49,14 +59,18 @@ def make_policy(networks: str, solver: str, candidates: int, device: str = "cpu"
 
 
 class Cost(NamedTuple):
-    """Of one call for B states: multiply-adds x 2, and bytes of weights that pass the processor (once per evaluation)."""
+    """Of one call for B states: multiply-adds x 2, and bytes of weights that pass the processor
+    (once per evaluation).
+    """
 
     flops: float
     bytes: float
 
 
 def cost(policy: Policy, batch: int) -> Cost:
-    """The least work that the policy's program asks for: linear layers alone, state and time terms once."""
+    """The least work that the policy's program asks for: linear layers alone, state and time
+    terms once.
+    """
     config = policy.config
     program = decision(policy.parts)
     assert isinstance(program.generator, DiffusionProgram)
@@ -64,7 +78,9 @@ def cost(policy: Policy, batch: int) -> Cost:
     flops = size = 0.0
     for part, repeats in ((program.generator.network, evaluations), (program.q, 1)):
         if part is not None:
-            flops += repeats * rows * _multiplications(part.body) + batch * _setup(part, evaluations)
+            flops += repeats * rows * _multiplications(part.body) + batch * _setup(
+                part, evaluations
+            )
             size += 4 * (repeats * _multiplications(part.body) + _multiplications(part.setup))
     return Cost(2 * flops, size)
 
@@ -74,7 +90,9 @@ def _multiplications(steps: list[Instruction]) -> int:
 
 
 def _setup(part: Program, evaluations: int) -> int:
-    """Multiplications per state of what is computed once per call; terms of state and time once for each evaluation."""
+    """Multiplications per state of what is computed once per call; terms of state and time once
+    for each evaluation.
+    """
     timed = {name for name, value in part.constants.items() if value.shape[-3] > 1}
     count = 0
     for step in part.setup:

@@ -1,22 +1,27 @@
-"""Why an extractor wins or loses: what its policies do to the candidates of the behaviour policy, and whether training seeds agree about it.
+"""Why an extractor wins or loses: what its policies do to the candidates of the behaviour policy,
+and whether training seeds agree about it.
 
-    python benchmarks/diagnose.py runs/hopper            # a run folder of `ddice compare` with two seeds or more; writes diagnosis.md into it
+    python benchmarks/diagnose.py runs/hopper            # a run folder of `ddice compare` with two
+    seeds or more; writes diagnosis.md into it
 
 For every policy, on states of its dataset and with the same noise for all policies of all seeds:
 
-outside   share of candidates with a coordinate outside of the action bounds, before they are mapped into them
-spread    deviation of the candidates of a state, over that of the behaviour policy's
-moved     root mean square distance from the behaviour policy's candidate of the same noise, over the behaviour policy's spread
-agree     correlation of that move between two seeds: 1 where all seeds move candidates alike, 0 where a move is noise of training
-rank      rank correlation between two seeds of Q over the behaviour policy's candidates of a state: 0 where selection is noise of training
-length    mean number of steps of an evaluation episode
+outside   share of candidates with a coordinate outside of the action bounds, before they are mapped
+into them spread    deviation of the candidates of a state, over that of the behaviour policy's
+moved     root mean square distance from the behaviour policy's candidate of the same noise, over
+the behaviour policy's spread agree     correlation of that move between two seeds: 1 where all
+seeds move candidates alike, 0 where a move is noise of training rank      rank correlation between
+two seeds of Q over the behaviour policy's candidates of a state: 0 where selection is noise of
+training length    mean number of steps of an evaluation episode
 
-For every backend, on all rows of its dataset, the mean of the seeds; its trained networks must still be in the cache:
+For every backend, on all rows of its dataset, the mean of the seeds; its trained networks must
+still be in the cache:
 
-V and return    correlation of V(s) with the discounted return that was observed from there on
-V - return      the mean difference, in units of the return's deviation: far above 0, V has run away
-weighted        return of the episodes that ratio-weighted rows come from, over that of all rows: below 1, ratios prefer bad episodes
-before falling  mean ratio of the last 50 rows before a termination, over the mean of all: above 1, ratios prefer what leads there
+V and return    correlation of V(s) with the discounted return that was observed from there on V -
+return      the mean difference, in units of the return's deviation: far above 0, V has run away
+weighted        return of the episodes that ratio-weighted rows come from, over that of all rows:
+below 1, ratios prefer bad episodes before falling  mean ratio of the last 50 rows before a
+termination, over the mean of all: above 1, ratios prefer what leads there
 """
 
 from __future__ import annotations
@@ -46,7 +51,9 @@ BACKEND_COLUMNS = ("backend", "V and return", "V - return", "weighted", "before 
 
 def candidates(policy: Policy, observations: Tensor) -> Tensor:
     """Actions (B, N, A) for the same N noises at every state, as the sampler makes them."""
-    noise = policy.sampler.latents(NOISES, policy.spec.actions.size).expand(len(observations), -1, -1)
+    noise = policy.sampler.latents(NOISES, policy.spec.actions.size).expand(
+        len(observations), -1, -1
+    )
     with torch.no_grad():
         return policy.sampler(observations, noise)
 
@@ -65,7 +72,11 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
     """Spearman's, over the candidates (B, N) of each state, averaged over states."""
     ranks = [x.argsort(-1).argsort(-1).double() for x in (first, second)]
     centred = [r - r.mean(-1, keepdim=True) for r in ranks]
-    return float(((centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))).mean())
+    return float(
+        (
+            (centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))
+        ).mean()
+    )
 
 
 def ranking(policy: Policy, observations: Tensor, actions: Tensor) -> Tensor:
@@ -73,7 +84,9 @@ def ranking(policy: Policy, observations: Tensor, actions: Tensor) -> Tensor:
     assert policy.q is not None
     batch, count, size = actions.shape
     with torch.no_grad():
-        q = policy.q(observations.repeat_interleave(count, 0), actions.clamp(-1, 1).reshape(-1, size))
+        q = policy.q(
+            observations.repeat_interleave(count, 0), actions.clamp(-1, 1).reshape(-1, size)
+        )
     return policy.config.selection.scores(q.reshape(-1, batch, count))
 
 
@@ -83,7 +96,13 @@ def over_pairs(values: list[Tensor], compare: Callable[[Tensor, Tensor], float])
     return f"{sum(pairs) / len(pairs):.2f}" if pairs else ""
 
 
-def row(group: tuple[str | None, str], rows: list[Result], run: Path, observations: Tensor, behaviour: dict[int, Tensor]) -> str:
+def row(
+    group: tuple[str | None, str],
+    rows: list[Result],
+    run: Path,
+    observations: Tensor,
+    behaviour: dict[int, Tensor],
+) -> str:
     """One line of the table."""
     policies = [load_policy(folder(run, result) / "policy", device="cpu") for result in rows]
     width = {result.seed: spread(behaviour[result.seed]) for result in rows}
@@ -91,15 +110,22 @@ def row(group: tuple[str | None, str], rows: list[Result], run: Path, observatio
     moves = [actions - behaviour[result.seed] for actions, result in zip(made, rows, strict=True)]
     still = not any(move.any() for move in moves)
     count = len(rows)
+    moved = sum(
+        float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)
+    )
     cells = [
         group[0] or "",
         group[1],
         f"{run_means(rows).mean():.1f}",
         f"{sum(float((x.abs() > 1).any(-1).double().mean()) for x in made) / count:.2f}",
         f"{sum(spread(x) / width[r.seed] for x, r in zip(made, rows, strict=True)) / count:.2f}",
-        "" if still else f"{sum(float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)) / count:.2f}",
+        "" if still else f"{moved / count:.2f}",
         "" if still else over_pairs(moves, correlation),
-        "" if policies[0].q is None else over_pairs([ranking(p, observations, behaviour[rows[0].seed]) for p in policies], rank_correlation),
+        ""
+        if policies[0].q is None
+        else over_pairs(
+            [ranking(p, observations, behaviour[rows[0].seed]) for p in policies], rank_correlation
+        ),
         f"{sum(sum(r.evaluation.lengths) / len(r.evaluation.lengths) for r in rows) / count:.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -108,7 +134,11 @@ def row(group: tuple[str | None, str], rows: list[Result], run: Path, observatio
 def backend_row(name: str, trainings: list[Training]) -> str:
     """One line of the table of backends."""
     numbers = np.mean([backend_numbers(training) for training in trainings], axis=0)
-    return "| " + " | ".join([name, *("" if np.isnan(number) else f"{number:.2f}" for number in numbers)]) + " |"
+    return (
+        "| "
+        + " | ".join([name, *("" if np.isnan(number) else f"{number:.2f}" for number in numbers)])
+        + " |"
+    )
 
 
 @torch.no_grad()
@@ -122,8 +152,13 @@ def backend_numbers(training: Training) -> tuple[float, float, float, float]:
     observed = data.returns_to_go(data.rewards, backend.config.discount).double().numpy()
     correlation = bias = math.nan
     if backend.values_are_returns:
-        values = torch.cat([backend.value(batch.observations) for batch in batches]).double().numpy()
-        correlation, bias = float(np.corrcoef(values, observed)[0, 1]), float((values - observed).mean() / observed.std())
+        values = (
+            torch.cat([backend.value(batch.observations) for batch in batches]).double().numpy()
+        )
+        correlation, bias = (
+            float(np.corrcoef(values, observed)[0, 1]),
+            float((values - observed).mean() / observed.std()),
+        )
     falling = before_termination(data.episode.numpy(), data.terminations.numpy(), FALL)
     before = float(weights[falling].mean() / weights.mean()) if falling.any() else math.nan
     return correlation, bias, float(np.average(returns, weights=weights) / returns.mean()), before
@@ -139,28 +174,42 @@ def before_termination(episode: np.ndarray, terminations: np.ndarray, count: int
 
 def folder(run: Path, result: Result) -> Path:
     """Where a comparison keeps what belongs to a result."""
-    return run / f"seed-{result.seed}" / "-".join(filter(None, (result.backend, result.extractor))).replace(" ", "-")
+    return (
+        run
+        / f"seed-{result.seed}"
+        / "-".join(filter(None, (result.backend, result.extractor))).replace(" ", "-")
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="run folder of ddice compare")
     options = parser.parse_args()
-    comparison = Comparison.model_validate(json.loads((options.run / "comparison.json").read_text()))
+    comparison = Comparison.model_validate(
+        json.loads((options.run / "comparison.json").read_text())
+    )
     data = comparison.recipe.data.load()
     observations = data.sample(STATES, seed=0, step=0).observations
     groups = grouped(Results(options.run / "results.jsonl").rows)
     behaviour = {
-        result.seed: candidates(load_policy(folder(options.run, result) / "policy", device="cpu"), observations)
+        result.seed: candidates(
+            load_policy(folder(options.run, result) / "policy", device="cpu"), observations
+        )
         for result in groups[None, BEHAVIOUR]
     }
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += [row(group, rows, options.run, observations, behaviour) for group, rows in groups.items()]
+    lines += [
+        row(group, rows, options.run, observations, behaviour) for group, rows in groups.items()
+    ]
     lines += ["", "| " + " | ".join(BACKEND_COLUMNS) + " |", "|" + "---|" * len(BACKEND_COLUMNS)]
     trainings: dict[str, dict[int, Training]] = {}
     for cell in comparison.cells():
         if cell.backend is not None and cell.recipe.schedule == "staged":
-            trainings.setdefault(cell.backend, {})[cell.seed] = Training(cell.recipe, data, progress=False, say=lambda text: None, only_found=True)
+            trainings.setdefault(cell.backend, {})[cell.seed] = Training(
+                cell.recipe, data, progress=False, say=lambda text: None, only_found=True
+            )
     lines += [backend_row(name, list(seeds.values())) for name, seeds in trainings.items()]
     text = "\n".join(lines)
     (options.run / "diagnosis.md").write_text(text + "\n")

@@ -1,9 +1,12 @@
-"""How exact every part is: the measured error of each divergence, backend, guidance case and solver beside its bound.
+"""How exact every part is: the measured error of each divergence, backend, guidance case and solver
+beside its bound.
 
-    python benchmarks/exactness.py        # writes docs/exactness.md, in minutes; exits with 1 when a bound is exceeded
+    python benchmarks/exactness.py        # writes docs/exactness.md, in minutes; exits with 1 when
+    a bound is exceeded
 
-The answers come from closed forms, brute force, value iteration and L-BFGS (`ddice.testing` and the helpers of tests/), never from the part itself.
-Members of the unions are found by themselves: a new divergence or solver gets its row without a change here.
+The answers come from closed forms, brute force, value iteration and L-BFGS (`ddice.testing` and the
+helpers of tests/), never from the part itself. Members of the unions are found by themselves: a new
+divergence or solver gets its row without a change here.
 """
 # ruff: noqa: E402 (the helpers of tests/ are found through sys.path)
 
@@ -31,7 +34,15 @@ from ddice.divergences import BUILT_IN
 from ddice.guidance import guided, network_gradient
 from ddice.schedule import NoiseSchedule
 from ddice.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
-from ddice.testing import ExponentialRatio, GaussianMixture, exact_flow, measured_order, quantiles, solver_error, two_sample
+from ddice.testing import (
+    ExponentialRatio,
+    GaussianMixture,
+    exact_flow,
+    measured_order,
+    quantiles,
+    solver_error,
+    two_sample,
+)
 from ddice.testing.order import noise_grid
 
 SCHEDULE = NoiseSchedule()
@@ -64,15 +75,36 @@ def divergences() -> Iterator[Row]:
         y = y[~divergence.past_cut(y) & (divergence.ratio(y) < 40)].requires_grad_()
         slope = torch.autograd.grad(divergence.conjugate(y).sum(), y)[0]
         y = y.detach()
-        ratio, conjugate, brute = divergence.ratio(y), divergence.conjugate(y), brute_force_conjugate(divergence.f, y)
+        ratio, conjugate, brute = (
+            divergence.ratio(y),
+            divergence.conjugate(y),
+            brute_force_conjugate(divergence.f, y),
+        )
         fenchel = divergence.f(ratio) + conjugate - y * ratio
         one = torch.ones(1, dtype=torch.float64, requires_grad=True)
         at_one = divergence.f(one)
         name = kind(divergence)
-        yield Row(name, "conjugate, to the largest x y - f(x) of a grid", float(((conjugate - brute).abs() / (1 + brute.abs())).max()), 1e-6)
-        yield Row(name, "ratio, to the derivative of the conjugate", float(((ratio - slope).abs() / (1 + ratio)).max()), 1e-9)
-        yield Row(name, "f(w) + f*(y) - w y", float((fenchel.abs() / (1 + brute.abs())).max()), 1e-9)
-        yield Row(name, "f(1) and f'(1)", max(abs(float(at_one)), abs(float(torch.autograd.grad(at_one.sum(), one)[0]))), 1e-12)
+        yield Row(
+            name,
+            "conjugate, to the largest x y - f(x) of a grid",
+            float(((conjugate - brute).abs() / (1 + brute.abs())).max()),
+            1e-6,
+        )
+        yield Row(
+            name,
+            "ratio, to the derivative of the conjugate",
+            float(((ratio - slope).abs() / (1 + ratio)).max()),
+            1e-9,
+        )
+        yield Row(
+            name, "f(w) + f*(y) - w y", float((fenchel.abs() / (1 + brute.abs())).max()), 1e-9
+        )
+        yield Row(
+            name,
+            "f(1) and f'(1)",
+            max(abs(float(at_one)), abs(float(torch.autograd.grad(at_one.sum(), one)[0]))),
+            1e-12,
+        )
 
 
 def trained(config: object, problem: tabular.Problem, steps: int) -> tuple[np.ndarray, float]:
@@ -84,8 +116,16 @@ def trained(config: object, problem: tabular.Problem, steps: int) -> tuple[np.nd
 
 
 def backends() -> Iterator[Row]:
-    """Affine networks on one-hot states and pairs, one weighted full batch, stochastic dynamics, half of the pairs may terminate."""
-    common = {"value": tabular.TABLE, "encoder": tabular.RAW, "temperature": TEMPERATURE, "discount": DISCOUNT, "polyak": 0.3}
+    """Affine networks on one-hot states and pairs, one weighted full batch, stochastic dynamics,
+    half of the pairs may terminate.
+    """
+    common = {
+        "value": tabular.TABLE,
+        "encoder": tabular.RAW,
+        "temperature": TEMPERATURE,
+        "discount": DISCOUNT,
+        "polyak": 0.3,
+    }
     head = AdvantageHead(network=tabular.TABLE, members=1, clip_deviations=1000)
     pair, alone = {**common, "critic": tabular.TABLE}, {**common, "advantage": head}
     problem = tabular.random_problem(2, states=STATES, actions=ACTIONS, terminate=0.5)
@@ -93,22 +133,37 @@ def backends() -> Iterator[Row]:
     names = [str(cls.model_fields["kind"].default) for cls in BUILT_IN]
     for name in (name for name in names if name in tabular.KINDS):
         exact = tabular.semi_gradient(problem, name, TEMPERATURE, DISCOUNT)
-        yield from ratio_rows(f"FDice, {name}", FDice(divergence=name, optimizer=tabular.quick(0.1), **pair), problem, exact, 700)
+        yield from ratio_rows(
+            f"FDice, {name}",
+            FDice(divergence=name, optimizer=tabular.quick(0.1), **pair),
+            problem,
+            exact,
+            700,
+        )
         exact = tabular.semi_gradient(certain, name, TEMPERATURE, DISCOUNT)
         config = DeterministicDice(divergence=name, optimizer=tabular.quick(0.1), **alone)
-        yield from ratio_rows(f"DeterministicDice, {name}, deterministic dynamics", config, certain, exact, 700)
+        yield from ratio_rows(
+            f"DeterministicDice, {name}, deterministic dynamics", config, certain, exact, 700
+        )
         exact = tabular.dual(problem, name, TEMPERATURE, DISCOUNT)
         config = OptiDice(divergence=name, rewards=(), optimizer=tabular.quick(0.05), **alone)
         yield from ratio_rows(f"OptiDice, {name}", config, problem, exact, 2500)
 
 
-def ratio_rows(case: str, config: object, problem: tabular.Problem, exact: tabular.Solution, steps: int) -> Iterator[Row]:
+def ratio_rows(
+    case: str, config: object, problem: tabular.Problem, exact: tabular.Solution, steps: int
+) -> Iterator[Row]:
     expected = exact.w[problem.s, problem.a]
     ratio, mean = trained(config, problem, steps)
     positive = expected > 0
     relative = np.abs(ratio - expected)[positive] / expected[positive]
     yield Row(case, "median relative error of positive ratios", float(np.median(relative)), 0.02)
-    yield Row(case, "largest error, relative to the largest ratio", float(np.abs(ratio - expected).max() / expected.max()), 0.02)
+    yield Row(
+        case,
+        "largest error, relative to the largest ratio",
+        float(np.abs(ratio - expected).max() / expected.max()),
+        0.02,
+    )
     if isinstance(config, FDice | DeterministicDice):
         yield Row(case, "mean ratio - 1", abs(mean - 1), 0.005)
 
@@ -118,60 +173,129 @@ def guidance() -> Iterator[Row]:
     a, x = np.linspace(-6, 6, 60_001), np.linspace(-1, 1, 9)
     for name, ratio in cases.RATIOS.items():
         w = ratio.log(torch.from_numpy(a)[:, None]).exp().numpy()
-        closed = np.stack([cases.PEAKS.guidance(ratio, SCHEDULE, torch.from_numpy(x)[:, None], t).numpy() for t in cases.TIMES])
+        closed = np.stack(
+            [
+                cases.PEAKS.guidance(ratio, SCHEDULE, torch.from_numpy(x)[:, None], t).numpy()
+                for t in cases.TIMES
+            ]
+        )
         summed = np.stack([cases.by_quadrature(cases.PEAKS, w, a, x, t) for t in cases.TIMES])
-        yield Row(name, "closed form of log E[w given a_t], to quadrature", float(np.abs(closed - summed).max()), 1e-6)
-        denoiser = guided(cases.PEAKS.denoiser(SCHEDULE), cases.PEAKS.gradient(ratio, SCHEDULE), SCHEDULE, 1.0)
-        expected = quantiles(cases.PEAKS.tilted(ratio).diffused(SCHEDULE, SCHEDULE.t_min).log_density, 201)
+        yield Row(
+            name,
+            "closed form of log E[w given a_t], to quadrature",
+            float(np.abs(closed - summed).max()),
+            1e-6,
+        )
+        denoiser = guided(
+            cases.PEAKS.denoiser(SCHEDULE), cases.PEAKS.gradient(ratio, SCHEDULE), SCHEDULE, 1.0
+        )
+        expected = quantiles(
+            cases.PEAKS.tilted(ratio).diffused(SCHEDULE, SCHEDULE.t_min).log_density, 201
+        )
         flow = exact_flow(denoiser, noise_grid(201), SCHEDULE, steps=400)
-        yield Row(name, "exact guided flow, to the quantiles of p w: mean error", float((flow - expected).abs().mean()), 0.01)
+        yield Row(
+            name,
+            "exact guided flow, to the quantiles of p w: mean error",
+            float((flow - expected).abs().mean()),
+            0.01,
+        )
     for name, ratio in cases.PLANE_RATIOS.items():
-        noise = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        denoiser = guided(cases.PLANE.denoiser(SCHEDULE), cases.PLANE.gradient(ratio, SCHEDULE), SCHEDULE, 1.0)
-        actions = MultiStep(evaluations=40, spacing="quadratic").integrate(denoiser, noise, SCHEDULE)
+        noise = torch.randn(
+            1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        denoiser = guided(
+            cases.PLANE.denoiser(SCHEDULE), cases.PLANE.gradient(ratio, SCHEDULE), SCHEDULE, 1.0
+        )
+        actions = MultiStep(evaluations=40, spacing="quadratic").integrate(
+            denoiser, noise, SCHEDULE
+        )
         found = two_sample(actions, cases.PLANE.tilted(ratio).sample)
-        yield Row(f"{name}, two dimensions", "energy distance of 1000 guided samples, in noise floors", found.multiple, 2)
+        yield Row(
+            f"{name}, two dimensions",
+            "energy distance of 1000 guided samples, in noise floors",
+            found.multiple,
+            2,
+        )
     for name in ("linear", "mixture"):
         yield from learned_rows(name)
 
 
 def learned_rows(name: str) -> Iterator[Row]:
     extractor, tilted = cases.learned(name), cases.PEAKS.tilted(cases.RATIOS[name])
-    gradient = network_gradient(extractor.network, extractor.prior.encoder(torch.zeros(1, 1)), SCHEDULE)
+    gradient = network_gradient(
+        extractor.network, extractor.prior.encoder(torch.zeros(1, 1)), SCHEDULE
+    )
     for t in (0.1, 0.3):
         x = tilted.diffused(SCHEDULE, t).sample(500, seed=0).float()
         exact = cases.PEAKS.gradient(cases.RATIOS[name], SCHEDULE)(x, torch.tensor(t))
-        error = (gradient(x, torch.tensor(t)).detach() - exact).square().mean() / exact.square().mean()
-        yield Row(f"{name}, learned", f"gradient at t = {t:g}, relative root mean square", float(error.sqrt()), 0.4)
+        error = (
+            gradient(x, torch.tensor(t)).detach() - exact
+        ).square().mean() / exact.square().mean()
+        yield Row(
+            f"{name}, learned",
+            f"gradient at t = {t:g}, relative root mean square",
+            float(error.sqrt()),
+            0.4,
+        )
     noise = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         denoiser = guided(cases.PEAKS.denoiser(SCHEDULE), gradient, SCHEDULE, 1.0)
-        actions = MultiStep(evaluations=40, spacing="quadratic").integrate(denoiser, noise, SCHEDULE)
-    found, unguided = (two_sample(sample, tilted.sample).distance for sample in (actions, cases.PEAKS.sample(1000, 10**6)))
-    yield Row(f"{name}, learned", "energy distance of samples, relative to unguided ones", found / unguided, 0.1)
+        actions = MultiStep(evaluations=40, spacing="quadratic").integrate(
+            denoiser, noise, SCHEDULE
+        )
+    found, unguided = (
+        two_sample(sample, tilted.sample).distance
+        for sample in (actions, cases.PEAKS.sample(1000, 10**6))
+    )
+    yield Row(
+        f"{name}, learned",
+        "energy distance of samples, relative to unguided ones",
+        found / unguided,
+        0.1,
+    )
 
 
 def scales() -> Iterator[Row]:
-    """p = N(0, 1) and w = exp(-a^2 / 2): what the guided flow samples, against its closed form, the variance 2^-kappa."""
-    prior, ratio, schedule = GaussianMixture.of([1], [[0.0]], [[1.0]]), ExponentialRatio.quadratic([0.0], [1.0]), NoiseSchedule(t_min=1e-6)
+    """p = N(0, 1) and w = exp(-a^2 / 2): what the guided flow samples, against its closed form,
+    the variance 2^-kappa.
+    """
+    prior, ratio, schedule = (
+        GaussianMixture.of([1], [[0.0]], [[1.0]]),
+        ExponentialRatio.quadratic([0.0], [1.0]),
+        NoiseSchedule(t_min=1e-6),
+    )
     for scale in (0.5, 1.0, 2.0, 4.0):
-        denoiser = guided(prior.denoiser(schedule), prior.gradient(ratio, schedule), schedule, scale)
+        denoiser = guided(
+            prior.denoiser(schedule), prior.gradient(ratio, schedule), schedule, scale
+        )
         variance = float(exact_flow(denoiser, torch.ones(1, 1), schedule, steps=400)) ** 2
         what = f"variance {variance:.4f}, relative to 2^-kappa; p w^kappa has {1 / (1 + scale):.4f}"
         yield Row(f"scale {scale:g}", what, abs(variance * 2**scale - 1), 1e-3)
 
 
 def solvers() -> Iterator[Row]:
-    """On a guided mixture: the order from 65 to 513 evaluations, and the root mean square error of the named settings."""
+    """On a guided mixture: the order from 65 to 513 evaluations, and the root mean square error
+    of the named settings.
+    """
     for solver in get_args(get_args(Solver)[0]):
         order = getattr(solver, "order", ORDERS.get(solver.model_fields["kind"].default))
         for spacing in ("uniform", "quadratic"):
             measured = measured_order(solver, spacing)
-            yield Row(f"{solver.__name__}, {spacing}", f"order {measured:.2f}, to the declared {order}", abs(measured - order), 0.15)
+            yield Row(
+                f"{solver.__name__}, {spacing}",
+                f"order {measured:.2f}, to the declared {order}",
+                abs(measured - order),
+                0.15,
+            )
     for name, setting, bound in (("PUBLISHED", PUBLISHED, 0.1), ("FEW_STEPS", FEW_STEPS, 0.07)):
         for scale in (0.0, 1.0, 2.0, 4.0):
             error = solver_error(setting, scale, SCHEDULE)[0]
-            yield Row(f"{name}, {setting.evaluations} evaluations, scale {scale:g}", "error of actions", error, bound)
+            yield Row(
+                f"{name}, {setting.evaluations} evaluations, scale {scale:g}",
+                "error of actions",
+                error,
+                bound,
+            )
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -186,13 +310,29 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
 def main(path: Path) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    lines = ["# How exact every part is", "", "Written by `python benchmarks/exactness.py`: each row is measured against an answer known otherwise."]
+    lines = [
+        "# How exact every part is",
+        "",
+        "Written by `python benchmarks/exactness.py`: each row is measured against an answer "
+        "known otherwise.",
+    ]
     exceeded = 0
     for title, section in SECTIONS.items():
-        lines += ["", f"## {title}", "", str(section.__doc__), "", "| case | what | error | bound | |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            str(section.__doc__),
+            "",
+            "| case | what | error | bound | |",
+            "|---|---|---|---|---|",
+        ]
         for row in section():
             exceeded += not row.kept
-            lines.append(f"| {row.case} | {row.what} | {row.error:.2g} | {row.bound:g} | {'kept' if row.kept else '**exceeded**'} |")
+            lines.append(
+                f"| {row.case} | {row.what} | {row.error:.2g} | {row.bound:g} | "
+                f"{'kept' if row.kept else '**exceeded**'} |"
+            )
             print(lines[-1], flush=True)
     path.write_text("\n".join(lines) + "\n")
     print(f"{path}: {exceeded} bounds exceeded")

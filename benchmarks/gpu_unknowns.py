@@ -1,6 +1,7 @@
-"""Measure on a CUDA device what the cost model of notes.md takes for granted; prints one line for each number.
+"""Measure on a CUDA device what the cost model of notes.md takes for granted; prints one line for
+each number.
 
-    python benchmarks/gpu_unknowns.py
+python benchmarks/gpu_unknowns.py
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def milliseconds(call: Callable[[], object], rounds: int = 30) -> float:
 def baseline() -> float:
     """One decision of the plain sampler, with its transfers, in ms."""
     plain = PlainEager(make_policy("published", "2S-15", CANDIDATES, "cuda"))
-    observations, noise = torch.randn(STATES, OBSERVATIONS), torch.randn(STATES, CANDIDATES, ACTIONS)
+    observations, noise = (
+        torch.randn(STATES, OBSERVATIONS),
+        torch.randn(STATES, CANDIDATES, ACTIONS),
+    )
     return milliseconds(lambda: plain(observations, noise).cpu())
 
 
@@ -113,12 +117,20 @@ LARGE_CLUSTER_ALLOWED = 13  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWE
 
 
 def cluster(size: int, exchange: bool) -> float:
-    """One barrier of a cluster of so many blocks of 1024 threads, in microseconds; with exchange: two, and 4 KiB from block to block between them."""
+    """One barrier of a cluster of so many blocks of 1024 threads, in microseconds; with
+    exchange: two, and 4 KiB from block to block between them.
+    """
     kernel = torch.cuda._compile_kernel(CLUSTER.replace("SIZE", str(size)), "meet")
-    if size > 8 and ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(kernel.func, LARGE_CLUSTER_ALLOWED, 1):
+    if size > 8 and ctypes.CDLL("libcuda.so.1").cuFuncSetAttribute(
+        kernel.func, LARGE_CLUSTER_ALLOWED, 1
+    ):
         return float("nan")
     out = torch.zeros(1, device="cuda")
-    return 1e3 * milliseconds(lambda: kernel((size, 1, 1), (1024, 1, 1), [out, MEETINGS, int(exchange)])) / MEETINGS
+    return (
+        1e3
+        * milliseconds(lambda: kernel((size, 1, 1), (1024, 1, 1), [out, MEETINGS, int(exchange)]))
+        / MEETINGS
+    )
 
 
 def cache_bandwidth(blocks: int) -> float:
@@ -138,18 +150,30 @@ def numbers() -> Iterator[tuple[str, float, str]]:
     yield "one launch of a kernel", launch(), "us"
     if hasattr(torch.cuda, "_compile_kernel"):  # of recent releases of PyTorch
         yield "second-level cache to 1 multiprocessor", cache_bandwidth(1), "GB/s"
-        yield f"second-level cache to each of {count} multiprocessors at once", cache_bandwidth(count), "GB/s"
+        yield (
+            f"second-level cache to each of {count} multiprocessors at once",
+            cache_bandwidth(count),
+            "GB/s",
+        )
         for size in CLUSTERS:
             yield f"barrier of {size} blocks", cluster(size, False), "us"
             yield f"exchange between {size} blocks, two barriers", cluster(size, True), "us"
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     if not torch.cuda.is_available():
-        print("error: needs a CUDA device, and PyTorch finds none: it takes an NVIDIA GPU and the CUDA build of PyTorch", file=sys.stderr)
+        print(
+            "error: needs a CUDA device, and PyTorch finds none: it takes an NVIDIA GPU and "
+            "the CUDA build of PyTorch",
+            file=sys.stderr,
+        )
         return 1
-    os.environ.setdefault("CUDA_HOME", sys.prefix)  # PyTorch asks for one before it compiles a kernel; these include nothing
+    os.environ.setdefault(
+        "CUDA_HOME", sys.prefix
+    )  # PyTorch asks for one before it compiles a kernel; these include nothing
     print(", ".join(f"{name} {value}" for name, value in description("cuda").items()))
     for name, number, unit in numbers():
         print(f"{name}: {number:.3g} {unit}")

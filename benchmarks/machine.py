@@ -15,19 +15,28 @@ import torch
 from ddice.engines.products import Products
 
 PACKAGES = ("ddice", "torch", "numpy", "onnxruntime", "triton")
-MATMUL = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product gives the rate of multiply-adds
+MATMUL = {
+    "cpu": 1024,
+    "cuda": 8192,
+}  # side of the square matrices whose product gives the rate of multiply-adds
 READS = {"cpu": 1, "cuda": 100}  # of the same bytes, for each time that the device is waited for
 MIB = 2**20
 
 
 def processor() -> str:
-    """The name of the processor, with its family and model where the system gives them: one name may stand for several generations."""
+    """The name of the processor, with its family and model where the system gives them: one name
+    may stand for several generations.
+    """
     info = Path("/proc/cpuinfo")
     pairs = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in reversed(pairs)}  # of the first processor
+    fields = {
+        key.strip(): value.strip() for key, _, value in reversed(pairs)
+    }  # of the first processor
     if "model name" not in fields:
         return platform.processor() or platform.machine()
-    return fields["model name"] + (f", family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else "")
+    return fields["model name"] + (
+        f", family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
+    )
 
 
 def description(device: str) -> dict[str, str]:
@@ -39,7 +48,13 @@ def description(device: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     name = torch.cuda.get_device_name() if device == "cuda" else processor()
-    return {"device": device, "machine": name, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
+    return {
+        "device": device,
+        "machine": name,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
@@ -64,9 +79,16 @@ def median_seconds(call: Callable[[], object], rounds: int) -> float:
 
 @cache
 def flops_per_second(device: str, dtype: str = "float32") -> float:
-    """The rate of a large matrix product in "float32", "tf32" or "float16", by the fastest kernel of PyTorch."""
+    """The rate of a large matrix product in "float32", "tf32" or "float16", by the fastest
+    kernel of PyTorch.
+    """
     side = MATMUL[device]
-    a, b = (torch.randn(side, side, device=device, dtype=torch.float16 if dtype == "float16" else torch.float32) for _ in range(2))
+    a, b = (
+        torch.randn(
+            side, side, device=device, dtype=torch.float16 if dtype == "float16" else torch.float32
+        )
+        for _ in range(2)
+    )
     product, before = Products().make(b, side), torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     try:
@@ -88,7 +110,9 @@ def bytes_per_second(device: str, size: int) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: str) -> float | None:
-    """MiB that a call takes at its peak beyond what was there before; None where the system does not tell."""
+    """MiB that a call takes at its peak beyond what was there before; None where the system does
+    not tell.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_reserved()  # recordings keep memory that nothing is allocated in
@@ -101,7 +125,11 @@ def peak_memory(call: Callable[[], object], device: str) -> float | None:
         return None
 
     def kilobytes(field: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+        return next(
+            int(line.split()[1])
+            for line in status.read_text().splitlines()
+            if line.startswith(field)
+        )
 
     before_kb = kilobytes("VmRSS")
     call()

@@ -1,6 +1,7 @@
-"""How much memory an engine takes: compiling it and one decision, in a process of its own, at the peak and beyond what the policy itself takes.
+"""How much memory an engine takes: compiling it and one decision, in a process of its own, at the
+peak and beyond what the policy itself takes.
 
-    python benchmarks/memory.py --engine onnx --batch 50 --candidates 32
+python benchmarks/memory.py --engine onnx --batch 50 --candidates 32
 """
 
 from __future__ import annotations
@@ -19,19 +20,34 @@ from benchmarks.decisions import ACTIONS, NETWORKS, OBSERVATIONS, SOLVERS, make_
 from benchmarks.machine import peak_memory
 
 ENGINES = ("reference", "eager", "onnx", "graph", "fused")
-IMPORTED = {"onnx": ("onnx", "onnxruntime"), "fused": ("triton",)}  # by engines: libraries are not counted
+IMPORTED = {
+    "onnx": ("onnx", "onnxruntime"),
+    "fused": ("triton",),
+}  # by engines: libraries are not counted
 
 
-def measured(networks: str, solver: str, engine: str, batch: int, candidates: int, dtype: str, device: str) -> float | None:
+def measured(
+    networks: str, solver: str, engine: str, batch: int, candidates: int, dtype: str, device: str
+) -> float | None:
     """MiB, found by this script in another process; None where the system does not tell."""
-    options = {"networks": networks, "solver": solver, "engine": engine, "batch": batch, "candidates": candidates, "dtype": dtype, "device": device}
+    options = {
+        "networks": networks,
+        "solver": solver,
+        "engine": engine,
+        "batch": batch,
+        "candidates": candidates,
+        "dtype": dtype,
+        "device": device,
+    }
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in options.items())]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     return None if printed == "unknown" else float(printed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", choices=NETWORKS, default="published")
     parser.add_argument("--solver", choices=SOLVERS, default="2S-15")
     parser.add_argument("--engine", choices=ENGINES, default="eager")
@@ -46,10 +62,14 @@ def main() -> None:
     policy = make_policy(options.networks, options.solver, options.candidates, options.device)
     observations = torch.randn(options.batch, OBSERVATIONS, device=options.device)
     noise = torch.randn(options.batch, options.candidates, ACTIONS, device=options.device)
-    torch.zeros(8, 8) @ torch.zeros(8, 8)  # the library of products takes its own memory at its first call
+    torch.zeros(8, 8) @ torch.zeros(
+        8, 8
+    )  # the library of products takes its own memory at its first call
 
     def compile_and_act() -> None:
-        policy.compile(options.engine, batch_sizes=(options.batch,), dtype=options.dtype).decide(observations, noise)
+        policy.compile(options.engine, batch_sizes=(options.batch,), dtype=options.dtype).decide(
+            observations, noise
+        )
 
     found = peak_memory(compile_and_act, options.device)
     print("unknown" if found is None else f"{found:.1f} MiB")

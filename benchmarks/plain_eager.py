@@ -1,8 +1,10 @@
-"""The baseline of the speed measurements: a policy's sampler as research code writes it, with the policy's own weights.
+"""The baseline of the speed measurements: a policy's sampler as research code writes it, with the
+policy's own weights.
 
-torch modules, the state repeated for every candidate, noise levels computed on tensors at every evaluation, the guidance gradient by autograd,
-candidates to the host and back before Q ranks them. The solver is singlestep DPM-Solver++(2S) (arXiv 2211.01095), the noise the caller's: its
-decisions are the reference's, and a test holds that.
+torch modules, the state repeated for every candidate, noise levels computed on tensors at every
+evaluation, the guidance gradient by autograd, candidates to the host and back before Q ranks them.
+The solver is singlestep DPM-Solver++(2S) (arXiv 2211.01095), the noise the caller's: its decisions
+are the reference's, and a test holds that.
 """
 
 from __future__ import annotations
@@ -26,10 +28,16 @@ class PlainNetwork(nn.Module):
         for layer in self.plan:
             if layer.op == "linear":
                 module: nn.Module = nn.Linear(*layer.weight.shape)
-                module.weight.data, module.bias.data = layer.weight.detach().T.contiguous(), layer.bias.detach().clone()
+                module.weight.data, module.bias.data = (
+                    layer.weight.detach().T.contiguous(),
+                    layer.bias.detach().clone(),
+                )
             elif layer.op == "layer_norm":
                 module = nn.LayerNorm(len(layer.weight), eps=NORM_EPS)
-                module.weight.data, module.bias.data = layer.weight.detach().clone(), layer.bias.detach().clone()
+                module.weight.data, module.bias.data = (
+                    layer.weight.detach().clone(),
+                    layer.bias.detach().clone(),
+                )
             elif layer.op in ("silu", "relu"):
                 module = nn.SiLU() if layer.op == "silu" else nn.ReLU()
             else:
@@ -61,7 +69,11 @@ class PlainQ(nn.Module):
         super().__init__()
         layers = [layer for layer in critic.plan() if layer.op == "linear"]
         self.members = [
-            [(layer.weight[m].detach().T.contiguous(), layer.bias[m].detach().clone()) for layer in layers] for m in range(critic.members[-1])
+            [
+                (layer.weight[m].detach().T.contiguous(), layer.bias[m].detach().clone())
+                for layer in layers
+            ]
+            for m in range(critic.members[-1])
         ]
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:
@@ -77,7 +89,9 @@ class PlainQ(nn.Module):
 
 
 class PlainEager:
-    """observations (B, S) and noise (B, K, A) -> actions (B, A) in [-1, 1]; singlestep solver, Q a ReLU ensemble, selection by its mean."""
+    """observations (B, S) and noise (B, K, A) -> actions (B, A) in [-1, 1]; singlestep solver, Q
+    a ReLU ensemble, selection by its mean.
+    """
 
     def __init__(self, policy: Policy):
         sampler, config = policy.sampler, policy.config
@@ -88,7 +102,10 @@ class PlainEager:
         assert sampler.guidance is not None
         assert config.selection.rule == "mean"
         self.device, self.clip_first = policy.device, config.clip_candidates == "before_scoring"
-        self.evaluations, self.scale = sampler.config.solver.evaluations, sampler.config.guidance_scale
+        self.evaluations, self.scale = (
+            sampler.config.solver.evaluations,
+            sampler.config.guidance_scale,
+        )
         self.schedule, self.encoder = sampler.config.prior.schedule, sampler.encoder
         self.score = PlainNetwork(sampler.network).to(self.device)
         self.guidance = PlainNetwork(sampler.guidance).to(self.device)
@@ -101,7 +118,9 @@ class PlainEager:
             noise = self.score(features, x, time)
         with torch.enable_grad():
             variable = x.detach().requires_grad_(True)
-            gradient = torch.autograd.grad(self.guidance(features, variable, time).sum(), variable)[0]
+            gradient = torch.autograd.grad(self.guidance(features, variable, time).sum(), variable)[
+                0
+            ]
         return noise - self.schedule.sigma(t)[:, None] * self.scale * gradient
 
     def _clean(self, x: Tensor, t: Tensor, features: Tensor) -> Tensor:
@@ -111,20 +130,28 @@ class PlainEager:
     def _advance(self, x: Tensor, clean: Tensor, start: Tensor, end: Tensor) -> Tensor:
         schedule = self.schedule
         factor = torch.expm1(schedule.log_snr(start) - schedule.log_snr(end))
-        return schedule.sigma(end) / schedule.sigma(start) * x - schedule.alpha(end) * factor * clean
+        return (
+            schedule.sigma(end) / schedule.sigma(start) * x - schedule.alpha(end) * factor * clean
+        )
 
     def sample(self, features: Tensor, x: Tensor) -> Tensor:
         """Features (N, F), noise (N, A) -> candidates (N, A)."""
         schedule = self.schedule
-        times = torch.linspace(1.0, schedule.t_min, self.evaluations + 1, dtype=torch.float64, device=x.device).float()
+        times = torch.linspace(
+            1.0, schedule.t_min, self.evaluations + 1, dtype=torch.float64, device=x.device
+        ).float()
         second_order = (self.evaluations - 1) // 2
         for j in range(0, 2 * second_order, 2):
             start, inner, end = times[j], times[j + 1], times[j + 2]
-            r1 = (schedule.log_snr(inner) - schedule.log_snr(start)) / (schedule.log_snr(end) - schedule.log_snr(start))
+            r1 = (schedule.log_snr(inner) - schedule.log_snr(start)) / (
+                schedule.log_snr(end) - schedule.log_snr(start)
+            )
             clean = self._clean(x, start, features)
             inner_clean = self._clean(self._advance(x, clean, start, inner), inner, features)
             x = self._advance(x, clean + (inner_clean - clean) / (2 * r1), start, end)
-        for start, end in zip(times[2 * second_order : -1], times[2 * second_order + 1 :], strict=True):
+        for start, end in zip(
+            times[2 * second_order : -1], times[2 * second_order + 1 :], strict=True
+        ):
             x = self._advance(x, self._clean(x, start, features), start, end)
         return x
 
@@ -138,4 +165,6 @@ class PlainEager:
             return x.clamp(-1, 1)
         with torch.no_grad():
             q = self.q(features, x).mean(0).view(batch, count)
-        return x.view(batch, count, size)[torch.arange(batch, device=self.device), q.argmax(-1)].clamp(-1, 1)
+        return x.view(batch, count, size)[
+            torch.arange(batch, device=self.device), q.argmax(-1)
+        ].clamp(-1, 1)

@@ -1,7 +1,7 @@
 """Write benchmarks/README.md and its plot from the committed results of `make bench`.
 
-    python benchmarks/render_speed.py .benchmarks/bench.json   # take a new result in, then render
-    python benchmarks/render_speed.py                          # render what is committed
+python benchmarks/render_speed.py .benchmarks/bench.json   # take a new result in, then render
+python benchmarks/render_speed.py                          # render what is committed
 """
 
 from __future__ import annotations
@@ -37,27 +37,46 @@ is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5 evaluations: oth
 
 
 def take_in(path: Path) -> list[Path]:
-    """Keep what matters of a pytest-benchmark result, a file for each device under the name of its machine."""
+    """Keep what matters of a pytest-benchmark result, a file for each device under the name of
+    its machine.
+    """
     content, rows = json.loads(path.read_text()), list[dict[str, Any]]()
     for entry in content["benchmarks"]:
-        row = {"test": entry["name"].partition("[")[0], "group": entry["group"], **entry["extra_info"]}
+        row = {
+            "test": entry["name"].partition("[")[0],
+            "group": entry["group"],
+            **entry["extra_info"],
+        }
         if "p50_ms" not in row:
             row |= {"p50_ms": 1e3 * entry["stats"]["median"]}
-        rows.append({key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()})
+        rows.append(
+            {
+                key: float(f"{value:.4g}") if isinstance(value, float) else value
+                for key, value in row.items()
+            }
+        )
     if not rows:
         raise ValueError(f"{path} holds no measurement")
     kept = []
     for device in dict.fromkeys(row["device"] for row in rows):
         own = [row for row in rows if row["device"] == device]
-        target = RESULTS / f"{device}-{re.sub(r'[^a-z0-9]+', '-', own[0]['machine'].lower()).strip('-')}.json"
+        target = (
+            RESULTS
+            / f"{device}-{re.sub(r'[^a-z0-9]+', '-', own[0]['machine'].lower()).strip('-')}.json"
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({"measured": content["datetime"][:10], "rows": own}, indent=1) + "\n")
+        target.write_text(
+            json.dumps({"measured": content["datetime"][:10], "rows": own}, indent=1) + "\n"
+        )
         kept.append(target)
     return kept
 
 
 def decision_table(rows: list[dict[str, Any]]) -> list[str]:
-    columns = "| states x K | networks | solver | engine | dtype | times faster | decisions/s | p99/p50 | x floor | peak MiB | cold start, s |"
+    columns = (
+        "| states x K | networks | solver | engine | dtype | times faster | decisions/s | "
+        "p99/p50 | x floor | peak MiB | cold start, s |"
+    )
     lines = [columns, "|" + "---|" * columns.count("| ")]
     for row in rows:
         memory = "" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.1f}"
@@ -72,21 +91,33 @@ def decision_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def step_table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| part | preset | batch | ms a step |", "|---|---|---|---|"]
-    return lines + [f"| {row['stage']} | {row['preset']} | {row['batch']} | {row['p50_ms']:.1f} |" for row in rows]
+    return lines + [
+        f"| {row['stage']} | {row['preset']} | {row['batch']} | {row['p50_ms']:.1f} |"
+        for row in rows
+    ]
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """How many times faster, for every shape of the published networks."""
     import matplotlib.pyplot as plt
 
-    panels = [(name, [row for row in rows if row["networks"] == "published"]) for name, rows in results.items()]
-    figure, axes = plt.subplots(1, len(panels), figsize=(8.5 * len(panels), 4.2), squeeze=False, layout="constrained")
+    panels = [
+        (name, [row for row in rows if row["networks"] == "published"])
+        for name, rows in results.items()
+    ]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(8.5 * len(panels), 4.2), squeeze=False, layout="constrained"
+    )
     for axis, (name, rows) in zip(axes[0], panels, strict=True):
         shapes = list(dict.fromkeys((row["batch"], row["candidates"]) for row in rows))
         series = list(dict.fromkeys((row["engine"], row["solver"], row["dtype"]) for row in rows))
         width = 0.84 / len(series)
         for j, key in enumerate(series):
-            chosen = {(r["batch"], r["candidates"]): r["ratio_to_plain"] for r in rows if (r["engine"], r["solver"], r["dtype"]) == key}
+            chosen = {
+                (r["batch"], r["candidates"]): r["ratio_to_plain"]
+                for r in rows
+                if (r["engine"], r["solver"], r["dtype"]) == key
+            }
             places = [shapes.index(shape) + (j - (len(series) - 1) / 2) * width for shape in chosen]
             label = " ".join(part for part in key if part != "float32")
             color = plt.get_cmap("cividis")(j / max(len(series) - 1, 1))
@@ -94,7 +125,11 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xticks(range(len(shapes)), [f"{b} x {k}" for b, k in shapes])
-        axis.set(xlabel="states x candidates", ylabel="times faster than the plain sampler", title=f"{name}, published networks")
+        axis.set(
+            xlabel="states x candidates",
+            ylabel="times faster than the plain sampler",
+            title=f"{name}, published networks",
+        )
         axis.legend(frameon=False, fontsize=8, ncols=2)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
@@ -107,27 +142,44 @@ def render() -> None:
         content = json.loads(path.read_text())
         rows = content["rows"]
         about = next(row for row in rows if "engine" in row)
-        versions = ", ".join(f"{name} {about[name]}" for name in ("python", "torch", "onnxruntime", "triton") if name in about)
+        versions = ", ".join(
+            f"{name} {about[name]}"
+            for name in ("python", "torch", "onnxruntime", "triton")
+            if name in about
+        )
         device = about["device"].upper()
-        parts.append(f"## {device}: {about['machine']}\n\n{content['measured']}, {about['threads']} thread, {versions}.\n")
+        parts.append(
+            f"## {device}: {about['machine']}\n\n{content['measured']}, {about['threads']} "
+            f"thread, {versions}.\n"
+        )
         found = [row for row in rows if row["test"] == "test_decisions"]
         decisions[f"{device} ({about['machine']})"] = found
         parts.append("\n".join(decision_table(found)) + "\n")
         if steps := [row for row in rows if row["test"] == "test_steps"]:
-            title = "One training step, batch drawn (shared machine: compare rows of this table only):"
+            title = (
+                "One training step, batch drawn (shared machine: compare rows of this table only):"
+            )
             parts.append(f"{title}\n\n" + "\n".join(step_table(steps)) + "\n")
         if batches := [row for row in rows if row["test"] == "test_batches"]:
-            told = ", ".join(f"{row['ratio_to_loader']:.0f} times faster for {row['batch']} rows" for row in batches)
+            told = ", ".join(
+                f"{row['ratio_to_loader']:.0f} times faster for {row['batch']} rows"
+                for row in batches
+            )
             parts.append(f"`data.sample` against a DataLoader that collates row by row: {told}.\n")
     if not any(name.startswith("CUDA") for name in decisions):
-        parts.append("## CUDA\n\nNot yet measured: `make bench` on a machine with an NVIDIA GPU adds its table here.\n")
+        parts.append(
+            "## CUDA\n\nNot yet measured: `make bench` on a machine with an NVIDIA GPU adds "
+            "its table here.\n"
+        )
     plot(decisions, HERE / "speed.png")
     parts.insert(1, "![how many times faster than the plain sampler](speed.png)\n")
     (HERE / "README.md").write_text("\n".join(parts))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("result", nargs="?", type=Path, help="JSON of pytest --benchmark-json")
     options = parser.parse_args()
     if options.result is not None:

@@ -1,8 +1,11 @@
-"""Error against evaluations for every solver, spacing and guidance scale, on a guided mixture whose flow is known exactly.
+"""Error against evaluations for every solver, spacing and guidance scale, on a guided mixture whose
+flow is known exactly.
 
-    python benchmarks/solver_error.py        # writes benchmarks/solver_error.json and docs/solver_error.png
+    python benchmarks/solver_error.py        # writes benchmarks/solver_error.json and
+    docs/solver_error.png
 
-Errors are those of the actions, whose two peaks have a deviation of 0.2, over 201 quantiles of the noise. Nothing is random and nothing is learned.
+Errors are those of the actions, whose two peaks have a deviation of 0.2, over 201 quantiles of the
+noise. Nothing is random and nothing is learned.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ def measure() -> list[dict[str, Any]]:
     """One row per solver, spacing, scale and number of evaluations."""
     rows = []
     for (name, solver), spacing, scale, count in product(SOLVERS.items(), SPACINGS, SCALES, COUNTS):
-        rms, largest = solver_error(solver(evaluations=count, spacing=spacing), scale, NoiseSchedule())
+        rms, largest = solver_error(
+            solver(evaluations=count, spacing=spacing), scale, NoiseSchedule()
+        )
         setting = {"solver": name, "spacing": spacing, "scale": scale, "evaluations": count}
         rows.append({**setting, "rms": float(f"{rms:.3g}"), "max": float(f"{largest:.3g}")})
     return rows
@@ -42,12 +47,31 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(SCALES), figsize=(15, 4), sharey=True)
     for axis, scale in zip(axes, SCALES, strict=True):
         for (index, name), spacing in product(enumerate(SOLVERS), SPACINGS):
-            chosen = [r for r in rows if (r["solver"], r["spacing"], r["scale"]) == (name, spacing, scale)]
+            chosen = [
+                r for r in rows if (r["solver"], r["spacing"], r["scale"]) == (name, spacing, scale)
+            ]
             label = f"{name}, {spacing}"
-            axis.loglog([r["evaluations"] for r in chosen], [r["rms"] for r in chosen], SPACINGS[spacing], color=f"C{index}", label=label)
-        for setting, marker, label in ((PUBLISHED, "s", "PUBLISHED"), (FEW_STEPS, "o", "FEW_STEPS")):
+            axis.loglog(
+                [r["evaluations"] for r in chosen],
+                [r["rms"] for r in chosen],
+                SPACINGS[spacing],
+                color=f"C{index}",
+                label=label,
+            )
+        for setting, marker, label in (
+            (PUBLISHED, "s", "PUBLISHED"),
+            (FEW_STEPS, "o", "FEW_STEPS"),
+        ):
             error = solver_error(setting, scale, NoiseSchedule())[0]
-            axis.plot(setting.evaluations, error, marker, color="black", markersize=7, fillstyle="none", label=label)
+            axis.plot(
+                setting.evaluations,
+                error,
+                marker,
+                color="black",
+                markersize=7,
+                fillstyle="none",
+                label=label,
+            )
         axis.set(title=f"guidance scale {scale:g}", xlabel="evaluations")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("root mean square error of actions")
@@ -58,10 +82,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     rows = measure()
-    (ROOT / "benchmarks" / "solver_error.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    (ROOT / "benchmarks" / "solver_error.json").write_text(
+        "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+    )
     plot(rows, ROOT / "docs" / "solver_error.png")
     for scale in SCALES:
-        found = [f"{name} {solver_error(s, scale, NoiseSchedule())[0]:.3f}" for name, s in (("FEW_STEPS", FEW_STEPS), ("PUBLISHED", PUBLISHED))]
+        found = [
+            f"{name} {solver_error(s, scale, NoiseSchedule())[0]:.3f}"
+            for name, s in (("FEW_STEPS", FEW_STEPS), ("PUBLISHED", PUBLISHED))
+        ]
         print(f"scale {scale:g}: " + ", ".join(found))
 
 

@@ -1,11 +1,13 @@
 """Keep the results of comparisons, and put committed tables into docs/which.md and docs/fast.md.
 
     make tables                               # everything: trains for hours, see the Makefile
-    python benchmarks/tables.py runs/tables   # take in the run folders below runs/tables, then write the pages' tables again
-    python benchmarks/tables.py               # write the pages' tables from what is committed
+    python benchmarks/tables.py runs/tables   # take in the run folders below runs/tables, then
+    write the pages' tables again python benchmarks/tables.py               # write the pages'
+    tables from what is committed
 
-A run folder is kept as benchmarks/results/<its name>: configuration, every episode's score, table, plot and diagnosis. In a page a table stands
-between the lines <!-- results/NAME/FILE.md --> and <!-- end -->.
+A run folder is kept as benchmarks/results/<its name>: configuration, every episode's score, table,
+plot and diagnosis. In a page a table stands between the lines <!-- results/NAME/FILE.md --> and
+<!-- end -->.
 """
 
 from __future__ import annotations
@@ -36,12 +38,18 @@ def take_in(runs: Path) -> list[str]:
 
 
 def filled(page: str) -> str:
-    """The page with every table as it is committed. Raises FileNotFoundError for a table that is not there."""
-    return BLOCK.sub(lambda match: f"{match[1]}{(RESULTS / match[2]).read_text().strip()}\n{match[3]}", page)
+    """The page with every table as it is committed. Raises FileNotFoundError for a table that is
+    not there.
+    """
+    return BLOCK.sub(
+        lambda match: f"{match[1]}{(RESULTS / match[2]).read_text().strip()}\n{match[3]}", page
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="?", type=Path, help="folder of run folders")
     options = parser.parse_args()
     if options.runs is not None:

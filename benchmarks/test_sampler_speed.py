@@ -1,7 +1,9 @@
-"""Time of whole decisions: observation -> K guided candidates -> selection by Q -> action. `make bench` runs it.
+"""Time of whole decisions: observation -> K guided candidates -> selection by Q -> action. `make
+bench` runs it.
 
-Every round times the plain sampler of `plain_eager.py` (15 evaluations, whatever the engine takes) and then the engine, each after a call that does
-not count, so that neither finds the other's data in the caches. Compare ratios, of the same moment of the same machine: absolute times on shared
+Every round times the plain sampler of `plain_eager.py` (15 evaluations, whatever the engine takes)
+and then the engine, each after a call that does not count, so that neither finds the other's data
+in the caches. Compare ratios, of the same moment of the same machine: absolute times on shared
 machines say little.
 """
 
@@ -30,13 +32,22 @@ from ddice.policy import Policy
 CPU = [
     (networks, solver, engine, batch, candidates, "float32", "cpu")
     for networks in ("published", "default")
-    for solver, engine in (*((s, e) for e in ("reference", "eager", "onnx") for s in ("2S-15", "2M-8")), ("2M-5", "onnx"))
+    for solver, engine in (
+        *((s, e) for e in ("reference", "eager", "onnx") for s in ("2S-15", "2M-8")),
+        ("2M-5", "onnx"),
+    )
     for batch, candidates in ((1, 4), (10, 4), (1, 32), (50, 32))
 ]
 CUDA = [
     ("published", solver, engine, batch, candidates, dtype, "cuda")
     for solver in ("2S-15", "2M-8")
-    for engine, dtype in (("reference", "float32"), ("eager", "float32"), ("graph", "float32"), ("fused", "float32"), ("fused", "float16"))
+    for engine, dtype in (
+        ("reference", "float32"),
+        ("eager", "float32"),
+        ("graph", "float32"),
+        ("fused", "float32"),
+        ("fused", "float16"),
+    )
     for batch, candidates in ((1, 4), (1, 32), (50, 32), (4096, 32))
 ]
 WARM_UPS = 2
@@ -53,8 +64,19 @@ def policy(networks: str, solver: str, candidates: int, device: str) -> Policy:
     return make_policy(networks, solver, candidates, device)
 
 
-@pytest.mark.parametrize(("networks", "solver", "engine", "batch", "candidates", "dtype", "device"), [*CPU, *CUDA])
-def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batch: int, candidates: int, dtype: Any, device: str) -> None:
+@pytest.mark.parametrize(
+    ("networks", "solver", "engine", "batch", "candidates", "dtype", "device"), [*CPU, *CUDA]
+)
+def test_decisions(
+    benchmark: Any,
+    networks: str,
+    solver: str,
+    engine: Any,
+    batch: int,
+    candidates: int,
+    dtype: Any,
+    device: str,
+) -> None:
     """One call of `policy.decide` for `batch` states, transfers included."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
@@ -69,7 +91,10 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
     started = time.perf_counter()
     compiled = base.compile(engine, batch_sizes=(batch,), dtype=dtype)
     source = torch.Generator().manual_seed(0)
-    observations, noise = (torch.randn(*shape, generator=source) for shape in ((batch, OBSERVATIONS), (batch, candidates, ACTIONS)))
+    observations, noise = (
+        torch.randn(*shape, generator=source)
+        for shape in ((batch, OBSERVATIONS), (batch, candidates, ACTIONS))
+    )
     baseline = plain(networks, candidates, device)
 
     def act() -> None:
@@ -87,11 +112,19 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
         act()
 
     benchmark.group = f"{device}, {networks} networks, {batch} states x {candidates} candidates"
-    benchmark.pedantic(synchronized(act, device), setup=before_each_round, rounds=ROUNDS[batch], warmup_rounds=WARM_UPS)
+    benchmark.pedantic(
+        synchronized(act, device),
+        setup=before_each_round,
+        rounds=ROUNDS[batch],
+        warmup_rounds=WARM_UPS,
+    )
     found, needed = benchmark.stats.stats.data, cost(base, batch)
     size = needed.bytes / 2 if dtype == "float16" else needed.bytes
     reading = size / bytes_per_second(device, int(size / SOLVERS[solver].evaluations))
-    floor, median = max(needed.flops / flops_per_second(device, dtype), reading), statistics.median(found)
+    floor, median = (
+        max(needed.flops / flops_per_second(device, dtype), reading),
+        statistics.median(found),
+    )
     benchmark.extra_info.update(
         {
             **description(device),
@@ -102,7 +135,9 @@ def test_decisions(benchmark: Any, networks: str, solver: str, engine: Any, batc
             "candidates": candidates,
             "evaluations": SOLVERS[solver].evaluations,
             "dtype": dtype,
-            "ratio_to_plain": statistics.median(plain / engine for plain, engine in zip(times[WARM_UPS:], found, strict=True)),
+            "ratio_to_plain": statistics.median(
+                plain / engine for plain, engine in zip(times[WARM_UPS:], found, strict=True)
+            ),
             "p50_ms": 1e3 * median,
             "p99_ms": 1e3 * float(np.quantile(found, 0.99)),
             "decisions_per_second": batch / median,

@@ -51,7 +51,9 @@ def needs(device: str) -> None:
 @pytest.mark.parametrize("stage", ["prior", "backend", "extractor"])
 @pytest.mark.parametrize("preset", ROUNDS)
 def test_steps(benchmark: Any, preset: str, stage: str, device: str, data: Transitions) -> None:
-    """Batch, loss, gradients and optimiser of one step, with the preset's networks and batch sizes."""
+    """Batch, loss, gradients and optimiser of one step, with the preset's networks and batch
+    sizes.
+    """
     needs(device)
     recipe, table = PRESETS[preset], data.to(device)
     prior = recipe.prior.build(data.spec, 0).to(device)
@@ -67,16 +69,26 @@ def test_steps(benchmark: Any, preset: str, stage: str, device: str, data: Trans
         update(table.sample(part.batch_size, seed=0, step=k), k)
 
     benchmark.group = f"{device}, {stage}"
-    benchmark.extra_info.update({**description(device), "preset": preset, "stage": stage, "batch": part.batch_size})
+    benchmark.extra_info.update(
+        {**description(device), "preset": preset, "stage": stage, "batch": part.batch_size}
+    )
     benchmark.pedantic(synchronized(step, device), rounds=ROUNDS[preset], warmup_rounds=2)
 
 
 @pytest.mark.parametrize("batch", [512, 4096])
 def test_batches(benchmark: Any, batch: int, data: Transitions) -> None:
-    """`data.sample` beside a DataLoader that collates row by row, timed in turn; `ratio_to_loader` is how many times faster it is."""
+    """`data.sample` beside a DataLoader that collates row by row, timed in turn;
+    `ratio_to_loader` is how many times faster it is.
+    """
     needs("cpu")
     full = data.full()
-    columns = (full.observations, full.actions, full.rewards, full.next_observations, full.terminations)
+    columns = (
+        full.observations,
+        full.actions,
+        full.rewards,
+        full.next_observations,
+        full.terminations,
+    )
     loader = iter(DataLoader(TensorDataset(*columns), batch_size=batch, shuffle=True))
     times, steps = [], iter(range(10**9))
 
@@ -91,6 +103,11 @@ def test_batches(benchmark: Any, batch: int, data: Transitions) -> None:
         times.append(time.perf_counter() - started)
 
     benchmark.group = f"cpu, batches of {batch}"
-    benchmark.pedantic(lambda: data.sample(batch, seed=0, step=next(steps)), setup=before_each_round, rounds=40, warmup_rounds=2)
+    benchmark.pedantic(
+        lambda: data.sample(batch, seed=0, step=next(steps)),
+        setup=before_each_round,
+        rounds=40,
+        warmup_rounds=2,
+    )
     ratio = float(np.median(times) / np.median(benchmark.stats.stats.data))
     benchmark.extra_info.update({**description("cpu"), "batch": batch, "ratio_to_loader": ratio})

@@ -1,6 +1,7 @@
 """ddice: stationary distribution correction (DICE), then policy extraction with diffusion models.
 
-Data and scores: load_dataset, evaluate. Parts: DiffusionPrior here, backends in ddice.dice_backends, extractors in ddice.extractors.
+Data and scores: load_dataset, evaluate. Parts: DiffusionPrior here, backends in
+ddice.dice_backends, extractors in ddice.extractors.
 """
 
 from importlib.metadata import version

@@ -1,4 +1,6 @@
-"""Trained parts and datasets as read, found again by fingerprint: DDICE_CACHE, else ~/.cache/ddice."""
+"""Trained parts and datasets as read, found again by fingerprint: DDICE_CACHE, else
+~/.cache/ddice.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Entry:
-    """One trained (or half trained) part, or one dataset: a folder with its state, what it is, and for parts a checkpoint and metrics."""
+    """One trained (or half trained) part, or one dataset: a folder with its state, what it is,
+    and for parts a checkpoint and metrics.
+    """
 
     folder: Path
 
@@ -45,7 +49,9 @@ class Entry:
 
     @property
     def described(self) -> bool:
-        """Whether there is a description, readable or not: it is written when there is something to describe."""
+        """Whether there is a description, readable or not: it is written when there is something
+        to describe.
+        """
         return self.description.exists()
 
     @property
@@ -68,14 +74,22 @@ class Entry:
 
 
 def entry(stage: str, key: str) -> Entry:
-    """The entry of a stage ("prior", "backend", ..., "data") with this fingerprint; its folder need not exist."""
+    """The entry of a stage ("prior", "backend", ..., "data") with this fingerprint; its folder
+    need not exist.
+    """
     return Entry(cache_folder() / stage / key)
 
 
 def entries() -> list[Entry]:
     """All entries, oldest first; those that a killed process left half written are among them."""
-    found = [Entry(path) for path in cache_folder().glob("*/*") if KEY.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda one: (one.description if one.described else one.folder).stat().st_mtime)
+    found = [
+        Entry(path)
+        for path in cache_folder().glob("*/*")
+        if KEY.fullmatch(path.name) and path.is_dir()
+    ]
+    return sorted(
+        found, key=lambda one: (one.description if one.described else one.folder).stat().st_mtime
+    )
 
 
 def clear() -> int:

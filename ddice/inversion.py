@@ -1,6 +1,8 @@
-"""The restricted conjugate of a convex f that is known only as a function: f'(x) = y solved for log x by repeated division, f' by autograd.
+"""The restricted conjugate of a convex f that is known only as a function: f'(x) = y solved for log
+x by repeated division, f' by autograd.
 
-f maps a float64 tensor of x > 0 to a tensor of the same shape. It is normalised here: f(x) - f(1) - f'(1) (x - 1).
+f maps a float64 tensor of x > 0 to a tensor of the same shape. It is normalised here: f(x) - f(1) -
+f'(1) (x - 1).
 """
 
 from __future__ import annotations
@@ -13,8 +15,16 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
-LOWEST, HIGHEST = -700.0, 355.0  # of log x: e^-700 is the smallest ratio, and e^355 is past the largest with a finite square
-PARTS, ROUNDS = 32, 13  # the interval between them is divided so often: 1055 / 32^13 is below the resolution of log x = 1
+LOWEST, HIGHEST = (
+    -700.0,
+    355.0,
+)  # of log x: e^-700 is the smallest ratio, and e^355 is past the largest with a finite square
+PARTS, ROUNDS = (
+    32,
+    13,
+    # the interval between them is divided so often: 1055 / 32^13 is below the resolution of log x =
+    # 1
+)
 
 
 def value_and_slope(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +34,9 @@ def value_and_slope(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
         values = f(at)
         if not isinstance(values, Tensor) or values.shape != at.shape:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"expected f to map x of shape {tuple(at.shape)} to as many values, got {got}")
+            raise ValueError(
+                f"expected f to map x of shape {tuple(at.shape)} to as many values, got {got}"
+            )
         (slope,) = torch.autograd.grad(values.sum(), at)
     return values.detach(), slope
 
@@ -40,18 +52,24 @@ def normalised(f: Function) -> Function:
 
 
 def normalised_slope(f: Function, device: torch.device | None = None) -> Function:
-    """log x -> f'(x) of the normalised f, float64; where autograd gives NaN, its limit: -inf below 1 and inf above."""
+    """log x -> f'(x) of the normalised f, float64; where autograd gives NaN, its limit: -inf
+    below 1 and inf above.
+    """
     _, at_one = value_and_slope(f, torch.ones((), dtype=torch.float64, device=device))
 
     def slope(log_x: Tensor) -> Tensor:
         _, slopes = value_and_slope(f, torch.exp(log_x))
-        return torch.where(slopes.isnan(), torch.where(log_x < 0, -math.inf, math.inf), slopes - at_one)
+        return torch.where(
+            slopes.isnan(), torch.where(log_x < 0, -math.inf, math.inf), slopes - at_one
+        )
 
     return slope
 
 
 def log_inverse_slope(f: Function, y: Tensor) -> Tensor:
-    """log x with f'(x) = y, between `LOWEST` and `HIGHEST`; -inf where even f'(e^LOWEST) >= y: the ratio is zero there."""
+    """log x with f'(x) = y, between `LOWEST` and `HIGHEST`; -inf where even f'(e^LOWEST) >= y:
+    the ratio is zero there.
+    """
     slope = normalised_slope(f, y.device)
     zero = slope(torch.full((), LOWEST, dtype=y.dtype, device=y.device)) >= y
     low, width = torch.full_like(y, LOWEST), HIGHEST - LOWEST
@@ -64,29 +82,41 @@ def log_inverse_slope(f: Function, y: Tensor) -> Tensor:
 
 
 def cut_slope(f: Function, before_pole: float, without_pole: float, resolution: float) -> float:
-    """f'(x) at log x = `without_pole`; but with a pole at the smaller of `before_pole` and the last x = 2^k at which f' still grows.
+    """f'(x) at log x = `without_pole`; but with a pole at the smaller of `before_pole` and the last
+    x = 2^k at which f' still grows.
 
-    A pole: before `without_pole` doubling x changes f' by less than a share `resolution` of max(1, |f'|).
+    A pole: before `without_pole` doubling x changes f' by less than a share `resolution` of max(1,
+    |f'|).
     """
     slope = normalised_slope(f)
     powers = torch.arange(int(without_pole / math.log(2)) + 1, dtype=torch.float64) * math.log(2)
     slopes = slope(powers)
     stuck = ~(slopes.diff() >= resolution * slopes[:-1].abs().clamp(min=1))
-    log_x = min(before_pole, float(powers[stuck.nonzero()[0, 0]])) if bool(stuck.any()) else without_pole
+    log_x = (
+        min(before_pole, float(powers[stuck.nonzero()[0, 0]]))
+        if bool(stuck.any())
+        else without_pole
+    )
     return float(slope(torch.tensor(log_x, dtype=torch.float64)))
 
 
 def check_convex(f: Function, name: str) -> None:
-    """Raise ValueError unless f' is finite at 1 and grows strictly on both sides of it, between 1/8 and 8."""
+    """Raise ValueError unless f' is finite at 1 and grows strictly on both sides of it, between
+    1/8 and 8.
+    """
     x = torch.logspace(-3, 3, 25, base=2, dtype=torch.float64)
     _, slopes = value_and_slope(f, x)
     if not bool(slopes.isfinite().all()):
-        raise ValueError(f"f = {name} has the slope {slopes.tolist()} between x = 1/8 and 8: expected finite ones")
+        raise ValueError(
+            f"f = {name} has the slope {slopes.tolist()} between x = 1/8 and 8: expected "
+            "finite ones"
+        )
     if not bool((slopes.diff() > 0).all()):
         worst = int(slopes.diff().argmin())
         raise ValueError(
-            f"f = {name} is not strictly convex: f'({x[worst]:.3g}) = {slopes[worst]:.4g} and f'({x[worst + 1]:.3g}) = {slopes[worst + 1]:.4g}. "
-            "The ratio solves f'(x) = y, so f' must grow"
+            f"f = {name} is not strictly convex: f'({x[worst]:.3g}) = {slopes[worst]:.4g} and "
+            f"f'({x[worst + 1]:.3g}) = {slopes[worst + 1]:.4g}. The ratio solves f'(x) = y, so "
+            "f' must grow"
         )
 
 
@@ -97,7 +127,9 @@ class Conjugate(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, f: Function) -> Tensor:
         exact = y.detach().double()
         log_x = log_inverse_slope(f, exact)
-        x = torch.exp(log_x.clamp(min=LOWEST))  # where the ratio is zero, f(0) is its limit from the right
+        x = torch.exp(
+            log_x.clamp(min=LOWEST)
+        )  # where the ratio is zero, f(0) is its limit from the right
         ctx.save_for_backward(torch.exp(log_x).to(y.dtype))
         return (x * exact - normalised(f)(x).detach()).to(y.dtype)
 

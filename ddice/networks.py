@@ -1,8 +1,10 @@
-"""Networks as plans: a list of layers, written once, that runs forwards, backwards by hand, and inside other engines.
+"""Networks as plans: a list of layers, written once, that runs forwards, backwards by hand, and
+inside other engines.
 
-Every weight is (*members, in, out) and every input (*members, *batch, in); a member axis of an input may be 1 (shared by all members), and
-inputs of one network may broadcast against each other over the batch axes: features (B, 1, F) beside actions (B, K, A) cost the state once.
-Members serve ensembles and several seeds trained together: the axis of the seeds, if any, comes first.
+Every weight is (*members, in, out) and every input (*members, *batch, in); a member axis of an
+input may be 1 (shared by all members), and inputs of one network may broadcast against each other
+over the batch axes: features (B, 1, F) beside actions (B, K, A) cost the state once. Members serve
+ensembles and several seeds trained together: the axis of the seeds, if any, comes first.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ NORM_EPS = 1e-5
 
 
 class Layer(NamedTuple):
-    """One step of a plan: `output` = op(`inputs`), by name. A "linear" of several inputs acts on their concatenation."""
+    """One step of a plan: `output` = op(`inputs`), by name. A "linear" of several inputs acts on
+    their concatenation.
+    """
 
     op: Operation
     inputs: tuple[str, ...]
@@ -37,9 +41,13 @@ class Layer(NamedTuple):
 
 
 def _along(parameter: Tensor, rank: int, trailing: int = 1) -> Tensor:
-    """(*members, ..., n) -> the same with 1s after the members, so that it broadcasts against a tensor of `rank` axes."""
+    """(*members, ..., n) -> the same with 1s after the members, so that it broadcasts against a
+    tensor of `rank` axes.
+    """
     members = parameter.shape[:-trailing]
-    return parameter.reshape(*members, *(1,) * (rank - parameter.ndim), *parameter.shape[-trailing:])
+    return parameter.reshape(
+        *members, *(1,) * (rank - parameter.ndim), *parameter.shape[-trailing:]
+    )
 
 
 def _matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -60,7 +68,11 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return functional.linear(x, weight.mT, bias)
     rank, count = len(members), math.prod(members)
     x = x.expand(*members, *x.shape[rank:])
-    y = torch.baddbmm(bias.reshape(count, 1, -1), x.reshape(count, -1, x.shape[-1]), weight.reshape(count, *weight.shape[-2:]))
+    y = torch.baddbmm(
+        bias.reshape(count, 1, -1),
+        x.reshape(count, -1, x.shape[-1]),
+        weight.reshape(count, *weight.shape[-2:]),
+    )
     return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
@@ -74,7 +86,11 @@ def normalise_backward(x: Tensor, gradient: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPS)
     normal = centred * inverse
-    return inverse * (gradient - gradient.mean(-1, keepdim=True) - normal * (gradient * normal).mean(-1, keepdim=True))
+    return inverse * (
+        gradient
+        - gradient.mean(-1, keepdim=True)
+        - normal * (gradient * normal).mean(-1, keepdim=True)
+    )
 
 
 def fourier(t: Tensor, frequencies: Tensor) -> Tensor:
@@ -84,22 +100,44 @@ def fourier(t: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class Network(nn.Module):
-    """A plan with its parameters. Builder methods add layers and return the name of their output; the last one is the network's output."""
+    """A plan with its parameters. Builder methods add layers and return the name of their
+    output; the last one is the network's output.
+    """
 
     def __init__(
-        self, inputs: Mapping[str, int], *, seed: Seed, stream: str, members: tuple[int, ...] = (), initialisation: Initialisation = "uniform"
+        self,
+        inputs: Mapping[str, int],
+        *,
+        seed: Seed,
+        stream: str,
+        members: tuple[int, ...] = (),
+        initialisation: Initialisation = "uniform",
     ):
         super().__init__()
         self.inputs = tuple(inputs)
         self.sizes = dict(inputs)
         self.members = (*seed_shape(seed), *members)
-        self._seed, self._stream, self._own, self._initialisation = seed, stream, members, initialisation
+        self._seed, self._stream, self._own, self._initialisation = (
+            seed,
+            stream,
+            members,
+            initialisation,
+        )
         self._steps: list[tuple[Operation, tuple[str, ...], str]] = []
 
-    def _add(self, op: Operation, inputs: tuple[str, ...], size: int, weight: Tensor | None = None, bias: Tensor | None = None) -> str:
+    def _add(
+        self,
+        op: Operation,
+        inputs: tuple[str, ...],
+        size: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> str:
         name = f"{op}_{len(self._steps)}"
         if weight is not None:
-            self.register_parameter(f"{name}_weight", nn.Parameter(weight, requires_grad=op != "fourier"))
+            self.register_parameter(
+                f"{name}_weight", nn.Parameter(weight, requires_grad=op != "fourier")
+            )
         if bias is not None:
             self.register_parameter(f"{name}_bias", nn.Parameter(bias))
         self._steps.append((op, inputs, name))
@@ -107,16 +145,24 @@ class Network(nn.Module):
         return name
 
     def linear(self, inputs: str | tuple[str, ...], outputs: int) -> str:
-        """An affine layer on the concatenation of its inputs. "uniform": U(-1, 1)/sqrt(in), PyTorch's own; "kaiming": N(0, 2/in), bias 0."""
+        """An affine layer on the concatenation of its inputs. "uniform": U(-1, 1)/sqrt(in),
+        PyTorch's own; "kaiming": N(0, 2/in), bias 0.
+        """
         inputs = (inputs,) if isinstance(inputs, str) else inputs
         fan_in = sum(self.sizes[name] for name in inputs)
         stream = f"{self._stream}/linear/{len(self._steps)}"
         shape, bias_shape = (*self._own, fan_in, outputs), (*self._own, outputs)
         if self._initialisation == "kaiming":
-            weight, bias = randn(self._seed, stream, 0, shape) * math.sqrt(2 / fan_in), torch.zeros(*self.members, outputs)
+            weight, bias = (
+                randn(self._seed, stream, 0, shape) * math.sqrt(2 / fan_in),
+                torch.zeros(*self.members, outputs),
+            )
         else:
             bound = 1 / math.sqrt(fan_in)
-            weight, bias = ((2 * rand(self._seed, stream, i, s) - 1) * bound for i, s in enumerate((shape, bias_shape)))
+            weight, bias = (
+                (2 * rand(self._seed, stream, i, s) - 1) * bound
+                for i, s in enumerate((shape, bias_shape))
+            )
         return self._add("linear", inputs, outputs, weight, bias)
 
     def layer_norm(self, x: str) -> str:
@@ -125,7 +171,12 @@ class Network(nn.Module):
 
     def fourier(self, time: str, size: int, scale: float) -> str:
         """(sin, cos) of 2 pi W t with frozen W ~ N(0, scale^2), `size` numbers."""
-        weight = 2 * math.pi * scale * randn(self._seed, f"{self._stream}/fourier", 0, (*self._own, size // 2))
+        weight = (
+            2
+            * math.pi
+            * scale
+            * randn(self._seed, f"{self._stream}/fourier", 0, (*self._own, size // 2))
+        )
         return self._add("fourier", (time,), size, weight)
 
     def activation(self, x: str, kind: Activation) -> str:
@@ -140,7 +191,13 @@ class Network(nn.Module):
     def plan(self) -> list[Layer]:
         """The layers in order, with their live parameters."""
         return [
-            Layer(op, inputs, name, getattr(self, f"{name}_weight", None), getattr(self, f"{name}_bias", None))
+            Layer(
+                op,
+                inputs,
+                name,
+                getattr(self, f"{name}_weight", None),
+                getattr(self, f"{name}_bias", None),
+            )
             for op, inputs, name in self._steps
         ]
 
@@ -150,7 +207,9 @@ class Network(nn.Module):
         if len(layer.inputs) == 1:
             return _affine(values[layer.inputs[0]], layer.weight, layer.bias)
         weights = layer.weight.split([self.sizes[name] for name in layer.inputs], dim=-2)
-        first, *others = [_matmul(values[name], w) for name, w in zip(layer.inputs, weights, strict=True)]
+        first, *others = [
+            _matmul(values[name], w) for name, w in zip(layer.inputs, weights, strict=True)
+        ]
         for other in others:
             first = first + other
         return first + _along(layer.bias, first.ndim)
@@ -180,11 +239,15 @@ class Network(nn.Module):
         return values
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Inputs (*members, *batch, in_i) in the order of `self.inputs` -> (*members, *batch, out)."""
+        """Inputs (*members, *batch, in_i) in the order of `self.inputs` -> (*members, *batch,
+        out).
+        """
         return self._run(inputs)[self._steps[-1][2]]
 
     def value_and_gradient(self, *inputs: Tensor, wrt: str) -> tuple[Tensor, Tensor]:
-        """The sum over outputs, (*members, *batch), and its gradient in the input `wrt`, (*members, *batch, in): by hand, without autograd."""
+        """The sum over outputs, (*members, *batch), and its gradient in the input `wrt`,
+        (*members, *batch, in): by hand, without autograd.
+        """
         values = self._run(inputs)
         output = values[self._steps[-1][2]]
         gradients = {self._steps[-1][2]: torch.ones_like(output)}
@@ -207,7 +270,9 @@ class Network(nn.Module):
 
 
 def _backward(layer: Layer, x: Tensor, gradient: Tensor, columns: slice) -> Tensor:
-    """The gradient in one input x of one layer, from the gradient in its output; `columns` is where x stands among concatenated inputs."""
+    """The gradient in one input x of one layer, from the gradient in its output; `columns` is
+    where x stands among concatenated inputs.
+    """
     if layer.op == "linear":
         assert layer.weight is not None
         return _matmul(gradient, layer.weight[..., columns, :].mT)
@@ -223,7 +288,10 @@ def _backward(layer: Layer, x: Tensor, gradient: Tensor, columns: slice) -> Tens
         return normalise_backward(x, gradient * _along(layer.weight, x.ndim))
     if layer.op == "add":
         return gradient
-    raise ValueError(f"no gradient is written for a {layer.op!r} layer: only for linear, layer_norm, add, concat, relu and silu")
+    raise ValueError(
+        f"no gradient is written for a {layer.op!r} layer: only for linear, layer_norm, add, "
+        "concat, relu and silu"
+    )
 
 
 class MLP(Config):
@@ -234,8 +302,18 @@ class MLP(Config):
     layer_norm: bool = Field(False, description="normalise after every hidden affine layer")
     initialisation: Initialisation = "uniform"
 
-    def build(self, inputs: Mapping[str, int], outputs: int, *, seed: Seed, stream: str, members: tuple[int, ...] = ()) -> Network:
-        network = Network(inputs, seed=seed, stream=stream, members=members, initialisation=self.initialisation)
+    def build(
+        self,
+        inputs: Mapping[str, int],
+        outputs: int,
+        *,
+        seed: Seed,
+        stream: str,
+        members: tuple[int, ...] = (),
+    ) -> Network:
+        network = Network(
+            inputs, seed=seed, stream=stream, members=members, initialisation=self.initialisation
+        )
         self.layers(network, tuple(inputs), outputs)
         return network
 
@@ -250,7 +328,9 @@ class MLP(Config):
 
 
 class SmoothTime(Config):
-    """The four smooth features of the noise level as they are: no frequencies, so a network can learn to ignore time at first."""
+    """The four smooth features of the noise level as they are: no frequencies, so a network can
+    learn to ignore time at first.
+    """
 
     kind: Literal["smooth"] = "smooth"
 
@@ -273,7 +353,9 @@ Time = Annotated[SmoothTime | FourierTime, Field(discriminator="kind")]
 
 
 class ResidualScore(Config):
-    """A noise predictor of residual blocks x + W2 silu(W1 norm(x)) over an affine map of (actions, features, time)."""
+    """A noise predictor of residual blocks x + W2 silu(W1 norm(x)) over an affine map of
+    (actions, features, time).
+    """
 
     kind: Literal["residual"] = "residual"
     width: int = Field(128, ge=1)
@@ -281,7 +363,11 @@ class ResidualScore(Config):
     time: Time = SmoothTime()
 
     def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
-        network = Network({"features": features, "actions": actions, "time": TIME_FEATURES}, seed=seed, stream=stream)
+        network = Network(
+            {"features": features, "actions": actions, "time": TIME_FEATURES},
+            seed=seed,
+            stream=stream,
+        )
         x = network.linear(("features", "actions", self.time.layers(network, "time")), self.width)
         for _ in range(self.blocks):
             inner = network.activation(network.linear(network.layer_norm(x), self.width), "silu")
@@ -291,7 +377,9 @@ class ResidualScore(Config):
 
 
 class PublishedScore(Config):
-    """The noise predictor of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over actions, given state and time; 1.63 M parameters."""
+    """The noise predictor of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over
+    actions, given state and time; 1.63 M parameters.
+    """
 
     kind: Literal["published"] = "published"
     widths: tuple[int, int, int] = (512, 256, 128)
@@ -300,10 +388,17 @@ class PublishedScore(Config):
     time: Time = FourierTime()
 
     def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
-        network = Network({"features": features, "actions": actions, "time": TIME_FEATURES}, seed=seed, stream=stream)
+        network = Network(
+            {"features": features, "actions": actions, "time": TIME_FEATURES},
+            seed=seed,
+            stream=stream,
+        )
         state = network.activation(network.linear("features", self.embedding), "silu")
         time = network.linear(self.time.layers(network, "time"), self.embedding)
-        condition = network.linear(network.activation(network.linear((state, time), self.condition), "silu"), self.condition)
+        condition = network.linear(
+            network.activation(network.linear((state, time), self.condition), "silu"),
+            self.condition,
+        )
 
         def block(x: str, width: int) -> str:
             shift = network.linear(network.activation(condition, "silu"), width)
@@ -326,18 +421,25 @@ Score = Annotated[ResidualScore | PublishedScore, Field(discriminator="kind")]
 
 
 class FlattenEncoder(Config):
-    """Features = (flat observation - mean) / std with the dataset's frozen statistics, or the flat observation itself."""
+    """Features = (flat observation - mean) / std with the dataset's frozen statistics, or the
+    flat observation itself.
+    """
 
     kind: Literal["flatten"] = "flatten"
     normalize: bool = True
 
     def build(self, mean: Sequence[float], std: Sequence[float]) -> Encoder:
         size = len(mean)
-        return Encoder(torch.tensor(mean if self.normalize else [0.0] * size), torch.tensor(std if self.normalize else [1.0] * size))
+        return Encoder(
+            torch.tensor(mean if self.normalize else [0.0] * size),
+            torch.tensor(std if self.normalize else [1.0] * size),
+        )
 
 
 class Encoder(nn.Module):
-    """Observations (..., S) -> features (..., F). Without parameters today; everything reads features, so a learned encoder fits in here."""
+    """Observations (..., S) -> features (..., F). Without parameters today; everything reads
+    features, so a learned encoder fits in here.
+    """
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,6 @@
-"""Dotted options: every field of a configuration as a flag, merged over a file, with errors and a help text that name them."""
+"""Dotted options: every field of a configuration as a flag, merged over a file, with errors and
+a help text that name them.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ Tree = dict[str, Any]
 
 
 def parse_flags(tokens: Sequence[str]) -> Tree:
-    """`--a.b 1 --a.c=x` -> {"a": {"b": 1, "c": "x"}}; values are JSON where they parse as JSON, else text."""
+    """`--a.b 1 --a.c=x` -> {"a": {"b": 1, "c": "x"}}; values are JSON where they parse as JSON,
+    else text.
+    """
     tree: Tree = {}
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
         if not token.startswith("--") or len(token) < 3:
-            raise ValueError(f"expected an option such as --seed 1 or --backend.temperature 0.5, got {token!r}")
+            raise ValueError(
+                f"expected an option such as --seed 1 or --backend.temperature 0.5, got {token!r}"
+            )
         name, equals, value = token[2:].partition("=")
         if not equals:
             if not rest:
@@ -35,9 +41,13 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
         for key in path:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise ValueError(f"option --{name} sets a field of something that another option gave as a whole")
+                raise ValueError(
+                    f"option --{name} sets a field of something that another option gave as a whole"
+                )
         if isinstance(node.get(last), dict):
-            raise ValueError(f"option --{name} gives as a whole what another option sets a field of")
+            raise ValueError(
+                f"option --{name} gives as a whole what another option sets a field of"
+            )
         node[last] = _value(value)
     return tree
 
@@ -64,52 +74,91 @@ def read_config(path: str | Path) -> Tree:
 
 
 def explain(error: ValidationError, model: type[BaseModel] | None) -> str:
-    """One line per mistake, by its dotted name; of a value that fits no member of a union, what the members expect."""
+    """One line per mistake, by its dotted name; of a value that fits no member of a union, what
+    the members expect.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
         name = ".".join(map(str, item["loc"])) if model is None else _dotted(model, item["loc"])
         message = _message(item, name)
-        given = "" if isinstance(item["input"], dict) or f"got {item['input']!r}" in message else f" (got {item['input']!r})"
+        given = (
+            ""
+            if isinstance(item["input"], dict) or f"got {item['input']!r}" in message
+            else f" (got {item['input']!r})"
+        )
         found.setdefault((name, given), []).append(message)
-    return "\n".join(f"{name}: {'; or '.join(texts)}{given}" if name else "; ".join(texts) for (name, given), texts in found.items())
+    return "\n".join(
+        f"{name}: {'; or '.join(texts)}{given}" if name else "; ".join(texts)
+        for (name, given), texts in found.items()
+    )
 
 
 def _message(item: Mapping[str, Any], name: str) -> str:
     context = item.get("ctx", {})
     if item["type"] == "union_tag_invalid":
-        return unknown_name(context["tag"], [name.strip("'") for name in context["expected_tags"].split(", ")], "kind")
+        return unknown_name(
+            context["tag"],
+            [name.strip("'") for name in context["expected_tags"].split(", ")],
+            "kind",
+        )
     if item["type"] in ("model_attributes_type", "model_type") and isinstance(item["input"], str):
         return f"expected fields, got {item['input']!r}: a kind is chosen with --{name}.kind"
     return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
-    """The name of a field as it is written in options: without what pydantic adds for the members of a union."""
+    """The name of a field as it is written in options: without what pydantic adds for the
+    members of a union.
+    """
     names: list[str] = []
     models, keys = [model], False
     for key in location:
-        annotations = [member.model_fields[key].annotation for member in models if key in member.model_fields]
-        labels = {label for member in models for label in (member.__name__, getattr(member.model_fields.get("kind"), "default", None))}
-        of_a_plugin = bool(models) and not annotations and str(key).isidentifier() and key not in labels
+        annotations = [
+            member.model_fields[key].annotation for member in models if key in member.model_fields
+        ]
+        labels = {
+            label
+            for member in models
+            for label in (
+                member.__name__,
+                getattr(member.model_fields.get("kind"), "default", None),
+            )
+        }
+        of_a_plugin = (
+            bool(models) and not annotations and str(key).isidentifier() and key not in labels
+        )
         if annotations:
-            models = [inner for annotation in annotations for inner in _models(annotation, inside=True)]
+            models = [
+                inner for annotation in annotations for inner in _models(annotation, inside=True)
+            ]
         if annotations or keys or isinstance(key, int) or of_a_plugin:
             names.append(str(key))
         keys = any(get_origin(annotation) is dict for annotation in annotations)
     return ".".join(names)
 
 
-def describe_fields(model: type[BaseModel], prefix: str = "--", defaults: BaseModel | None = None) -> list[str]:
-    """One line per option: dotted name, type, default and description. Of a choice of kinds, each lists what those before it do not have."""
+def describe_fields(
+    model: type[BaseModel], prefix: str = "--", defaults: BaseModel | None = None
+) -> list[str]:
+    """One line per option: dotted name, type, default and description. Of a choice of kinds,
+    each lists what those before it do not have.
+    """
     lines: list[str] = []
     for name, field in model.model_fields.items():
         if name == "kind":
             continue
-        default = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
+        default = (
+            field.get_default(call_default_factory=True)
+            if defaults is None
+            else getattr(defaults, name)
+        )
         models = _models(field.annotation)
         if not models:
             shown = " (required)" if field.is_required() else f" = {_show(default)}"
-            lines.append(f"{prefix}{name}  {_type(field.annotation)}{shown}" + (f"  {field.description}" if field.description else ""))
+            lines.append(
+                f"{prefix}{name}  {_type(field.annotation)}{shown}"
+                + (f"  {field.description}" if field.description else "")
+            )
         elif len(models) == 1:
             if field.description:
                 lines.append(f"{prefix}{name}.*  {field.description}")
@@ -121,7 +170,10 @@ def describe_fields(model: type[BaseModel], prefix: str = "--", defaults: BaseMo
 
 def _describe_kinds(models: list[type[BaseModel]], prefix: str, default: Any) -> list[str]:
     kinds = [str(member.model_fields["kind"].default) for member in models]
-    lines = [f"{prefix}kind  {{{','.join(kinds)}}}" + (f" = {default.kind}" if default is not None else "")]
+    lines = [
+        f"{prefix}kind  {{{','.join(kinds)}}}"
+        + (f" = {default.kind}" if default is not None else "")
+    ]
     seen: set[str] = set()
     for member, kind in zip(models, kinds, strict=True):
         lines.append(f"  {kind}: {_first_line(member)}")
@@ -136,20 +188,32 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def _models(annotation: Any, inside: bool = False) -> list[type[BaseModel]]:
-    """The configurations that an annotation names, through Annotated, unions and Optional; those inside of collections only if `inside`."""
+    """The configurations that an annotation names, through Annotated, unions and Optional; those
+    inside of collections only if `inside`.
+    """
     origin = get_origin(annotation)
     if origin is Annotated:
         return _models(get_args(annotation)[0], inside)
     if origin in (Union, types.UnionType) or (inside and origin is not None):
         return [model for member in get_args(annotation) for model in _models(member, inside)]
     # list[int] is an instance of type before Python 3.11.
-    return [annotation] if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return (
+        [annotation]
+        if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        else []
+    )
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, Mapping | list | tuple) and any(isinstance(item, BaseModel) for item in value):
+    if isinstance(value, Mapping | list | tuple) and any(
+        isinstance(item, BaseModel) for item in value
+    ):
         return json.dumps([item.model_dump(mode="json") for item in value])
-    return json.dumps(value) if isinstance(value, str | int | float | bool | list | tuple | None) else str(value)
+    return (
+        json.dumps(value)
+        if isinstance(value, str | int | float | bool | list | tuple | None)
+        else str(value)
+    )
 
 
 def _type(annotation: Any) -> str:

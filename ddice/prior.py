@@ -1,4 +1,6 @@
-"""The behaviour policy pi_D(a | s) as a diffusion model of actions: trained once, shared by every extractor."""
+"""The behaviour policy pi_D(a | s) as a diffusion model of actions: trained once, shared by
+every extractor.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,20 @@ from ddice.schedule import NoiseSchedule
 from ddice.solvers import Denoiser
 
 
-def denoising_loss(predicted: Tensor, noise: Tensor, weights: Tensor, factors: Tensor | None = None) -> Tensor:
-    """Weighted mean over rows of factors * sum_a (predicted - noise)^2; predicted and noise (*seeds, B, A), weights and factors (*seeds, B)."""
+def denoising_loss(
+    predicted: Tensor, noise: Tensor, weights: Tensor, factors: Tensor | None = None
+) -> Tensor:
+    """Weighted mean over rows of factors * sum_a (predicted - noise)^2; predicted and noise
+    (*seeds, B, A), weights and factors (*seeds, B).
+    """
     error = (predicted - noise).square().sum(-1)
     return weighted_mean(error if factors is None else factors * error, weights)
 
 
 class DiffusionPrior(Config, Fits["Prior"]):
-    """Configuration of the diffusion model: noise prediction on a variance-preserving schedule (Song et al., arXiv 2011.13456)."""
+    """Configuration of the diffusion model: noise prediction on a variance-preserving schedule
+    (Song et al., arXiv 2011.13456).
+    """
 
     kind: Literal["diffusion"] = "diffusion"
     network: Score = ResidualScore()
@@ -33,12 +41,21 @@ class DiffusionPrior(Config, Fits["Prior"]):
     encoder: FlattenEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights that are used after training; 0 uses the last ones")
+    ema: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description=(
+            "decay of the averaged weights that are used after training; 0 uses the last ones"
+        ),
+    )
 
     def modules(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> tuple[Encoder, Network]:
         """The encoder and the score network, untrained."""
         encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        return encoder, self.network.build(encoder.size, spec.actions.size, seed=seed, stream=stream)
+        return encoder, self.network.build(
+            encoder.size, spec.actions.size, seed=seed, stream=stream
+        )
 
     def build(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> Prior:
         """The trainable part; `stream` names its random numbers."""
@@ -57,15 +74,25 @@ class Prior(Part):
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     def loss(self, batch: Batch, step: int, factors: Tensor | None = None) -> Tensor:
-        """E[factors * |network(a_t, t) - noise|^2] with a_t = alpha(t) a + sigma(t) noise, (*seeds); factors (*seeds, B) default to 1."""
+        """E[factors * |network(a_t, t) - noise|^2] with a_t = alpha(t) a + sigma(t) noise,
+        (*seeds); factors (*seeds, B) default to 1.
+        """
         schedule, size = self.config.schedule, batch.actions.shape[-2:]
-        t = schedule.training_times(rand(self.seed, f"{self.stream}/time", step, size[:1], self.device))
+        t = schedule.training_times(
+            rand(self.seed, f"{self.stream}/time", step, size[:1], self.device)
+        )
         noise = randn(self.seed, f"{self.stream}/noise", step, size, self.device)
-        predicted = self.network(self.encoder(batch.observations), schedule.noise(batch.actions, t, noise), schedule.features(t))
+        predicted = self.network(
+            self.encoder(batch.observations),
+            schedule.noise(batch.actions, t, noise),
+            schedule.features(t),
+        )
         return denoising_loss(predicted, noise, batch.weights, factors)
 
     def follow(self, step: int) -> None:
-        """Move the averaged weights towards the live ones; the decay rises from 0.1 to `ema`, so that early weights are forgotten."""
+        """Move the averaged weights towards the live ones; the decay rises from 0.1 to `ema`, so
+        that early weights are forgotten.
+        """
         average(self.averaged, self.network, 1 - min(self.config.ema, (1 + step) / (10 + step)))
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
@@ -76,7 +103,9 @@ class Prior(Part):
         return {"loss": loss.detach()}
 
     def denoiser(self, features: Tensor) -> Denoiser:
-        """The averaged network as a denoiser at these features (*seeds, ..., F), broadcast against its x (*seeds, ..., A)."""
+        """The averaged network as a denoiser at these features (*seeds, ..., F), broadcast
+        against its x (*seeds, ..., A).
+        """
         return network_denoiser(self.averaged, features, self.config.schedule)
 
 

@@ -21,14 +21,27 @@ class DataSource(Config):
 
     source: str | tuple[str, ...] = Field(
         "ddice/pointmaze-umaze-v0",
-        description="a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL), or a list of these",
+        description=(
+            "a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL), or a list "
+            "of these"
+        ),
     )
-    goal: Literal["fixed", "observed"] | None = Field(None, description="view of goal mazes: one fixed goal, or the goal in the observation")
-    action_bounds: Literal["data"] | tuple[float, float] | None = Field(None, description='(low, high), or "data" for the extremes of the data')
+    goal: Literal["fixed", "observed"] | None = Field(
+        None, description="view of goal mazes: one fixed goal, or the goal in the observation"
+    )
+    action_bounds: Literal["data"] | tuple[float, float] | None = Field(
+        None, description='(low, high), or "data" for the extremes of the data'
+    )
     out_of_bounds: Literal["error", "clip"] = "error"
-    reference_scores: tuple[float, float] | None = Field(None, description="(random, expert) returns, in place of the known ones")
-    env: str | None = Field(None, description="id of the evaluation environment, in place of the recorded one")
-    episode_steps: int | None = Field(None, ge=1, description="rows per episode, where a file does not say where episodes are cut")
+    reference_scores: tuple[float, float] | None = Field(
+        None, description="(random, expert) returns, in place of the known ones"
+    )
+    env: str | None = Field(
+        None, description="id of the evaluation environment, in place of the recorded one"
+    )
+    episode_steps: int | None = Field(
+        None, ge=1, description="rows per episode, where a file does not say where episodes are cut"
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
     fraction_seed: int = 0
 
@@ -56,7 +69,11 @@ class EvaluationSettings(Config):
     deterministic: bool = False
 
     def evaluate(
-        self, policy: Policy, *, progress: bool = True, on_step: Callable[[evaluation.Moment], None] | None = None
+        self,
+        policy: Policy,
+        *,
+        progress: bool = True,
+        on_step: Callable[[evaluation.Moment], None] | None = None,
     ) -> evaluation.Evaluation | None:
         """The scores, or None for 0 episodes; on_step as in `ddice.evaluate`."""
         if not self.episodes:
@@ -88,14 +105,21 @@ class Recipe(Config):
     backend: AnyBackend = PiecewiseF()
     extractor: AnyExtractor = GuideThenSelect()
     steps: Steps = Steps()
-    schedule: Literal["staged", "joint"] = Field("staged", description="backend and extractor one after the other, or together as published")
+    schedule: Literal["staged", "joint"] = Field(
+        "staged", description="backend and extractor one after the other, or together as published"
+    )
     seed: int = 0
     device: str = "auto"
     evaluation: EvaluationSettings = EvaluationSettings()
-    batch_size: int | None = Field(None, ge=1, description="batch size of joint training; the extractor's own by default")
+    batch_size: int | None = Field(
+        None, ge=1, description="batch size of joint training; the extractor's own by default"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Any:
         if self.schedule == "joint" and not self.extractor.needs_ratio:
-            raise ValueError('joint training needs an extractor that learns from ratios: use schedule "staged" with select_only')
+            raise ValueError(
+                "joint training needs an extractor that learns from ratios: use schedule "
+                '"staged" with select_only'
+            )
         return self

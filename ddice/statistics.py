@@ -1,6 +1,8 @@
-"""Aggregates over a matrix of scores, one row per run (seed) and one column per task, with stratified bootstrap intervals.
+"""Aggregates over a matrix of scores, one row per run (seed) and one column per task, with
+stratified bootstrap intervals.
 
-Definitions and names follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS 2021).
+Definitions and names follow Agarwal et al., "Deep Reinforcement Learning at the Edge of the
+Statistical Precipice" (NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ TRIMMED_SHARE = 0.25
 
 
 def as_matrix(scores: ArrayLike) -> Scores:
-    """scores (runs,) or (runs, tasks) -> (runs, tasks) float64; one axis is taken as the runs of a single task.
+    """scores (runs,) or (runs, tasks) -> (runs, tasks) float64; one axis is taken as the runs of a
+    single task.
 
     Raises ValueError for another rank, an empty axis, NaN or infinity.
     """
@@ -26,10 +29,16 @@ def as_matrix(scores: ArrayLike) -> Scores:
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"expected scores of shape (runs,) or (runs, tasks) with at least one of each, got {np.shape(scores)}")
+        raise ValueError(
+            "expected scores of shape (runs,) or (runs, tasks) with at least one of each, got "
+            f"{np.shape(scores)}"
+        )
     if not np.isfinite(matrix).all():
         run, task = np.argwhere(~np.isfinite(matrix))[0]
-        raise ValueError(f"expected finite scores, got {matrix[run, task]} in run {run}, task {task}: leave failed runs out, and say so")
+        raise ValueError(
+            f"expected finite scores, got {matrix[run, task]} in run {run}, task {task}: leave "
+            "failed runs out, and say so"
+        )
     return matrix
 
 
@@ -44,25 +53,33 @@ def median(scores: ArrayLike) -> float:
 
 
 def iqm(scores: ArrayLike) -> float:
-    """The interquartile mean: the mean of what is left of all N = runs x tasks scores without the floor(N/4) lowest and highest."""
+    """The interquartile mean: the mean of what is left of all N = runs x tasks scores without
+    the floor(N/4) lowest and highest.
+    """
     ordered = np.sort(as_matrix(scores), axis=None)
     cut = int(TRIMMED_SHARE * ordered.size)
     return float(ordered[cut : ordered.size - cut].mean())
 
 
 def optimality_gap(scores: ArrayLike, target: float = 1.0) -> float:
-    """target - mean(min(score, target)): how far the runs stay below `target`, beyond which more counts nothing."""
+    """target - mean(min(score, target)): how far the runs stay below `target`, beyond which more
+    counts nothing.
+    """
     return float(target - np.minimum(as_matrix(scores), target).mean())
 
 
 def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> float:
     """The mean over tasks of P(a run of `scores` beats one of `others`), draws counting one half.
 
-    scores (runs, tasks) and others (other runs, tasks). Raises ValueError when the numbers of tasks differ.
+    scores (runs, tasks) and others (other runs, tasks). Raises ValueError when the numbers of tasks
+    differ.
     """
     ours, theirs = as_matrix(scores), as_matrix(others)
     if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"expected the same tasks on both sides, got {ours.shape[1]} and {theirs.shape[1]} columns")
+        raise ValueError(
+            f"expected the same tasks on both sides, got {ours.shape[1]} and {theirs.shape[1]} "
+            "columns"
+        )
     difference = ours[:, None] - theirs[None]
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
@@ -79,26 +96,48 @@ def _percentiles(samples: list[float], level: float) -> tuple[float, float]:
 
 def _check(level: float, repetitions: int) -> None:
     if not 0 < level < 1 or repetitions < 1:
-        raise ValueError(f"expected 0 < level < 1 and repetitions >= 1, got level={level} and repetitions={repetitions}")
+        raise ValueError(
+            f"expected 0 < level < 1 and repetitions >= 1, got level={level} and "
+            f"repetitions={repetitions}"
+        )
 
 
 def stratified_interval(
-    scores: ArrayLike, statistic: Statistic = iqm, *, level: float = 0.95, repetitions: int = 2000, seed: int = 0
+    scores: ArrayLike,
+    statistic: Statistic = iqm,
+    *,
+    level: float = 0.95,
+    repetitions: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of `statistic`: runs are drawn with replacement, anew for each task; tasks are kept.
+    """The percentile bootstrap interval of `statistic`: runs are drawn with replacement, anew for
+    each task; tasks are kept.
 
-    scores (runs, tasks) -> (low, high), a function of `seed` alone. With one run the interval is a point: it says nothing about the spread.
+    scores (runs, tasks) -> (low, high), a function of `seed` alone. With one run the interval is a
+    point: it says nothing about the spread.
     """
     _check(level, repetitions)
     matrix, generator = as_matrix(scores), np.random.default_rng(seed)
-    return _percentiles([statistic(_resampled(matrix, generator)) for _ in range(repetitions)], level)
+    return _percentiles(
+        [statistic(_resampled(matrix, generator)) for _ in range(repetitions)], level
+    )
 
 
 def improvement_interval(
-    scores: ArrayLike, others: ArrayLike, *, level: float = 0.95, repetitions: int = 2000, seed: int = 0
+    scores: ArrayLike,
+    others: ArrayLike,
+    *,
+    level: float = 0.95,
+    repetitions: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """The stratified bootstrap interval of `probability_of_improvement`; both sides are resampled."""
+    """The stratified bootstrap interval of `probability_of_improvement`; both sides are
+    resampled.
+    """
     _check(level, repetitions)
     ours, theirs, generator = as_matrix(scores), as_matrix(others), np.random.default_rng(seed)
-    samples = [probability_of_improvement(_resampled(ours, generator), _resampled(theirs, generator)) for _ in range(repetitions)]
+    samples = [
+        probability_of_improvement(_resampled(ours, generator), _resampled(theirs, generator))
+        for _ in range(repetitions)
+    ]
     return _percentiles(samples, level)

@@ -23,7 +23,9 @@ ENDS = (KeyboardInterrupt, SystemExit)
 
 
 class Status(Config):
-    """What the process in a run folder is doing, or how it ended. Times are in seconds since 1970; `seconds_left` is of the stage."""
+    """What the process in a run folder is doing, or how it ended. Times are in seconds since
+    1970; `seconds_left` is of the stage.
+    """
 
     state: Literal["running", "finished", "stopped", "failed", "killed"]
     pid: int
@@ -39,11 +41,16 @@ class Status(Config):
 
 
 class Reporter:
-    """Writes the status of the process that holds a run folder. Called with a stage, steps done, of steps, and metrics: a listener of the loop."""
+    """Writes the status of the process that holds a run folder. Called with a stage, steps done,
+    of steps, and metrics: a listener of the loop.
+    """
 
     def __init__(self, folder: Path):
         now = time.time()
-        self.folder, self.status = folder, Status(state="running", pid=os.getpid(), started=now, updated=now)
+        self.folder, self.status = (
+            folder,
+            Status(state="running", pid=os.getpid(), started=now, updated=now),
+        )
         self._first, self._written = (0, now), 0.0
         self._write()
 
@@ -78,9 +85,11 @@ class Reporter:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[Reporter]:
-    """Hold a run folder, which is made where it is missing; the operating system lets go of it when the process dies, however that happens.
+    """Hold a run folder, which is made where it is missing; the operating system lets go of it when
+    the process dies, however that happens.
 
-    Raises OSError when another process holds it, naming that process, or when the folder cannot be written.
+    Raises OSError when another process holds it, naming that process, or when the folder cannot be
+    written.
     """
     lock = _locked(folder)
     reporter = None
@@ -99,7 +108,9 @@ def hold(folder: Path) -> Iterator[Reporter]:
 
 
 def require_free(folder: Path) -> None:
-    """Raise OSError when another process holds the folder: for those who load data first, and hold it only then. Nothing is made."""
+    """Raise OSError when another process holds the folder: for those who load data first, and
+    hold it only then. Nothing is made.
+    """
     if (folder / LOCK).exists():
         _locked(folder).release()
 
@@ -111,10 +122,19 @@ def _locked(folder: Path) -> FileLock:
         lock.acquire(timeout=GRACE, poll_interval=GRACE / 20)
     except Timeout:
         other = _read(folder)
-        who = "another process" if other is None else f"process {other.pid}, which is at {_place(other)}"
-        raise OSError(f"the run folder {folder} is in use by {who}: wait for it, or give another --run. See ddice status {folder}") from None
+        who = (
+            "another process"
+            if other is None
+            else f"process {other.pid}, which is at {_place(other)}"
+        )
+        raise OSError(
+            f"the run folder {folder} is in use by {who}: wait for it, or give another --run. "
+            f"See ddice status {folder}"
+        ) from None
     except OSError as error:
-        raise OSError(f"cannot write into the run folder {folder} ({error}): give another --run") from error
+        raise OSError(
+            f"cannot write into the run folder {folder} ({error}): give another --run"
+        ) from error
     return lock
 
 
@@ -122,8 +142,15 @@ def read_status(folder: Path) -> Status:
     """What is going on in a run folder. Raises FileNotFoundError where nothing ever ran."""
     status = _read(folder)
     if status is None:
-        raise FileNotFoundError(f"{folder} holds no run: expected a folder that was given as --run to ddice train or ddice compare")
-    return status if status.state != "running" or _held(folder) else status.model_copy(update={"state": "killed", "seconds_left": None})
+        raise FileNotFoundError(
+            f"{folder} holds no run: expected a folder that was given as --run to ddice train "
+            "or ddice compare"
+        )
+    return (
+        status
+        if status.state != "running" or _held(folder)
+        else status.model_copy(update={"state": "killed", "seconds_left": None})
+    )
 
 
 def describe(status: Status) -> str:
@@ -142,17 +169,28 @@ def describe(status: Status) -> str:
     if status.stage:
         left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
         lines.append(f"{'stage':12}{_place(status)}{left}")
-    lines += [f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}" for name, value in status.metrics.items()]
+    lines += [
+        f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}"
+        for name, value in status.metrics.items()
+    ]
     return "\n".join(lines)
 
 
 def _place(status: Status) -> str:
-    return f"{status.stage}, step {status.step:,} of {status.steps:,}" if status.stage else "its start"
+    return (
+        f"{status.stage}, step {status.step:,} of {status.steps:,}" if status.stage else "its start"
+    )
 
 
 def _duration(seconds: float) -> str:
     seconds = max(0, round(seconds))
-    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds} s"
+        if seconds < 120
+        else f"{seconds // 60} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _read(folder: Path) -> Status | None:

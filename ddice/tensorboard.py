@@ -8,13 +8,17 @@ from typing import Any
 
 
 class TensorBoard:
-    """Writes every scalar metric as stage/name into the folder. Raises ImportError, with what to install, before anything is trained."""
+    """Writes every scalar metric as stage/name into the folder. Raises ImportError, with what to
+    install, before anything is trained.
+    """
 
     def __init__(self, folder: str | Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(f"TensorBoard is not installed ({error}): pip install 'ddice[tensorboard]'") from error
+            raise ImportError(
+                f"TensorBoard is not installed ({error}): pip install 'ddice[tensorboard]'"
+            ) from error
         self._make, self._folder = SummaryWriter, str(folder)
         self._writer: SummaryWriter | None = None
 
@@ -23,5 +27,9 @@ class TensorBoard:
             self._writer = self._make(self._folder)
         for name, value in metrics.items():
             for index, number in enumerate(value if isinstance(value, list) else [value]):
-                self._writer.add_scalar(f"{stage}/{name}" + (f"/{index}" if isinstance(value, list) else ""), number, step)
+                self._writer.add_scalar(
+                    f"{stage}/{name}" + (f"/{index}" if isinstance(value, list) else ""),
+                    number,
+                    step,
+                )
         self._writer.flush()

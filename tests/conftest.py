@@ -1,4 +1,6 @@
-"""One thread, no network, and a cache of its own: a test session neither finds nor leaves anything outside its temporary folders."""
+"""One thread, no network, and a cache of its own: a test session neither finds nor leaves
+anything outside its temporary folders.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Decisions of the fused engine, its kernels run by Triton's interpreter on the CPU, against those of eager: one JSON line for each case.
+"""Decisions of the fused engine, its kernels run by Triton's interpreter on the CPU, against those
+of eager: one JSON line for each case.
 
 Run with TRITON_INTERPRET=1, which Triton reads when it is imported: so in a process of its own.
 """
@@ -26,7 +27,13 @@ from ddice.prior import DiffusionPrior
 from ddice.samplers import Diffusion, Gaussian, Selection
 from ddice.solvers import DDIM, MultiStep, SingleStep
 
-ROUNDED = ("published score, published guidance", "single_step 5", "multi_step 4", "normalised q, softmax", "large tiles")  # in other precisions too
+ROUNDED = (
+    "published score, published guidance",
+    "single_step 5",
+    "multi_step 4",
+    "normalised q, softmax",
+    "large tiles",
+)  # in other precisions too
 
 
 def again(call: Call) -> Call:
@@ -38,17 +45,46 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     """Name, policy, number of states."""
     for score, network in SCORES.items():
         for guidance, config in GUIDANCES.items():
-            sampler = Diffusion(prior=DiffusionPrior(network=network), guidance=config, guidance_scale=1.5, solver=DDIM(evaluations=2))
-            yield f"{score} score, {guidance} guidance", make(sampler, candidates=1 if "fourier" in score else 3), 2
-    small = Diffusion(prior=DiffusionPrior(network=SCORES["residual, fourier"]), guidance=GUIDANCES["silu"], clip_denoised=True)
+            sampler = Diffusion(
+                prior=DiffusionPrior(network=network),
+                guidance=config,
+                guidance_scale=1.5,
+                solver=DDIM(evaluations=2),
+            )
+            yield (
+                f"{score} score, {guidance} guidance",
+                make(sampler, candidates=1 if "fourier" in score else 3),
+                2,
+            )
+    small = Diffusion(
+        prior=DiffusionPrior(network=SCORES["residual, fourier"]),
+        guidance=GUIDANCES["silu"],
+        clip_denoised=True,
+    )
     for solver in (SingleStep(evaluations=5), MultiStep(evaluations=4, spacing="quadratic")):
-        yield f"{solver.kind} {solver.evaluations}", make(small.model_copy(update={"solver": solver})), 5
+        yield (
+            f"{solver.kind} {solver.evaluations}",
+            make(small.model_copy(update={"solver": solver})),
+            5,
+        )
     short = small.model_copy(update={"solver": DDIM(evaluations=2), "clip_denoised": False})
-    yield "not clipped", make(short, candidates=7, selection=Selection(rule="minimum"), after=True), 3
-    yield "normalised q, softmax", make(short, selection=Selection(rule="softmax", temperature=0.1), layer_norm=True), 3
+    yield (
+        "not clipped",
+        make(short, candidates=7, selection=Selection(rule="minimum"), after=True),
+        3,
+    )
+    yield (
+        "normalised q, softmax",
+        make(short, selection=Selection(rule="softmax", temperature=0.1), layer_norm=True),
+        3,
+    )
     yield "gaussian", make(Gaussian(network=MLP(hidden=(8,))), candidates=5), 2
     yield "large tiles", make(short, candidates=29), 5
-    yield "long history", make(short.model_copy(update={"solver": MultiStep(evaluations=UNROLLED)})), 1
+    yield (
+        "long history",
+        make(short.model_copy(update={"solver": MultiStep(evaluations=UNROLLED)})),
+        1,
+    )
 
 
 def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
@@ -59,7 +95,9 @@ def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
     def runner() -> FusedRunner:
         return FusedRunner(program, plan, rows_per_call=1000)
 
-    engine = FusedEngine(runner, again, batch_sizes=(batch + 1,), rows_per_call=1000, device=torch.device("cpu"))
+    engine = FusedEngine(
+        runner, again, batch_sizes=(batch + 1,), rows_per_call=1000, device=torch.device("cpu")
+    )
     expected = EagerEngine(program, rows_per_call=1000).decide(observations, noise, uniform)
     got = engine.decide(observations, noise, uniform)
     return {
@@ -70,15 +108,22 @@ def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
 
 
 def spoiled(engine: FusedEngine, observations: Tensor, noise: Tensor, expected: Choice) -> float:
-    """1 if a first state of NaN gives numbers, or changes those of other states; 0 as it should be."""
+    """1 if a first state of NaN gives numbers, or changes those of other states; 0 as it should
+    be.
+    """
     bad = observations.clone()
     bad[0] = torch.nan
     got = engine.decide(bad, noise, None)
-    return float(not torch.equal(got.candidates[1:], expected.candidates[1:]) or not bool(got.candidates[0].isnan().all()))
+    return float(
+        not torch.equal(got.candidates[1:], expected.candidates[1:])
+        or not bool(got.candidates[0].isnan().all())
+    )
 
 
 def check_tf32() -> None:
-    """Let products of the interpreter, which know no tf32, refuse factors with bits that tensor cores would not read."""
+    """Let products of the interpreter, which know no tf32, refuse factors with bits that tensor
+    cores would not read.
+    """
     from triton.runtime.interpreter import InterpreterBuilder
 
     multiply = InterpreterBuilder.create_dot
@@ -96,6 +141,8 @@ if __name__ == "__main__":
     check_tf32()
     for name, policy, batch in policies():
         layout.FEW_ROWS = 0 if name == "large tiles" else 1024
-        dtypes: tuple[FusedDtype, ...] = ("float32", "tf32", "float16") if name in ROUNDED else ("float32",)
+        dtypes: tuple[FusedDtype, ...] = (
+            ("float32", "tf32", "float16") if name in ROUNDED else ("float32",)
+        )
         for dtype in dtypes:
             print(json.dumps([name, dtype, compare(policy, batch, dtype)]), flush=True)

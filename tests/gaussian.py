@@ -1,4 +1,6 @@
-"""A behaviour whose diffusion model, tilts and samples are known: a | s ~ N(0.3 s, 0.2^2), s = -1 or 1, one action dimension."""
+"""A behaviour whose diffusion model, tilts and samples are known: a | s ~ N(0.3 s, 0.2^2), s =
+-1 or 1, one action dimension.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from ddice.solvers import MultiStep
 STD = 0.2
 STATES = torch.tensor([[-1.0], [1.0]])
 TIMES = (0.02, 0.1, 0.3, 0.6, 0.9)
-CENTRAL = torch.linspace(-2.2, 2.2, 45)  # 97 % of the noise; further out a briefly trained network extrapolates
+CENTRAL = torch.linspace(
+    -2.2, 2.2, 45
+)  # 97 % of the noise; further out a briefly trained network extrapolates
 FINE = MultiStep(evaluations=40, spacing="quadratic")  # on these data within 4e-3 of the exact map
 
 
@@ -35,18 +39,31 @@ def behaviour(state: float, shift: float = 0.0) -> GaussianData:
 
 @cache
 def data() -> Transitions:
-    """4096 quantiles per state instead of random draws; rewards equal actions, and every row ends."""
+    """4096 quantiles per state instead of random draws; rewards equal actions, and every row
+    ends.
+    """
     count = 4096
     state = np.tile([-1.0, 1.0], count)
-    actions = np.clip(np.repeat(norm.ppf((np.arange(count) + 0.5) / count), 2) * STD + 0.3 * state, -1, 1)
+    actions = np.clip(
+        np.repeat(norm.ppf((np.arange(count) + 0.5) / count), 2) * STD + 0.3 * state, -1, 1
+    )
     column = state.astype(np.float32)[:, None]
     ends = {"terminations": np.ones(2 * count, bool), "truncations": np.zeros(2 * count, bool)}
-    arrays = {"observations": column, "next_observations": column, "actions": actions[:, None], "rewards": actions, **ends}
+    arrays = {
+        "observations": column,
+        "next_observations": column,
+        "actions": actions[:, None],
+        "rewards": actions,
+        **ends,
+    }
     return ddice.load_dataset(arrays, action_bounds=(-1, 1))
 
 
 SMALL = DiffusionPrior(
-    network=ResidualScore(width=64, blocks=2), optimizer=Optimizer(learning_rate=3e-3, decay="cosine"), batch_size=512, ema=0.99
+    network=ResidualScore(width=64, blocks=2),
+    optimizer=Optimizer(learning_rate=3e-3, decay="cosine"),
+    batch_size=512,
+    ema=0.99,
 )
 
 
@@ -59,4 +76,6 @@ def prior() -> Prior:
 def grid(state: float, t: float, shift: float = 0.0, reach: float = 2.2) -> Tensor:
     """(45, 1) noised actions that cover those of a state at time t."""
     model = behaviour(state, shift)
-    return (VP().alpha(t) * model.mean + model.deviation(t) * torch.linspace(-reach, reach, 45))[:, None]
+    return (VP().alpha(t) * model.mean + model.deviation(t) * torch.linspace(-reach, reach, 45))[
+        :, None
+    ]

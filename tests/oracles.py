@@ -1,4 +1,6 @@
-"""Exact answers, written from the formulas and not from the package: what the tests compare with."""
+"""Exact answers, written from the formulas and not from the package: what the tests compare
+with.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,23 @@ import torch
 from torch import Tensor
 
 
-def brute_force_conjugate(f: Callable[[Tensor], Tensor], y: Tensor, highest: float = 60.0) -> Tensor:
-    """max over a grid of x in [0, highest] of x y - f(x), float64; the grid is dense near 0, where f may be steep."""
-    x = torch.cat([torch.zeros(1), torch.logspace(-9, 0, 100_001), torch.linspace(1, highest, 200_001)]).double()
+def brute_force_conjugate(
+    f: Callable[[Tensor], Tensor], y: Tensor, highest: float = 60.0
+) -> Tensor:
+    """max over a grid of x in [0, highest] of x y - f(x), float64; the grid is dense near 0,
+    where f may be steep.
+    """
+    x = torch.cat(
+        [torch.zeros(1), torch.logspace(-9, 0, 100_001), torch.linspace(1, highest, 200_001)]
+    ).double()
     fx = f(x)
     return torch.stack([(x * one - fx).max() for one in y.double()])
 
 
 def hellinger(x: Tensor) -> Tensor:
-    """2 - 2 sqrt(x): the squared Hellinger distance before normalisation, as a user may write it."""
+    """2 - 2 sqrt(x): the squared Hellinger distance before normalisation, as a user may write
+    it.
+    """
     return 2 - 2 * torch.sqrt(x)
 
 
@@ -34,7 +44,9 @@ class VP:
         return math.exp(-((self.beta_max - self.beta_min) * t**2 / 4 + self.beta_min * t / 2))
 
     def sigma(self, t: float) -> float:
-        return math.sqrt(-math.expm1(-((self.beta_max - self.beta_min) * t**2 / 2 + self.beta_min * t)))
+        return math.sqrt(
+            -math.expm1(-((self.beta_max - self.beta_min) * t**2 / 2 + self.beta_min * t))
+        )
 
     def log_snr(self, t: float) -> float:
         return math.log(self.alpha(t)) - math.log(self.sigma(t))
@@ -42,7 +54,9 @@ class VP:
 
 @dataclass(frozen=True)
 class GaussianData:
-    """Clean actions ~ N(mean, std^2), each coordinate by itself: every a_t is Gaussian, and the diffusion ODE moves points affinely."""
+    """Clean actions ~ N(mean, std^2), each coordinate by itself: every a_t is Gaussian, and the
+    diffusion ODE moves points affinely.
+    """
 
     mean: float
     std: float
@@ -60,12 +74,17 @@ class GaussianData:
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:
         """The exact probability-flow map from time `start` to time `end`."""
         centred = x - self.schedule.alpha(start) * self.mean
-        return self.schedule.alpha(end) * self.mean + self.deviation(end) / self.deviation(start) * centred
+        return (
+            self.schedule.alpha(end) * self.mean
+            + self.deviation(end) / self.deviation(start) * centred
+        )
 
 
 @dataclass(frozen=True)
 class TwoPeaks:
-    """Clean actions ~ half N(-centre, std^2), half N(centre, std^2): the posterior mean of the noise is nonlinear and known."""
+    """Clean actions ~ half N(-centre, std^2), half N(centre, std^2): the posterior mean of the
+    noise is nonlinear and known.
+    """
 
     centre: float
     std: float
@@ -74,13 +93,17 @@ class TwoPeaks:
     def noise_prediction(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule.alpha(float(t)), self.schedule.sigma(float(t))
         variance = (alpha * self.std) ** 2 + sigma**2
-        mean = alpha * self.centre * torch.tanh(alpha * self.centre * x / variance)  # the two peaks, weighted by their responsibility
+        mean = (
+            alpha * self.centre * torch.tanh(alpha * self.centre * x / variance)
+        )  # the two peaks, weighted by their responsibility
         return sigma * (x - mean) / variance
 
     def velocity(self, t: float, x: np.ndarray) -> np.ndarray:
         """dx/dt of the probability-flow ODE: -beta/2 (x - noise / sigma)."""
         beta = self.schedule.beta_min + t * (self.schedule.beta_max - self.schedule.beta_min)
-        noise = self.noise_prediction(torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)).numpy()
+        noise = self.noise_prediction(
+            torch.from_numpy(x), torch.tensor(t, dtype=torch.float64)
+        ).numpy()
         return -beta / 2 * (x - noise / self.schedule.sigma(t))
 
 
@@ -94,11 +117,17 @@ def run_plan(plan: Sequence[tuple], inputs: Mapping[str, np.ndarray]) -> np.ndar
         arguments = [values[name] for name in names]
         if op in ("linear", "concat"):
             shape = np.broadcast_shapes(*(a.shape[:-1] for a in arguments))
-            joined = np.concatenate([np.broadcast_to(a, (*shape, a.shape[-1])) for a in arguments], axis=-1)
-            values[output] = np.einsum("...i,io->...o", joined, weight) + bias if op == "linear" else joined
+            joined = np.concatenate(
+                [np.broadcast_to(a, (*shape, a.shape[-1])) for a in arguments], axis=-1
+            )
+            values[output] = (
+                np.einsum("...i,io->...o", joined, weight) + bias if op == "linear" else joined
+            )
         elif op == "layer_norm":
             (x,) = arguments
-            values[output] = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+            values[output] = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+                x.var(-1, keepdims=True) + 1e-5
+            ) * weight + bias
         elif op == "fourier":
             angles = arguments[0][..., :1] * weight
             values[output] = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
@@ -109,5 +138,7 @@ def run_plan(plan: Sequence[tuple], inputs: Mapping[str, np.ndarray]) -> np.ndar
         elif op == "silu":
             values[output] = arguments[0] / (1 + np.exp(-arguments[0]))
         else:
-            raise ValueError(f"a layer {op!r} is new to the plan: write it here, independently of the package")
+            raise ValueError(
+                f"a layer {op!r} is new to the plan: write it here, independently of the package"
+            )
     return values[output]

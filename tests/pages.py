@@ -1,4 +1,6 @@
-"""Pages of the documentation as tests see them: their code, run in a folder of its own, their commands, their links."""
+"""Pages of the documentation as tests see them: their code, run in a folder of its own, their
+commands, their links.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from ddice.recipe import DataSource, Recipe
 
 ROOT = Path(__file__).parents[1]
 FULL = "ddice/pointmaze-umaze-v0"  # the dataset of the README and the pages, a million rows
-SHORT = {"20_000": "5", "episodes=100": "episodes=1"}  # how pages write the length of what tests shorten
+SHORT = {
+    "20_000": "5",
+    "episodes=100": "episodes=1",
+}  # how pages write the length of what tests shorten
 FENCE = r"^```{}\n(.*?)^```"
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -32,20 +37,31 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """Every line of the page's sh blocks that calls ddice."""
-    lines = [line for language in ("sh", "bash") for block in blocks(text, language) for line in block.splitlines()]
+    lines = [
+        line
+        for language in ("sh", "bash")
+        for block in blocks(text, language)
+        for line in block.splitlines()
+    ]
     return [line for line in lines if line.startswith("ddice ")]
 
 
 def namespace_of(name: str, patch: pytest.MonkeyPatch, given: dict[str, Any]) -> dict[str, Any]:
-    """The namespace of a module `name`, which exists while `patch` lasts: classes of a page need a module to be looked up in."""
+    """The namespace of a module `name`, which exists while `patch` lasts: classes of a page need
+    a module to be looked up in.
+    """
     module = ModuleType(name)
     patch.setitem(sys.modules, name, module)
     module.__dict__.update(given)
     return module.__dict__
 
 
-def run_block(code: str, where: str, namespace: dict[str, Any], changes: dict[str, str] | None = None) -> None:
-    """Execute one block with the lengths of `SHORT`; a block that begins with `# name.py` is that file too, in the current folder."""
+def run_block(
+    code: str, where: str, namespace: dict[str, Any], changes: dict[str, str] | None = None
+) -> None:
+    """Execute one block with the lengths of `SHORT`; a block that begins with `# name.py` is
+    that file too, in the current folder.
+    """
     for old, new in {**SHORT, **(changes or {})}.items():
         code = code.replace(old, new)
     if file := re.match(r"# (\w+\.py)\n", code):
@@ -54,14 +70,25 @@ def run_block(code: str, where: str, namespace: dict[str, Any], changes: dict[st
 
 
 def check_command(line: str) -> None:
-    """Raise what the command line would say, if it does not know a command, an option, a field, or takes a value for wrong. Nothing is run."""
+    """Raise what the command line would say, if it does not know a command, an option, a field,
+    or takes a value for wrong. Nothing is run.
+    """
     options, rest = _parser().parse_known_args(shlex.split(line, comments=True)[1:])
     if options.takes_fields is DataSource:
         DataSource.model_validate(parse_flags(rest))
     elif options.takes_fields is Recipe:
-        Recipe.model_validate(read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe))
+        Recipe.model_validate(
+            read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe)
+        )
     elif options.takes_fields is Comparison:
-        Comparison.model_validate(read_fields(options, rest, {"recipe": PRESETS[options.preset].model_dump(mode="json")}, Comparison))
+        Comparison.model_validate(
+            read_fields(
+                options,
+                rest,
+                {"recipe": PRESETS[options.preset].model_dump(mode="json")},
+                Comparison,
+            )
+        )
     else:
         assert options.takes_fields is None
         refuse(options, rest)
@@ -69,7 +96,11 @@ def check_command(line: str) -> None:
 
 def anchors(text: str) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(FENCE.format(r"\w*"), "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$",
+        re.sub(FENCE.format(r"\w*"), "", text, flags=re.DOTALL | re.MULTILINE),
+        flags=re.MULTILINE,
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

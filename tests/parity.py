@@ -10,16 +10,29 @@ from ddice.policy import Policy
 
 
 def candidate_error(expected: Choice, got: Choice) -> float:
-    """The largest difference of a candidate or an action, over the largest candidate (at least 1)."""
+    """The largest difference of a candidate or an action, over the largest candidate (at least
+    1).
+    """
     scale = expected.candidates.abs().max().clamp(min=1)
-    differences = (got.candidates - expected.candidates).abs().max(), (got.actions - expected.actions).abs().max()
-    return float(max(differences) / scale) if torch.equal(got.chosen, expected.chosen) else float(differences[0] / scale)
+    differences = (
+        (got.candidates - expected.candidates).abs().max(),
+        (got.actions - expected.actions).abs().max(),
+    )
+    return (
+        float(max(differences) / scale)
+        if torch.equal(got.chosen, expected.chosen)
+        else float(differences[0] / scale)
+    )
 
 
-def choice_error(policy: Policy, observations: Tensor, uniform: Tensor | None, candidates: Tensor, chosen: Tensor) -> float:
-    """How far the indices `chosen` (B,) are from a choice that the policy could make of its candidates (B, K, A): 0 for its own, tiny at a tie.
+def choice_error(
+    policy: Policy, observations: Tensor, uniform: Tensor | None, candidates: Tensor, chosen: Tensor
+) -> float:
+    """How far the indices `chosen` (B,) are from a choice that the policy could make of its
+    candidates (B, K, A): 0 for its own, tiny at a tie.
 
-    By rank: the score that was given away, over the largest score. By a softmax sample: how far the uniform number is from the chosen one's share.
+    By rank: the score that was given away, over the largest score. By a softmax sample: how far the
+    uniform number is from the chosen one's share.
     """
     config, (batch, count, size) = policy.config, candidates.shape
     if policy.q is None or count == 1:

@@ -15,7 +15,9 @@ from ddice.recipe import Recipe
 
 ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]; episodes of 200 steps
 SHORT = "ddice-test/Pendulum-v0"  # the same in episodes of 20 steps; known to this process only
-gymnasium.register(SHORT, "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=20)
+gymnasium.register(
+    SHORT, "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=20
+)
 EPISODES, LENGTH = 12, 10
 
 NETWORK = {"hidden": [8]}
@@ -29,7 +31,11 @@ BACKENDS: dict[str, dict[str, Any]] = {
 }
 SOLVER = {"kind": "ddim", "evaluations": 2}
 EXTRACTORS: dict[str, dict[str, Any]] = {
-    "guide_then_select": {"candidates": 2, "guidance": {"network": NETWORK, "batch_size": 16}, "solver": SOLVER},
+    "guide_then_select": {
+        "candidates": 2,
+        "guidance": {"network": NETWORK, "batch_size": 16},
+        "solver": SOLVER,
+    },
     "weighted_bc": {"candidates": 2, "batch_size": 16, "solver": SOLVER},
     "gaussian_bc": {"candidates": 2, "batch_size": 16, "network": NETWORK},
     "select_only": {"candidates": 2, "solver": SOLVER},
@@ -54,14 +60,18 @@ def q(observations: Any, actions: Any) -> Any:
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:
-    """Whole episodes for `ENV`: every third one terminates, the others are cut; the last row of a cut one is lost."""
+    """Whole episodes for `ENV`: every third one terminates, the others are cut; the last row of
+    a cut one is lost.
+    """
     random = np.random.default_rng(seed)
     count = EPISODES * LENGTH
     last = np.arange(count) % LENGTH == LENGTH - 1
     third = np.arange(count) // LENGTH % 3 == 0
     angle = random.uniform(-np.pi, np.pi, count)
     return {
-        "observations": np.stack([np.cos(angle), np.sin(angle), random.normal(size=count)], 1).astype(np.float32),
+        "observations": np.stack(
+            [np.cos(angle), np.sin(angle), random.normal(size=count)], 1
+        ).astype(np.float32),
         "actions": random.uniform(-2, 2, (count, 1)).astype(np.float32),
         "rewards": random.normal(size=count).astype(np.float32),
         "terminations": last & third,
@@ -76,7 +86,10 @@ def write_npz(path: Path, seed: int = 0) -> Path:
 
 def recipe(source: Path | str, preset: str = "default", **changes: Any) -> Recipe:
     """The small recipe on a .npz, with `changes` of its top-level fields."""
-    fields = merge(PRESETS[preset].model_dump(mode="json"), {**FIELDS, "data": {"source": str(source), "env": ENV}})
+    fields = merge(
+        PRESETS[preset].model_dump(mode="json"),
+        {**FIELDS, "data": {"source": str(source), "env": ENV}},
+    )
     return Recipe.model_validate(merge(fields, changes))
 
 
@@ -96,5 +109,12 @@ def flags(source: Path | str, fields: dict[str, Any] | None = None, prefix: str 
 
 def digests(folder: Path) -> dict[str, str]:
     """Every file below a folder by its content, but hidden ones: lock and status know the time."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    return {
+        str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest()
+        for path in files
+    }

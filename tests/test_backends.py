@@ -10,7 +10,14 @@ import torch
 from tabular import RAW, TABLE, bandit, error, quick, random_problem, ratio, train
 
 import ddice
-from ddice.dice_backends import AdvantageHead, DeterministicDice, FDice, OptiDice, OrthogonalDice, PiecewiseF
+from ddice.dice_backends import (
+    AdvantageHead,
+    DeterministicDice,
+    FDice,
+    OptiDice,
+    OrthogonalDice,
+    PiecewiseF,
+)
 from ddice.dice_backends.base import clipped_targets, ratio_metrics
 from ddice.dice_backends.optidice import dual_loss, envelope_loss
 from ddice.dice_backends.semi_gradient import value_loss
@@ -19,7 +26,14 @@ from ddice.part import effective_sample_size, weighted_mean
 
 HEAD = AdvantageHead(network=TABLE, members=1, clip_deviations=1000)
 TEMPERATURE = 0.6
-COMMON = {"value": TABLE, "encoder": RAW, "optimizer": quick(0.1), "polyak": 0.3, "temperature": TEMPERATURE, "discount": 0.0}
+COMMON = {
+    "value": TABLE,
+    "encoder": RAW,
+    "optimizer": quick(0.1),
+    "polyak": 0.3,
+    "temperature": TEMPERATURE,
+    "discount": 0.0,
+}
 
 
 @pytest.mark.parametrize("given", ["ess:0", "ess:1", "ess:1.5", "ess:x", "low", 0, -1.0, "-2"])
@@ -44,38 +58,66 @@ def test_dual_loss_by_hand() -> None:
     """Half Pearson: f*(y) = y^2 / 2 + y above -1, else -1/2."""
     advantage = torch.tensor([1.0, -9.0])
     weights = torch.tensor([3.0, 1.0])
-    loss = dual_loss(advantage, torch.tensor(0.5), torch.tensor(0.3), weights, divergence=HalfPearson(), temperature=torch.tensor(2.0))
+    loss = dual_loss(
+        advantage,
+        torch.tensor(0.5),
+        torch.tensor(0.3),
+        weights,
+        divergence=HalfPearson(),
+        temperature=torch.tensor(2.0),
+    )
     assert loss.item() == pytest.approx(0.3 + 2 * (3 * (0.25**2 / 2 + 0.25) + 1 * -0.5) / 4 + 0.5)
 
 
 @pytest.mark.oracle
 def test_the_envelope_has_the_gradient_of_the_dual() -> None:
-    advantage, lam = torch.randn(7, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.tensor(0.2, requires_grad=True)
+    advantage, lam = (
+        torch.randn(7, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+        torch.tensor(0.2, requires_grad=True),
+    )
     weights, initial = torch.rand(7, generator=torch.Generator().manual_seed(1)), torch.tensor(0.0)
-    exact = dual_loss(advantage, lam, initial, weights, divergence=Piecewise(), temperature=torch.tensor(0.5))
+    exact = dual_loss(
+        advantage, lam, initial, weights, divergence=Piecewise(), temperature=torch.tensor(0.5)
+    )
     w = torch.from_numpy(ratio("piecewise", ((advantage - lam) / 0.5).detach().numpy())).float()
     envelope = envelope_loss(advantage, w, lam, initial, weights)
-    for one, other in zip(*(torch.autograd.grad(loss, (advantage, lam)) for loss in (exact, envelope)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(loss, (advantage, lam)) for loss in (exact, envelope)), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
 def test_weighted_mean_by_hand() -> None:
     assert weighted_mean(torch.tensor([1.0, 5.0]), torch.tensor([3.0, 1.0])).item() == 2
-    assert weighted_mean(torch.tensor([[1.0, 5.0], [0.0, 2.0]]), torch.tensor([3.0, 1.0])).tolist() == [2, 0.5]
+    assert weighted_mean(
+        torch.tensor([[1.0, 5.0], [0.0, 2.0]]), torch.tensor([3.0, 1.0])
+    ).tolist() == [2, 0.5]
 
 
 def test_effective_sample_size_by_hand() -> None:
     """(sum p w)^2 / sum p w^2, in logarithms: a row counted three times is three rows."""
-    assert effective_sample_size(torch.tensor([0.3, 0.3, 0.3]), torch.ones(3)).item() == pytest.approx(1)
+    assert effective_sample_size(
+        torch.tensor([0.3, 0.3, 0.3]), torch.ones(3)
+    ).item() == pytest.approx(1)
     w = torch.tensor([1.0, 3.0])
     assert effective_sample_size(w.log(), torch.ones(2)).item() == pytest.approx(16 / 20)
-    assert effective_sample_size(w.log(), torch.tensor([3.0, 1.0])).item() == pytest.approx((6 / 4) ** 2 / (12 / 4))
+    assert effective_sample_size(w.log(), torch.tensor([3.0, 1.0])).item() == pytest.approx(
+        (6 / 4) ** 2 / (12 / 4)
+    )
     repeated = torch.tensor([1.0, 1.0, 1.0, 3.0])
-    assert effective_sample_size(repeated.log(), torch.ones(4)).item() == pytest.approx((6 / 4) ** 2 / (12 / 4))
-    assert effective_sample_size(torch.tensor([-torch.inf, 0.0]), torch.ones(2)).item() == pytest.approx(0.5)
+    assert effective_sample_size(repeated.log(), torch.ones(4)).item() == pytest.approx(
+        (6 / 4) ** 2 / (12 / 4)
+    )
+    assert effective_sample_size(
+        torch.tensor([-torch.inf, 0.0]), torch.ones(2)
+    ).item() == pytest.approx(0.5)
     assert effective_sample_size(torch.tensor([-torch.inf, -torch.inf]), torch.ones(2)).item() == 0
-    assert effective_sample_size(torch.tensor([-300.0, -300.0]), torch.ones(2)).item() == pytest.approx(1)
-    assert effective_sample_size(torch.tensor([0.0, 80.0]), torch.ones(2)).item() == pytest.approx(0.5, rel=1e-5)
+    assert effective_sample_size(
+        torch.tensor([-300.0, -300.0]), torch.ones(2)
+    ).item() == pytest.approx(1)
+    assert effective_sample_size(torch.tensor([0.0, 80.0]), torch.ones(2)).item() == pytest.approx(
+        0.5, rel=1e-5
+    )
 
 
 def test_ratio_metrics_by_hand() -> None:
@@ -100,20 +142,28 @@ def test_clipped_targets_by_hand() -> None:
     untouched, share = clipped_targets(targets, weights, 3.0)
     assert torch.equal(untouched, targets)
     assert share.item() == 0
-    together, shares = clipped_targets(torch.stack([targets, 2 * targets]), torch.stack([weights, weights]), 2.0)
+    together, shares = clipped_targets(
+        torch.stack([targets, 2 * targets]), torch.stack([weights, weights]), 2.0
+    )
     torch.testing.assert_close(together, torch.stack([clipped, 2 * clipped]))
     torch.testing.assert_close(shares, torch.tensor([1 / 9, 1 / 9]))
 
 
 def test_outliers_reach_the_advantage_head_clipped() -> None:
-    problem = dataclasses.replace(bandit(0), r=np.r_[np.zeros(19), 100.0], p=np.r_[np.full(19, 0.999 / 19), 0.001])
+    problem = dataclasses.replace(
+        bandit(0), r=np.r_[np.zeros(19), 100.0], p=np.r_[np.full(19, 0.999 / 19), 0.001]
+    )
     head = AdvantageHead(network=TABLE, members=1, clip_deviations=3)
     backend = DeterministicDice(advantage=head, **COMMON).build(problem.data().spec)
-    assert backend.update(problem.data().full(), step=0)["advantage_clip_rate"].item() == pytest.approx(0.001, rel=1e-3)
+    assert backend.update(problem.data().full(), step=0)[
+        "advantage_clip_rate"
+    ].item() == pytest.approx(0.001, rel=1e-3)
 
 
 def chain() -> ddice.data.Transitions:
-    """Two episodes: 0 -> 1 -> 2 -> end with rewards 1, 2, 4, and 3 -> 4 cut by time with rewards 8, 16; actions that say nothing."""
+    """Two episodes: 0 -> 1 -> 2 -> end with rewards 1, 2, 4, and 3 -> 4 cut by time with rewards
+    8, 16; actions that say nothing.
+    """
     states = np.eye(6, dtype=np.float32)
     arrays = {
         "observations": states[:5],
@@ -126,14 +176,24 @@ def chain() -> ddice.data.Transitions:
     return ddice.load_dataset(arrays, action_bounds=(-1, 1))
 
 
-WARM = {**COMMON, "discount": 0.5, "warm_start_steps": 400, "rewards": ({"kind": "scale", "factor": 0.5},)}
+WARM = {
+    **COMMON,
+    "discount": 0.5,
+    "warm_start_steps": 400,
+    "rewards": ({"kind": "scale", "factor": 0.5},),
+}
 RETURNS = 0.5 * np.array([1 + 0.5 * (2 + 0.5 * 4), 2 + 0.5 * 4, 4, 8 + 0.5 * 16, 16])
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     "config",
-    [PiecewiseF(critic=TABLE, **WARM), DeterministicDice(**WARM), OrthogonalDice(**WARM), OptiDice(**WARM)],
+    [
+        PiecewiseF(critic=TABLE, **WARM),
+        DeterministicDice(**WARM),
+        OrthogonalDice(**WARM),
+        OptiDice(**WARM),
+    ],
     ids=lambda c: c.kind,
 )
 def test_after_the_warm_start_values_are_returns_to_go(config) -> None:
@@ -174,7 +234,9 @@ def test_a_warm_start_reads_returns_by_source_row() -> None:
     backend = DeterministicDice(**WARM).build(data.spec)
     backend.prepare(part)
     batch = part.sample(20, seed=0, step=0)
-    np.testing.assert_allclose(backend.warm_start_target(batch, 0), RETURNS[batch.rows.numpy()], rtol=1e-6)
+    np.testing.assert_allclose(
+        backend.warm_start_target(batch, 0), RETURNS[batch.rows.numpy()], rtol=1e-6
+    )
 
 
 def test_the_smallest_critic_enters_the_ratio() -> None:
@@ -185,7 +247,9 @@ def test_the_smallest_critic_enters_the_ratio() -> None:
     assert q.shape == (3, 20)
     y = (q.amin(0) - backend.value(observations)) / TEMPERATURE
     batch = problem.data().full()
-    np.testing.assert_allclose(backend.ratio(batch), ratio("piecewise", y.detach().numpy())[problem.pair], rtol=1e-5)
+    np.testing.assert_allclose(
+        backend.ratio(batch), ratio("piecewise", y.detach().numpy())[problem.pair], rtol=1e-5
+    )
 
 
 def test_optidice_needs_initial_observations() -> None:
@@ -200,9 +264,16 @@ def test_optidice_needs_initial_observations() -> None:
 
 def test_kinds_of_ratio() -> None:
     data = random_problem(0).data()
-    kinds = {config.kind: config.build(data.spec).ratio_kind for config in (PiecewiseF(), FDice(), DeterministicDice(), OrthogonalDice(), OptiDice())}
+    kinds = {
+        config.kind: config.build(data.spec).ratio_kind
+        for config in (PiecewiseF(), FDice(), DeterministicDice(), OrthogonalDice(), OptiDice())
+    }
     assert kinds == {
-        "piecewise_f": "action", "f_dice": "action", "deterministic": "action", "orthogonal": "state-action", "optidice": "state-action"
+        "piecewise_f": "action", "f_dice": "action", "deterministic": "action", "orthogonal": (
+            "state-action"
+        ), "optidice": (
+            "state-action"
+        )
     }  # fmt: skip
 
 
@@ -221,20 +292,41 @@ def test_a_senseless_discount(discount: float) -> None:
 
 @pytest.mark.oracle
 def test_a_weight_is_a_number_of_copies() -> None:
-    """A batch with weights 1, 2, 3 trains as the batch in which these rows stand once, twice and three times."""
+    """A batch with weights 1, 2, 3 trains as the batch in which these rows stand once, twice and
+    three times.
+    """
     problem = random_problem(0, terminate=0.4)
     batch = problem.data().full()
     counts = torch.arange(len(batch.rows)) % 3 + 1
     copies = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    repeated = dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[copies] for f in dataclasses.fields(batch) if f.name != "initial"})
+    repeated = dataclasses.replace(
+        batch,
+        **{
+            f.name: getattr(batch, f.name)[copies]
+            for f in dataclasses.fields(batch)
+            if f.name != "initial"
+        },
+    )
     repeated = dataclasses.replace(repeated, weights=torch.ones(len(copies)))
-    for config in (PiecewiseF(critic=TABLE, **COMMON), OptiDice(advantage=HEAD, **COMMON), OrthogonalDice(advantage=HEAD, **COMMON)):
+    for config in (
+        PiecewiseF(critic=TABLE, **COMMON),
+        OptiDice(advantage=HEAD, **COMMON),
+        OrthogonalDice(advantage=HEAD, **COMMON),
+    ):
         weighted, plain = (config.build(problem.data().spec) for _ in range(2))
         one = weighted.update(dataclasses.replace(batch, weights=counts.float()), step=0)
         other = plain.update(repeated, step=0)
         for name in one.keys() - {"largest_weight"}:
-            torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
-        gradients = [[p.grad for p in part.parameters() if p.grad is not None] for part in (weighted, plain)]
+            torch.testing.assert_close(
+                one[name],
+                other[name],
+                rtol=1e-4,
+                atol=1e-5,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
+        gradients = [
+            [p.grad for p in part.parameters() if p.grad is not None] for part in (weighted, plain)
+        ]
         for mine, theirs in zip(*gradients, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
@@ -244,15 +336,29 @@ def test_terminated_rows_never_read_their_next_observation() -> None:
     problem = random_problem(0, terminate=0.6)
     batch = problem.data().full()
     garbage = torch.where(batch.terminations[:, None], torch.tensor(1e6), batch.next_observations)
-    for config in (PiecewiseF(critic=TABLE, **COMMON), DeterministicDice(**COMMON), OrthogonalDice(**COMMON), OptiDice(**COMMON)):
+    for config in (
+        PiecewiseF(critic=TABLE, **COMMON),
+        DeterministicDice(**COMMON),
+        OrthogonalDice(**COMMON),
+        OptiDice(**COMMON),
+    ):
         config = config.model_copy(update={"discount": 0.9})
-        one, other = (config.build(problem.data().spec).update(b, step=0) for b in (batch, dataclasses.replace(batch, next_observations=garbage)))
+        one, other = (
+            config.build(problem.data().spec).update(b, step=0)
+            for b in (batch, dataclasses.replace(batch, next_observations=garbage))
+        )
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("config", [PiecewiseF(critic=TABLE, **COMMON), DeterministicDice(**COMMON)], ids=lambda c: c.kind)
+@pytest.mark.parametrize(
+    "config",
+    [PiecewiseF(critic=TABLE, **COMMON), DeterministicDice(**COMMON)],
+    ids=lambda c: c.kind,
+)
 def test_values_that_have_run_away(config) -> None:
-    """Rewards between -1 and 2, discount 0.5: no return lies outside -2 .. 4, and 0.3 is allowed for, for one seed and for several."""
+    """Rewards between -1 and 2, discount 0.5: no return lies outside -2 .. 4, and 0.3 is allowed
+    for, for one seed and for several.
+    """
     problem = random_problem(0, branches=1)
     problem = dataclasses.replace(problem, r=np.linspace(-1, 2, len(problem.r)))
     config, data = config.model_copy(update={"discount": 0.5}), problem.data()
@@ -266,4 +372,8 @@ def test_values_that_have_run_away(config) -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 backend.check_trained(data)
-            assert [str(w.message) for w in caught if "run away" in str(w.message)] != [] if warns else not caught
+            assert (
+                [str(w.message) for w in caught if "run away" in str(w.message)] != []
+                if warns
+                else not caught
+            )

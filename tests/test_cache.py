@@ -27,17 +27,24 @@ def make(stage: str, key: str, size: int, age: int) -> Entry:
     return made
 
 
-def test_the_folder_is_read_from_the_environment_at_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_read_from_the_environment_at_each_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.setenv("HOME", str(tmp_path))
-    for unset in (lambda: monkeypatch.setenv("DDICE_CACHE", ""), lambda: monkeypatch.delenv("DDICE_CACHE")):
+    for unset in (
+        lambda: monkeypatch.setenv("DDICE_CACHE", ""),
+        lambda: monkeypatch.delenv("DDICE_CACHE"),
+    ):
         unset()
         assert cache_folder() == tmp_path / ".cache" / "ddice"
 
 
 def test_an_entry_has_its_files_in_one_folder_and_makes_none_by_itself(tmp_path: Path) -> None:
     found = entry("backend", "0" * 32)
-    assert {path.parent for path in (found.state, found.checkpoint, found.metrics)} == {tmp_path / "cache" / "backend" / ("0" * 32)}
+    assert {path.parent for path in (found.state, found.checkpoint, found.metrics)} == {
+        tmp_path / "cache" / "backend" / ("0" * 32)
+    }
     assert len({found.state, found.checkpoint, found.metrics}) == 3
     assert not found.folder.exists()
     assert found.about == {}
@@ -64,7 +71,9 @@ def test_clear_frees_what_it_says_and_touches_nothing_else(tmp_path: Path) -> No
     assert clear() == 0
 
 
-def test_a_description_survives_a_crash_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_description_survives_a_crash_while_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = make("prior", "1" * 32, 10, age=0)
 
     def crash(*_: object) -> None:

@@ -1,4 +1,6 @@
-"""The command line as a new user meets it: what works, what it prints, and mistakes in one line instead of a traceback."""
+"""The command line as a new user meets it: what works, what it prints, and mistakes in one line
+instead of a traceback.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def plots() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "plots" not in request.fixturenames:
         for name in ("train.plot_metrics", "compare.plot_metrics", "compare.plot_scores"):
             monkeypatch.setattr(f"ddice.cli.{name}", lambda *_: True)
@@ -105,7 +109,13 @@ def options(npz: Path, **changes: Any) -> list[str]:
 def grid_options(npz: Path, source: str | None = None, **changes: Any) -> list[str]:
     data = {"source": str(npz), "env": small.SHORT} if source is None else {"source": source}
     fields = small.merge(
-        {"data": data, "prior": small.FIELDS["prior"], "steps": {"prior": 2, "backend": 2, "extractor": 2}, "evaluation": {"episodes": 1}}, changes
+        {
+            "data": data,
+            "prior": small.FIELDS["prior"],
+            "steps": {"prior": 2, "backend": 2, "extractor": 2},
+            "evaluation": {"episodes": 1},
+        },
+        changes,
     )
     return [*small.flags(npz, fields, "recipe."), "--no-progress"]
 
@@ -124,56 +134,122 @@ def test_train_then_evaluate(npz: Path, tmp_path: Path, run: Run, plots: None) -
     assert {path.name for path in (tmp_path / "runs" / "a").iterdir() if path.name[0] != "."} == {
         "recipe.json", "metrics", "metrics.png", "policy", "evaluation.json",
     }  # fmt: skip
-    trained = Evaluation.model_validate_json((tmp_path / "runs" / "a" / "evaluation.json").read_text())
+    trained = Evaluation.model_validate_json(
+        (tmp_path / "runs" / "a" / "evaluation.json").read_text()
+    )
 
     for path in ("runs/a", "runs/a/policy"):
-        status, output, errors = run("evaluate", path, "--episodes", 2, "--no-progress", "--json", "scores.json")
+        status, output, errors = run(
+            "evaluate", path, "--episodes", 2, "--no-progress", "--json", "scores.json"
+        )
         assert status == 0, errors
         assert output.splitlines()[:2] == lines[1:3]
         again = Evaluation.model_validate_json((tmp_path / "scores.json").read_text())
         assert (again.returns, again.label) == (trained.returns, trained.label)
-    status, output, _ = run("evaluate", "runs/a", "--episodes", 3, "--seed", 1, "--deterministic", "--parallel", 2, "--no-progress")
+    status, output, _ = run(
+        "evaluate",
+        "runs/a",
+        "--episodes",
+        3,
+        "--seed",
+        1,
+        "--deterministic",
+        "--parallel",
+        2,
+        "--no-progress",
+    )
     assert output.startswith(f"{small.SHORT}: 3 episodes, seed 1, deterministic\n")
-    status, output, _ = run("evaluate", "runs/a", "--episodes", 1, "--env", "Pendulum-v1", "--no-progress")
+    status, output, _ = run(
+        "evaluate", "runs/a", "--episodes", 1, "--env", "Pendulum-v1", "--no-progress"
+    )
     assert output.startswith("Pendulum-v1: 1 episodes")
     assert "length 200.0" in output
     for engine in ("eager", "auto"):
-        status, output, errors = run("evaluate", "runs/a", "--episodes", 2, "--engine", engine, "--no-progress", "--json", "scores.json")
+        status, output, errors = run(
+            "evaluate",
+            "runs/a",
+            "--episodes",
+            2,
+            "--engine",
+            engine,
+            "--no-progress",
+            "--json",
+            "scores.json",
+        )
         assert status == 0, errors
         again = Evaluation.model_validate_json((tmp_path / "scores.json").read_text())
         assert again.returns == pytest.approx(trained.returns, rel=1e-4)
-    status, output, errors = run("evaluate", "runs/a", "--episodes", 1, "--few-steps", "--guidance-scale", 0, "--candidates", 1, "--no-progress")
+    status, output, errors = run(
+        "evaluate",
+        "runs/a",
+        "--episodes",
+        1,
+        "--few-steps",
+        "--guidance-scale",
+        0,
+        "--candidates",
+        1,
+        "--no-progress",
+    )
     assert status == 0, errors
     status, output, errors = run("evaluate", "runs/a", "--candidates", -1, "--no-progress")
     assert (status, "candidates" in errors) == (1, True)
-    status, _, errors = run("evaluate", "runs/a", "--engine", "graph", "--device", "cpu", "--no-progress")
+    status, _, errors = run(
+        "evaluate", "runs/a", "--engine", "graph", "--device", "cpu", "--no-progress"
+    )
     assert (status, "engine 'graph' needs a CUDA device" in errors) == (1, True)
 
 
 def test_the_same_command_finds_everything_again(npz: Path, done: Path, run: Run) -> None:
-    before, scores = small.digests(done / "policy"), json.loads((done / "evaluation.json").read_text())
+    before, scores = (
+        small.digests(done / "policy"),
+        json.loads((done / "evaluation.json").read_text()),
+    )
     status, output, errors = run("train", *options(npz), "--run", "a")
     assert status == 0, errors
     lines = output.splitlines()
-    assert [line.split(" (")[0] for line in lines[:3]] == [f"{stage}: found trained" for stage in ("prior", "backend", "extractor")]
+    assert [line.split(" (")[0] for line in lines[:3]] == [
+        f"{stage}: found trained" for stage in ("prior", "backend", "extractor")
+    ]
     assert lines[3] == "policy: a/policy"
     assert small.digests(done / "policy") == before
     assert json.loads((done / "evaluation.json").read_text())["returns"] == scores["returns"]
 
 
-def test_the_recipe_that_ran_is_a_config_file(npz: Path, done: Path, tmp_path: Path, run: Run) -> None:
-    status, output, errors = run("train", "--config", "a/recipe.json", "--run", "b", "--no-progress")
+def test_the_recipe_that_ran_is_a_config_file(
+    npz: Path, done: Path, tmp_path: Path, run: Run
+) -> None:
+    status, output, errors = run(
+        "train", "--config", "a/recipe.json", "--run", "b", "--no-progress"
+    )
     assert status == 0, errors
     assert "extractor: found trained" in output
-    assert (tmp_path / "a" / "recipe.json").read_text() == (tmp_path / "b" / "recipe.json").read_text()
+    assert (tmp_path / "a" / "recipe.json").read_text() == (
+        tmp_path / "b" / "recipe.json"
+    ).read_text()
     # flags win over the file, the file over the preset
-    status, _, errors = run("train", "--preset", "official", "--config", "a/recipe.json", "--seed", 5, "--run", "c", "--no-progress")
+    status, _, errors = run(
+        "train",
+        "--preset",
+        "official",
+        "--config",
+        "a/recipe.json",
+        "--seed",
+        5,
+        "--run",
+        "c",
+        "--no-progress",
+    )
     assert status == 0, errors
     recipe = Recipe.model_validate_json((tmp_path / "c" / "recipe.json").read_text())
-    assert recipe == Recipe.model_validate_json((tmp_path / "a" / "recipe.json").read_text()).model_copy(update={"seed": 5})
+    assert recipe == Recipe.model_validate_json(
+        (tmp_path / "a" / "recipe.json").read_text()
+    ).model_copy(update={"seed": 5})
 
 
-def test_without_a_run_folder_it_says_that_the_policy_is_gone(npz: Path, tmp_path: Path, run: Run) -> None:
+def test_without_a_run_folder_it_says_that_the_policy_is_gone(
+    npz: Path, tmp_path: Path, run: Run
+) -> None:
     status, output, _ = run("train", *options(npz))
     assert status == 0
     assert output.startswith("the policy was not kept: give --run for that")
@@ -192,22 +268,46 @@ def test_a_dry_run_trains_and_writes_nothing(npz: Path, tmp_path: Path, run: Run
     status, output, errors = run("train", *options(npz), "--run", "a", "--dry-run")
     assert status == 0, errors
     lines = output.splitlines()
-    assert [line.split()[0] for line in lines] == ["stage", "prior", "backend", "extractor", "memory:", "time:"]
+    assert [line.split()[0] for line in lines] == [
+        "stage",
+        "prior",
+        "backend",
+        "extractor",
+        "memory:",
+        "time:",
+    ]
     assert lines[2].split()[:3] == ["backend", "155", "10"]
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == ["cache/data"]  # nothing but the dataset as read
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == [
+        "cache/data"
+    ]  # nothing but the dataset as read
 
 
 def test_a_dry_run_of_the_published_settings_predicts_much(npz: Path, run: Run) -> None:
-    fields = ["--data.source", npz, "--data.env", small.SHORT, "--prior.batch_size", 64, "--extractor.guidance.batch_size", 64]
+    fields = [
+        "--data.source",
+        npz,
+        "--data.env",
+        small.SHORT,
+        "--prior.batch_size",
+        64,
+        "--extractor.guidance.batch_size",
+        64,
+    ]
     status, output, errors = run("train", "--preset", "official", *fields, "--dry-run")
     assert status == 0, errors
     stages = {line.split()[0]: line.split() for line in output.splitlines()[1:4]}
-    assert (stages["prior"][2], stages["backend"][2], stages["extractor"][2]) == ("600,000", "1,000,000", "1,000,000")
+    assert (stages["prior"][2], stages["backend"][2], stages["extractor"][2]) == (
+        "600,000",
+        "1,000,000",
+        "1,000,000",
+    )
     assert all(line[3:] and line[4] in ("h", "min") for line in stages.values())
 
 
 def test_progress_bars_go_to_the_error_stream(npz: Path, run: Run) -> None:
-    fields = [option for option in options(npz, evaluation={"episodes": 0}) if option != "--no-progress"]
+    fields = [
+        option for option in options(npz, evaluation={"episodes": 0}) if option != "--no-progress"
+    ]
     _, output, errors = run("train", *fields)
     for stage, steps in (("prior", 12), ("backend", 10), ("extractor", 8)):
         assert f"{stage}: 100%" in errors
@@ -215,7 +315,9 @@ def test_progress_bars_go_to_the_error_stream(npz: Path, run: Run) -> None:
     assert "%" not in output
 
 
-def test_compare(npz: Path, tmp_path: Path, run: Run, plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(
+    npz: Path, tmp_path: Path, run: Run, plots: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = ["--backends", "piecewise_f,optidice", "--extractors.gaussian_bc.batch_size", 16]
     status, output, errors = run("compare", *grid_options(npz), *grid, "--run", "g")
     assert status == 0, errors
@@ -230,13 +332,18 @@ def test_compare(npz: Path, tmp_path: Path, run: Run, plots: None, monkeypatch: 
     assert (tmp_path / "g" / "scores.png").stat().st_size > 5000
     assert len(list((tmp_path / "g").glob("seed-*/*/metrics.png"))) == 3
     assert len(Results(tmp_path / "g" / "results.jsonl").rows) == 3
-    # again: the same table at once, and nothing drawn again; and as a config file of another comparison
-    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "g").glob("seed-*/*/metrics.png")}
+    # again: the same table at once, and nothing drawn again; and as a config file of another
+    # comparison
+    drawn = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "g").glob("seed-*/*/metrics.png")
+    }
     status, again, _ = run("compare", *grid_options(npz), *grid, "--run", "g")
     assert again == output[output.index("\n| backend") :]
     assert all(path.stat().st_mtime_ns == then for path, then in drawn.items())
     monkeypatch.setattr("ddice.cli.compare.plot_metrics", lambda *_: True)
-    status, output, errors = run("compare", "--config", "g/comparison.json", "--seeds", "0,1", "--run", "h", "--no-progress")
+    status, output, errors = run(
+        "compare", "--config", "g/comparison.json", "--seeds", "0,1", "--run", "h", "--no-progress"
+    )
     assert status == 0, errors
     assert [row.seed for row in Results(tmp_path / "h" / "results.jsonl").rows] == [0, 1] * 3
 
@@ -253,7 +360,10 @@ def assert_whole_grid(folder: Path, episode: int) -> None:
     rows = Results(folder / "results.jsonl").rows
     pairs = [(backend, extractor) for backend in small.BACKENDS for extractor in small.EXTRACTORS]
     assert [(row.backend, row.extractor) for row in rows] == [(None, "behaviour policy"), *pairs]
-    assert all(row.evaluation.lengths == (episode,) and np.isfinite(row.evaluation.returns).all() for row in rows)
+    assert all(
+        row.evaluation.lengths == (episode,) and np.isfinite(row.evaluation.returns).all()
+        for row in rows
+    )
 
 
 def test_every_backend_with_every_extractor_on_arrays(npz: Path, tmp_path: Path, run: Run) -> None:
@@ -264,16 +374,22 @@ def test_every_backend_with_every_extractor_on_arrays(npz: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_every_backend_with_every_extractor_on_pointmaze(npz: Path, maze: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_backend_with_every_extractor_on_pointmaze(
+    npz: Path, maze: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(maze))
     status, _, errors = run("compare", *grid_options(npz, MAZE), *whole_grid(), "--run", "g")
     assert status == 0, errors
     assert_whole_grid(tmp_path / "g", 300)
 
 
-def test_train_on_pointmaze(npz: Path, maze: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_on_pointmaze(
+    npz: Path, maze: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(maze))
-    fields = small.flags(npz, {**small.FIELDS, "data": {"source": MAZE}, "evaluation": {"episodes": 1}})
+    fields = small.flags(
+        npz, {**small.FIELDS, "data": {"source": MAZE}, "evaluation": {"episodes": 1}}
+    )
     status, output, errors = run("train", *fields, "--no-progress", "--run", "a")
     assert status == 0, errors
     assert "PointMaze_UMaze-v3: 1 episodes" in output
@@ -288,13 +404,18 @@ def test_data(npz: Path, tmp_path: Path, run: Run) -> None:
     status, output, errors = run("data", "make", "pointmaze-umaze", "--steps", 600, "--no-progress")
     assert status == 0, errors
     name = "ddice/pointmaze-umaze-600-v0"
-    assert output == f"{name} is ready: ddice.load_dataset({name!r}), or ddice train --data.source {name}\n"
+    assert (
+        output
+        == f"{name} is ready: ddice.load_dataset({name!r}), or ddice train --data.source {name}\n"
+    )
     status, again, errors = run("data", "make", "pointmaze-umaze", "--steps", 600, "--no-progress")
     assert (status, again) == (0, output)
     status, described, errors = run("data", "describe", "ddice/pointmaze-umaze-600-v0")
     assert status == 0, errors
     assert "600" in described
-    status, observed, _ = run("data", "describe", "ddice/pointmaze-umaze-600-v0", "--goal", "observed")
+    status, observed, _ = run(
+        "data", "describe", "ddice/pointmaze-umaze-600-v0", "--goal", "observed"
+    )
     assert observed != described
     warnings.simplefilter("always")
     status, described, errors = run("data", "describe", npz, "--action-bounds", "data")
@@ -311,7 +432,11 @@ def test_cache(npz: Path, tmp_path: Path, run: Run) -> None:
     assert status == 0
     assert data.split()[2:5] == ["data", "112", "rows"]
     assert folder == str(tmp_path / "cache")
-    assert [line.split()[2:4] for line in lines] == [["prior", "diffusion"], ["backend", "piecewise_f"], ["extractor", "guide_then_select"]]
+    assert [line.split()[2:4] for line in lines] == [
+        ["prior", "diffusion"],
+        ["backend", "piecewise_f"],
+        ["extractor", "guide_then_select"],
+    ]
     assert all("trained" in line and "seed 0" in line and str(npz) in line for line in lines)
     status, output, _ = run("cache", "clear")
     assert status == 0
@@ -320,14 +445,26 @@ def test_cache(npz: Path, tmp_path: Path, run: Run) -> None:
 
 
 def test_a_whole_process(npz: Path, tmp_path: Path) -> None:
-    """The installed command and `python -m ddice.cli`: status and streams. Whole trainings by processes are in test_training."""
+    """The installed command and `python -m ddice.cli`: status and streams. Whole trainings by
+    processes are in test_training.
+    """
     program = Path(sys.executable).with_name("ddice")
     command = [str(program)] if program.exists() else [sys.executable, "-m", "ddice.cli"]
-    done = subprocess.run([*command, "data", "describe", npz, "--action-bounds", "data"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "data", "describe", npz, "--action-bounds", "data"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "112" in done.stdout
     assert [line[:9] for line in done.stderr.splitlines()] == ["warning: "]
-    done = subprocess.run([sys.executable, "-m", "ddice.cli", "train", "--sed", "1"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "ddice.cli", "train", "--sed", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: unknown option 'sed': did you mean 'seed'?")
 
@@ -351,7 +488,10 @@ def test_help_mentions_every_field(command: str, model: Any, run: Run) -> None:
         ("data make", ["--steps", "--generation-seed", "pointmaze-umaze"]),
         ("data describe", ["--source", "--goal"]),
         ("cache", ["list", "clear", "DDICE_CACHE"]),
-        ("train", ["--preset", "--config", "--run", "--dry-run", "--no-progress", "--checkpoint-every"]),
+        (
+            "train",
+            ["--preset", "--config", "--run", "--dry-run", "--no-progress", "--checkpoint-every"],
+        ),
     ],
 )
 def test_help_of_the_commands(command: str, words: list[str], run: Run) -> None:
@@ -372,12 +512,19 @@ def test_help_of_the_whole(run: Run) -> None:
 def test_the_examples_of_the_help_are_valid(run: Run) -> None:
     """Each is parsed into a recipe or a comparison, up to the dataset that is not there."""
     _, output, _ = run("--help")
-    examples = [line.split()[1:] for line in output[output.index("examples:") :].splitlines()[1:] if line.strip()]
+    examples = [
+        line.split()[1:]
+        for line in output[output.index("examples:") :].replace("\\\n", "").splitlines()[1:]
+        if line.strip()
+    ]
     assert len(examples) >= 5
     for example in examples:
         if example[0] in ("train", "compare"):
             status, _, errors = run(*example)
-            assert (status, errors.splitlines()[-1][:47]) == (1, "error: dataset 'ddice/pointmaze-umaze-v0' not f"), errors
+            assert (status, errors.splitlines()[-1][:47]) == (
+                1,
+                "error: dataset 'ddice/pointmaze-umaze-v0' not f",
+            ), errors
 
 
 # -- mistakes: exit status 1 (2 from argparse), one line, how to mend it
@@ -397,37 +544,88 @@ def mistake(run: Run, *arguments: object) -> str:
     ("arguments", "expected"),
     [
         (["train", "--sed", "3"], "error: unknown option 'sed': did you mean 'seed'?"),
-        (["train", "--presett", "official"], "error: unknown option 'presett': did you mean 'preset'?"),
-        (["train", "--backend.temprature", "3"], "error: backend: unknown field of PiecewiseF 'temprature': did you mean 'temperature'?"),
-        (["train", "--backend.kind", "optidise"], "error: backend: unknown kind 'optidise': did you mean 'optidice'?"),
-        (["train", "--backend", "optidice"], "error: backend: expected fields, got 'optidice': a kind is chosen with --backend.kind"),
+        (
+            ["train", "--presett", "official"],
+            "error: unknown option 'presett': did you mean 'preset'?",
+        ),
+        (
+            ["train", "--backend.temprature", "3"],
+            "error: backend: unknown field of PiecewiseF 'temprature': did you mean 'temperature'?",
+        ),
+        (
+            ["train", "--backend.kind", "optidise"],
+            "error: backend: unknown kind 'optidise': did you mean 'optidice'?",
+        ),
+        (
+            ["train", "--backend", "optidice"],
+            "error: backend: expected fields, got 'optidice': a kind is chosen with --backend.kind",
+        ),
         (["train", "--seed", "x"], "error: seed: Input should be a valid integer"),
         (["train", "--seed"], "error: option --seed needs a value"),
         (["train", "seed", "3"], "error: expected an option such as --seed 1"),
         (["train", "--config", "nothere.json"], "error: --config nothere.json does not exist"),
-        (["compare", "--run", "r", "--data.source", "x"], "error: unknown option 'data': it is a field of the recipe that is compared, --recipe.da"),
-        (["compare", "--run", "r", "--backend", "x"], "error: unknown option 'backend': it is a field of the recipe that is compared, --recipe.bac"),
-        (["compare", "--run", "r", "--sede", "x"], "error: unknown option 'sede': did you mean 'seeds'?"),
-        (["compare", "--run", "r", "--backends", "f_dice,optidise"], "error: backends.optidise: unknown kind 'optidise': did you mean 'optidice'?"),
-        (["evaluate", "r", "--episode", "3"], "error: unknown option 'episode': did you mean 'episodes'?"),
+        (
+            ["compare", "--run", "r", "--data.source", "x"],
+            "error: unknown option 'data': it is a field of the recipe that is compared, "
+            "--recipe.da",
+        ),
+        (
+            ["compare", "--run", "r", "--backend", "x"],
+            "error: unknown option 'backend': it is a field of the recipe that is compared, "
+            "--recipe.bac",
+        ),
+        (
+            ["compare", "--run", "r", "--sede", "x"],
+            "error: unknown option 'sede': did you mean 'seeds'?",
+        ),
+        (
+            ["compare", "--run", "r", "--backends", "f_dice,optidise"],
+            "error: backends.optidise: unknown kind 'optidise': did you mean 'optidice'?",
+        ),
+        (
+            ["evaluate", "r", "--episode", "3"],
+            "error: unknown option 'episode': did you mean 'episodes'?",
+        ),
         (["evaluate", "nothere"], "error: nothere holds no policy.json"),
-        (["data", "make", "pointmaze-huge"], "error: expected one of pointmaze-umaze, pointmaze-medium, pointmaze-large, got 'pointmaze-huge'"),
+        (
+            ["data", "make", "pointmaze-huge"],
+            "error: expected one of pointmaze-umaze, pointmaze-medium, pointmaze-large, got "
+            "'pointmaze-huge'",
+        ),
         (["data", "make"], "error: expected one of pointmaze-umaze"),
-        (["data", "make", "pointmaze-umaze", "--step", "3"], "error: unknown option 'step': did you mean 'steps'?"),
+        (
+            ["data", "make", "pointmaze-umaze", "--step", "3"],
+            "error: unknown option 'step': did you mean 'steps'?",
+        ),
         (["data", "make", "pointmaze-umaze", "--steps", "0"], "error: expected steps >= 1"),
-        (["data", "describe", "x.npz", "--gaol", "fixed"], "error: unknown field of DataSource 'gaol': did you mean 'goal'?"),
+        (
+            ["data", "describe", "x.npz", "--gaol", "fixed"],
+            "error: unknown field of DataSource 'gaol': did you mean 'goal'?",
+        ),
         (["data", "describe", "x.npz"], "error: x.npz does not exist"),
         (["data", "describe", "nothere"], "error: expected a Minari id such as"),
         (["cache", "list", "all"], "error: unexpected argument 'all'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_explained(arguments: list[str], expected: str, run: Run, tmp_path: Path) -> None:
+def test_mistakes_are_explained(
+    arguments: list[str], expected: str, run: Run, tmp_path: Path
+) -> None:
     assert mistake(run, *arguments).startswith(expected)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["cache", "lst"], ["compare"], ["train", "--preset", "ofical"], ["evaluate"], ["data"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian"],
+        ["cache", "lst"],
+        ["compare"],
+        ["train", "--preset", "ofical"],
+        ["evaluate"],
+        ["data"],
+    ],
+)
 def test_what_argparse_refuses(arguments: list[str], run: Run) -> None:
     status, output, errors = run(*arguments)
     assert (status, output) == (2, "")
@@ -436,64 +634,126 @@ def test_what_argparse_refuses(arguments: list[str], run: Run) -> None:
 
 
 def test_a_missing_dataset_says_at_once_how_to_make_it(tmp_path: Path, run: Run) -> None:
-    for command in (["train", "--run", "a"], ["compare", "--run", "a"], ["data", "describe"], ["train", "--dry-run"]):
+    for command in (
+        ["train", "--run", "a"],
+        ["compare", "--run", "a"],
+        ["data", "describe"],
+        ["train", "--dry-run"],
+    ):
         line = mistake(run, *command)
         assert line.startswith("error: dataset 'ddice/pointmaze-umaze-v0' not found in ")
         assert "`ddice data make pointmaze-umaze`" in line
-    assert "run `minari download D4RL/door/human-v2`" in mistake(run, "train", "--data.source", "D4RL/door/human-v2")
+    assert "run `minari download D4RL/door/human-v2`" in mistake(
+        run, "train", "--data.source", "D4RL/door/human-v2"
+    )
     assert not (tmp_path / "a").exists()
 
 
 def test_several_candidates_without_q(npz: Path, tmp_path: Path, run: Run) -> None:
-    fields = {**small.FIELDS, "data": {"source": str(npz), "env": small.SHORT}, "backend": {"kind": "given", "source": "small:ratio"}}
+    fields = {
+        **small.FIELDS,
+        "data": {"source": str(npz), "env": small.SHORT},
+        "backend": {"kind": "given", "source": "small:ratio"},
+    }
     line = mistake(run, "train", *small.flags(npz, fields), "--run", "a")
-    assert line.startswith("error: candidates = 2 needs a Q to choose among them and this backend has none: give it one, or use candidates=1")
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == ["cache/data"]  # nothing but the dataset as read
-    status, _, errors = run("train", *small.flags(npz, fields), "--extractor.candidates", 1, "--no-progress", "--run", "a")
+    assert line.startswith(
+        "error: candidates = 2 needs a Q to choose among them and this backend has none: give "
+        "it one, or use candidates=1"
+    )
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == [
+        "cache/data"
+    ]  # nothing but the dataset as read
+    status, _, errors = run(
+        "train",
+        *small.flags(npz, fields),
+        "--extractor.candidates",
+        1,
+        "--no-progress",
+        "--run",
+        "a",
+    )
     assert status == 0, errors
 
 
 def test_other_mistakes_with_data(npz: Path, tmp_path: Path, run: Run) -> None:
     fields = small.arrays()
-    np.savez(tmp_path / "discrete.npz", **{**fields, "actions": (fields["actions"] > 0).astype(np.int64)})
-    assert "not supported yet" in mistake(run, "train", "--data.source", "discrete.npz", "--evaluation.episodes", 0)
+    np.savez(
+        tmp_path / "discrete.npz", **{**fields, "actions": (fields["actions"] > 0).astype(np.int64)}
+    )
+    assert "not supported yet" in mistake(
+        run, "train", "--data.source", "discrete.npz", "--evaluation.episodes", 0
+    )
     (tmp_path / "broken.npz").write_bytes(npz.read_bytes()[:500])
     assert "cannot be read as a .npz" in mistake(run, "train", "--data.source", "broken.npz")
-    np.savez(tmp_path / "nan.npz", **{**fields, "rewards": np.where(np.arange(len(fields["rewards"])) == 7, np.nan, fields["rewards"])})
+    np.savez(
+        tmp_path / "nan.npz",
+        **{
+            **fields,
+            "rewards": np.where(np.arange(len(fields["rewards"])) == 7, np.nan, fields["rewards"]),
+        },
+    )
     assert "row 7" in mistake(run, "train", *options(tmp_path / "nan.npz"))
     alone = options(npz, data={"env": None, "action_bounds": "data"})
-    assert "the data record no environment to play in" in mistake(run, "train", *alone, "--run", "a")
-    assert "registered Gymnasium id, got 'Pendulumm-v1'" in mistake(run, "train", *options(npz, data={"env": "Pendulumm-v1"}))
-    assert "do not fit" in mistake(run, "train", *options(npz, data={"env": "MountainCarContinuous-v0"}))
-    assert 'expected a device such as "auto"' in mistake(run, "train", *options(npz), "--device", "gpu")
-    assert "expected checkpoint_every of at least 1 step, got 0" in mistake(run, "train", *options(npz), "--checkpoint-every", 0)
+    assert "the data record no environment to play in" in mistake(
+        run, "train", *alone, "--run", "a"
+    )
+    assert "registered Gymnasium id, got 'Pendulumm-v1'" in mistake(
+        run, "train", *options(npz, data={"env": "Pendulumm-v1"})
+    )
+    assert "do not fit" in mistake(
+        run, "train", *options(npz, data={"env": "MountainCarContinuous-v0"})
+    )
+    assert 'expected a device such as "auto"' in mistake(
+        run, "train", *options(npz), "--device", "gpu"
+    )
+    assert "expected checkpoint_every of at least 1 step, got 0" in mistake(
+        run, "train", *options(npz), "--checkpoint-every", 0
+    )
     assert not (tmp_path / "a").exists()
 
 
 def test_another_recipe_in_the_run_folder(npz: Path, done: Path, run: Run) -> None:
     line = mistake(run, "train", *options(npz), "--run", "a", "--backend.temperature", 3)
-    assert line == "error: a holds another recipe, which differs in backend.temperature: give another --run"
+    assert (
+        line
+        == "error: a holds another recipe, which differs in backend.temperature: give another --run"
+    )
 
 
 def test_an_unwritable_run_folder(npz: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
-    assert mistake(run, "train", *options(npz), "--run", "file").startswith("error: cannot write into the run folder file (")
-    assert mistake(run, "train", *options(npz), "--run", "file/deeper").startswith("error: cannot write into the run folder file/deeper (")
+    assert mistake(run, "train", *options(npz), "--run", "file").startswith(
+        "error: cannot write into the run folder file ("
+    )
+    assert mistake(run, "train", *options(npz), "--run", "file/deeper").startswith(
+        "error: cannot write into the run folder file/deeper ("
+    )
 
 
 def test_a_diverging_run(npz: Path, run: Run) -> None:
     line = mistake(run, "train", *options(npz), "--prior.optimizer.learning_rate", "1e30")
-    assert line.startswith("error: prior: loss is nan at step 11; no checkpoint was written yet. Usual causes: a learning rate that is too high")
+    assert line.startswith(
+        "error: prior: loss is nan at step 11; no checkpoint was written yet. Usual causes: a "
+        "learning rate that is too high"
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("policy.safetensors", lambda good: good[:-9], "policy.safetensors cannot be read as a policy"),
+        (
+            "policy.safetensors",
+            lambda good: good[:-9],
+            "policy.safetensors cannot be read as a policy",
+        ),
         ("policy.safetensors", lambda good: b"", "policy.safetensors cannot be read as a policy"),
         ("policy.json", lambda good: good[:-9], "policy.json is not valid JSON"),
         ("policy.json", lambda good: b"{}", "to hold a policy, got a file without a kind"),
-        ("policy.json", lambda good: good.replace(b'"schema": 1', b'"schema": 9'), "has schema 9, this version of ddice reads schema 1"),
+        (
+            "policy.json",
+            lambda good: good.replace(b'"schema": 1', b'"schema": 9'),
+            "has schema 9, this version of ddice reads schema 1",
+        ),
     ],
 )
 def test_a_damaged_policy(file: str, content: Any, expected: str, done: Path, run: Run) -> None:

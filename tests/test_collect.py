@@ -1,4 +1,6 @@
-"""Collections with known answers: an environment whose episodes follow from the seeds, played by policies that can be worked out by hand."""
+"""Collections with known answers: an environment whose episodes follow from the seeds, played by
+policies that can be worked out by hand.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ COUNTER = "ddice-test/Counter-v0"
 
 
 class Counter(gymnasium.Env[Any, Any]):
-    """The clock t and the sum of the first actions; reward 10 t + first action. The seed draws the length, 2 to 6; a second action of 0.5 makes it 2.
+    """The clock t and the sum of the first actions; reward 10 t + first action. The seed draws the
+    length, 2 to 6; a second action of 0.5 makes it 2.
 
     Ends by termination at 2 and 4, by truncation at 3, by both at 5 and 6.
     It writes its observations into the same arrays again and again.
@@ -48,7 +51,10 @@ class Counter(gymnasium.Env[Any, Any]):
     def __init__(self, fault: str | None = None) -> None:
         box = gymnasium.spaces.Box
         self.observation_space = gymnasium.spaces.Dict(
-            {"total": box(-np.inf, np.inf, (1,), np.float32), "inner": gymnasium.spaces.Dict({"clock": box(0, np.inf, (1,), np.float64)})}
+            {
+                "total": box(-np.inf, np.inf, (1,), np.float32),
+                "inner": gymnasium.spaces.Dict({"clock": box(0, np.inf, (1,), np.float64)}),
+            }
         )
         self.action_space = box(LOW.astype(np.float32), HIGH.astype(np.float32))
         if fault == "discrete":
@@ -59,13 +65,18 @@ class Counter(gymnasium.Env[Any, Any]):
             self.observation_space = box(0, 255, (8, 8, 3), np.uint8)
         if fault == "text":
             self.observation_space = gymnasium.spaces.Text(3)
-        self.fault, self.seen = fault, {"total": np.zeros(1, np.float32), "inner": {"clock": np.zeros(1)}}
+        self.fault, self.seen = (
+            fault,
+            {"total": np.zeros(1, np.float32), "inner": {"clock": np.zeros(1)}},
+        )
 
     @staticmethod
     def length_of(seed: int) -> int:
         return 2 + seed % 5
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         assert seed is not None
         self.length = self.length_of(seed)
         self.seen["total"][:], self.seen["inner"]["clock"][:] = 0, 0
@@ -81,7 +92,9 @@ class Counter(gymnasium.Env[Any, Any]):
             raise RuntimeError("the wheels came off")
         reward = 10 * clock[0] + float(action[0])
         if clock[0] == 1 and self.fault in ("nan", "blind"):
-            reward, self.seen["total"][:] = (math.nan, 0) if self.fault == "nan" else (0.0, math.inf)
+            reward, self.seen["total"][:] = (
+                (math.nan, 0) if self.fault == "nan" else (0.0, math.inf)
+            )
         clock += 1
         self.seen["total"] += action[0]
         length = 2 if action[1] == 0.5 else self.length
@@ -90,7 +103,9 @@ class Counter(gymnasium.Env[Any, Any]):
         return self.seen, reward, over and length in (2, 4, 5, 6), over and length in (3, 5, 6), {}
 
 
-gymnasium.register(COUNTER, entry_point=f"{__name__}:Counter", disable_env_checker=True, order_enforce=False)
+gymnasium.register(
+    COUNTER, entry_point=f"{__name__}:Counter", disable_env_checker=True, order_enforce=False
+)
 
 
 def steady(observation: Any, generator: np.random.Generator) -> list[float]:
@@ -134,12 +149,16 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def make(name: str = "test/counter-v0", policies: Any = "test_collect:steady", **settings: Any) -> Any:
+def make(
+    name: str = "test/counter-v0", policies: Any = "test_collect:steady", **settings: Any
+) -> Any:
     """The dataset as Minari reads it."""
     import minari
 
     amount = {} if "steps" in settings or "episodes" in settings else {"episodes": 6}
-    return minari.load_dataset(collect(name, COUNTER, policies, progress=False, **amount, **settings))
+    return minari.load_dataset(
+        collect(name, COUNTER, policies, progress=False, **amount, **settings)
+    )
 
 
 def contents(dataset: Any) -> list[Any]:
@@ -172,7 +191,12 @@ def by_hand(index: int, seed: int = 0) -> dict[str, Any]:
         "rewards": [10.0 * clock + action for clock, action in enumerate(first)],
         "terminations": [*last, length != 3],
         "truncations": [*last, length in (3, 5, 6)],
-        "facts": {"id": index, "seed": reset, "total_steps": length, "policy": "test_collect:steady"},
+        "facts": {
+            "id": index,
+            "seed": reset,
+            "total_steps": length,
+            "policy": "test_collect:steady",
+        },
     }
 
 
@@ -190,17 +214,38 @@ def test_steps_are_reached_by_whole_episodes() -> None:
     lengths = [len(by_hand(index)["actions"]) for index in range(50)]
     for steps in (1, 20, 47):
         count = next(n for n in range(50) if sum(lengths[:n]) >= steps)
-        assert contents(make(f"test/steps-{steps}-v0", steps=steps)) == [by_hand(index) for index in range(count)]
+        assert contents(make(f"test/steps-{steps}-v0", steps=steps)) == [
+            by_hand(index) for index in range(count)
+        ]
 
 
 def test_the_set_knows_how_it_was_made_and_where_to_evaluate() -> None:
-    dataset = make(policies={"test_collect:steady": 3, "random": 1}, noise=0.25, epsilon=0.125, seed=5, reference=(10, 60), episodes=40)
+    dataset = make(
+        policies={"test_collect:steady": 3, "random": 1},
+        noise=0.25,
+        epsilon=0.125,
+        seed=5,
+        reference=(10, 60),
+        episodes=40,
+    )
     metadata = dataset.storage.metadata
     plan = metadata["ddice_collection"]
-    assert [(player["name"], player["share"]) for player in plan["policies"]] == [("test_collect:steady", 0.75), ("random", 0.25)]
-    assert (plan["seed"], plan["noise"], plan["epsilon"], plan["episodes"], plan["steps"]) == (5, 0.25, 0.125, 40, None)
+    assert [(player["name"], player["share"]) for player in plan["policies"]] == [
+        ("test_collect:steady", 0.75),
+        ("random", 0.25),
+    ]
+    assert (plan["seed"], plan["noise"], plan["epsilon"], plan["episodes"], plan["steps"]) == (
+        5,
+        0.25,
+        0.125,
+        40,
+        None,
+    )
     assert plan["versions"]["gymnasium"] == gymnasium.__version__
-    text = "test_collect:steady 75 %, random 25 %; Gaussian action noise 0.25; uniform actions with probability 0.125"
+    text = (
+        "test_collect:steady 75 %, random 25 %; Gaussian action noise 0.25; uniform actions "
+        "with probability 0.125"
+    )
     assert metadata["algorithm_name"] == text
     assert text in metadata["description"]
     data = ddice.load_dataset(dataset.id)
@@ -218,36 +263,67 @@ def test_the_set_knows_how_it_was_made_and_where_to_evaluate() -> None:
 def test_arguments_of_the_environment_are_recorded(tmp_path: Path) -> None:
     import minari
 
-    short = collect("test/short-v0", COUNTER, steady, episodes=3, env_kwargs={"max_episode_steps": 2}, progress=False)
-    same = collect("test/same-v0", gymnasium.make(COUNTER, max_episode_steps=2), steady, episodes=3, progress=False)
+    short = collect(
+        "test/short-v0",
+        COUNTER,
+        steady,
+        episodes=3,
+        env_kwargs={"max_episode_steps": 2},
+        progress=False,
+    )
+    same = collect(
+        "test/same-v0",
+        gymnasium.make(COUNTER, max_episode_steps=2),
+        steady,
+        episodes=3,
+        progress=False,
+    )
     assert contents(minari.load_dataset(short)) == contents(minari.load_dataset(same))
-    assert all(len(one["actions"]) == 2 and one["truncations"][-1] for one in contents(minari.load_dataset(short)))
+    assert all(
+        len(one["actions"]) == 2 and one["truncations"][-1]
+        for one in contents(minari.load_dataset(short))
+    )
     spec = ddice.load_dataset(short).spec
     assert spec.env is not None
     assert json.loads(spec.env.spec)["max_episode_steps"] == 2
     # A module that registers on import, as Gymnasium names it.
-    (tmp_path / "registering.py").write_text(f"import gymnasium\ngymnasium.register('Mine-v0', '{__name__}:Counter', disable_env_checker=True)\n")
+    (tmp_path / "registering.py").write_text(
+        f"import gymnasium\ngymnasium.register('Mine-v0', '{__name__}:Counter', "
+        "disable_env_checker=True)\n"
+    )
     sys.path.insert(0, str(tmp_path))
-    assert ddice.load_dataset(collect("test/mine-v0", "registering:Mine-v0", steady, episodes=1, progress=False)).spec.env.id == "Mine-v0"
+    assert (
+        ddice.load_dataset(
+            collect("test/mine-v0", "registering:Mine-v0", steady, episodes=1, progress=False)
+        ).spec.env.id
+        == "Mine-v0"
+    )
 
 
 def test_bundled_references_are_found_by_the_environment() -> None:
     pytest.importorskip("mujoco")
-    reference = ddice.load_dataset(collect("test/hopper-v0", "Hopper-v5", "random", episodes=1, progress=False)).spec.reference
+    reference = ddice.load_dataset(
+        collect("test/hopper-v0", "Hopper-v5", "random", episodes=1, progress=False)
+    ).spec.reference
     assert reference is not None
     assert (reference.random, reference.expert) == (-20.272305, 3234.3)
 
 
 def test_who_plays_next_is_who_lags_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counter, "length_of", staticmethod(lambda seed: 3))
-    episodes = contents(make(policies={"test_collect:hasty": 0.5, "test_collect:steady": 0.5}, episodes=9))
-    # Steps so far (hasty, steady): (0, 0) (2, 0) (2, 3) (4, 3) (4, 6) (6, 6): the first of equals (8, 6) (8, 9) (10, 9).
+    episodes = contents(
+        make(policies={"test_collect:hasty": 0.5, "test_collect:steady": 0.5}, episodes=9)
+    )
+    # Steps so far (hasty, steady): (0, 0) (2, 0) (2, 3) (4, 3) (4, 6) (6, 6): the first of equals
+    # (8, 6) (8, 9) (10, 9).
     order = ["hasty", "steady", "hasty", "steady", "hasty", "hasty", "steady", "hasty", "steady"]
     assert [one["facts"]["policy"].partition(":")[2] for one in episodes] == order
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (1, 2, 5), (0.98, 0.01, 0.01)])
-def test_shares_of_the_steps_are_met_at_any_time_but_for_one_episode(shares: tuple[float, ...]) -> None:
+def test_shares_of_the_steps_are_met_at_any_time_but_for_one_episode(
+    shares: tuple[float, ...],
+) -> None:
     names = ("test_collect:steady", "test_collect:hasty", "test_collect:drawing")
     shared = dict(zip(names, shares, strict=False))
     played = dict.fromkeys(shared, 0)
@@ -266,28 +342,39 @@ def test_policies_draw_from_a_generator_of_their_episode() -> None:
     found = contents(make(policies=drawing, seed=7, episodes=5))
     for index, one in enumerate(found):
         generator = np.random.default_rng(derived_seed(7, "policy", index))
-        expected = [generator.uniform(LOW, [4.0, 0.25]).astype(np.float32).tolist() for _ in one["actions"]]
+        expected = [
+            generator.uniform(LOW, [4.0, 0.25]).astype(np.float32).tolist() for _ in one["actions"]
+        ]
         assert one["actions"] == expected
     # Noise draws elsewhere: the same policy, and the sum of both within the bounds.
     noisy = contents(make("test/noisy-v0", policies=drawing, seed=7, episodes=5, noise=0.01))
     for plain, other in zip(found, noisy, strict=True):
-        difference = np.subtract(other["actions"], plain["actions"])[: min(len(plain["actions"]), len(other["actions"]))]
+        difference = np.subtract(other["actions"], plain["actions"])[
+            : min(len(plain["actions"]), len(other["actions"]))
+        ]
         assert 0 < np.abs(difference).max() < 0.01 * 5 * 3
 
 
 def test_noise_has_its_formula() -> None:
     generator, count, scale, epsilon = np.random.default_rng(0), 8_000, 0.8, 0.3
     centre = (LOW + HIGH) / 2
-    plain = np.array([ActionNoise(scale, 0.0).add(centre, LOW, HIGH, generator) for _ in range(count)])
+    plain = np.array(
+        [ActionNoise(scale, 0.0).add(centre, LOW, HIGH, generator) for _ in range(count)]
+    )
     unit = (plain - centre) / ((HIGH - LOW) / 2)
-    # A standard normal is beyond 1 / 0.8 with probability erfc(1.25 / sqrt 2); inside it has the deviation of a cut one.
+    # A standard normal is beyond 1 / 0.8 with probability erfc(1.25 / sqrt 2); inside it has the
+    # deviation of a cut one.
     clipped = math.erfc(1 / scale / math.sqrt(2))
-    assert np.mean(np.abs(unit) == 1, axis=0) == pytest.approx([clipped] * 2, abs=4 * math.sqrt(clipped / count))
+    assert np.mean(np.abs(unit) == 1, axis=0) == pytest.approx(
+        [clipped] * 2, abs=4 * math.sqrt(clipped / count)
+    )
     cut, density = 1 / scale, math.exp(-0.5 / scale**2) / math.sqrt(2 * math.pi)
     variance = scale**2 * (1 - clipped - 2 * cut * density) + clipped
     assert np.var(unit, axis=0) == pytest.approx([variance] * 2, rel=0.06)
     assert abs(np.corrcoef(unit.T)[0, 1]) < 0.05
-    mixed = np.array([ActionNoise(0.0, epsilon).add(centre, LOW, HIGH, generator) for _ in range(count)])
+    mixed = np.array(
+        [ActionNoise(0.0, epsilon).add(centre, LOW, HIGH, generator) for _ in range(count)]
+    )
     explored = (mixed != centre).all(1)
     assert explored.mean() == pytest.approx(epsilon, abs=4 * math.sqrt(epsilon / count))
     assert mixed[explored].mean(0) == pytest.approx(centre, abs=0.1)
@@ -296,11 +383,19 @@ def test_noise_has_its_formula() -> None:
     assert (mixed <= HIGH).all()
 
 
-MIXTURE: dict[str, Any] = {"policies": {"test_collect:drawing": 0.6, "random": 0.4}, "noise": 0.3, "epsilon": 0.1, "seed": 2, "episodes": 40}
+MIXTURE: dict[str, Any] = {
+    "policies": {"test_collect:drawing": 0.6, "random": 0.4},
+    "noise": 0.3,
+    "epsilon": 0.1,
+    "seed": 2,
+    "episodes": 40,
+}
 
 
 @pytest.mark.parametrize("part", [1, 17, 5_000])
-def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = contents(make("test/whole-v0", **MIXTURE))
     monkeypatch.setattr(collecting, "PART", part)
     for stop in (31, 55):
@@ -318,15 +413,22 @@ def test_an_interrupted_collection_goes_on_as_if_nothing_had_happened(part: int,
 
 def test_a_killed_collection_goes_on_too_and_to_another_end() -> None:
     program = (
-        "import os, ddice, test_collect\n"
-        "from ddice.collection import collecting\n"
-        "step, collecting.PART = test_collect.Counter.step, 10\n"
-        "test_collect.Counter.step = lambda *arguments: os._exit(9) if test_collect.Counter.steps == 41 else step(*arguments)\n"
+        "import os, ddice, test_collect\nfrom ddice.collection import collecting\nstep, "
+        "collecting.PART = test_collect.Counter.step, 10\ntest_collect.Counter.step = lambda "
+        "*arguments: os._exit(9) if test_collect.Counter.steps == 41 else step(*arguments)\n"
         "test_collect.make('test/killed-v0', **{**test_collect.MIXTURE, 'episodes': 1000})\n"
     )
     tests = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path(ddice.__file__).parents[1])])}
-    assert subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 9
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([tests, str(Path(ddice.__file__).parents[1])]),
+    }
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True
+        ).returncode
+        == 9
+    )
     (work,) = entries()
     kept = Parts(work.folder).load()
     assert 41 - 10 - 6 <= sum(map(len, kept)) <= 41
@@ -341,14 +443,18 @@ def test_what_is_there_already_is_left_as_it_is_and_nothing_else_is_replaced() -
     Counter.steps = 0
     make()
     assert Counter.steps == 0
-    with pytest.raises(ValueError, match=r"'test/counter-v0' exists already, with other seed: give another id"):
+    with pytest.raises(
+        ValueError, match=r"'test/counter-v0' exists already, with other seed: give another id"
+    ):
         make(seed=1)
     with pytest.raises(ValueError, match="exists already, with other policies"):
         make(policies="random")
 
 
 class Fixed(torch.nn.Module):
-    """A sampler whose one candidate is known: noise / 10, so that seeds can be told from actions."""
+    """A sampler whose one candidate is known: noise / 10, so that seeds can be told from
+    actions.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -368,21 +474,37 @@ def policy_for(spec: Any) -> Policy:
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_policy_plays_the_episodes_that_its_evaluation_plays(deterministic: bool) -> None:
     policy = policy_for(ddice.load_dataset(make().id).spec)
-    found = contents(make("test/policy-v0", policies=policy, seed=4, episodes=20, deterministic=deterministic))
-    result = ddice.evaluate(policy, episodes=20, seed=4, parallel=7, deterministic=deterministic, progress=False)
+    found = contents(
+        make("test/policy-v0", policies=policy, seed=4, episodes=20, deterministic=deterministic)
+    )
+    result = ddice.evaluate(
+        policy, episodes=20, seed=4, parallel=7, deterministic=deterministic, progress=False
+    )
     assert [len(one["actions"]) for one in found] == list(result.lengths)
     np.testing.assert_allclose([sum(one["rewards"]) for one in found], result.returns, rtol=1e-6)
     if deterministic:
-        np.testing.assert_allclose(found[0]["actions"][0], [1 - 0.4 * 3, 0.25 - 0.4 * 0.25], rtol=1e-6)
+        np.testing.assert_allclose(
+            found[0]["actions"][0], [1 - 0.4 * 3, 0.25 - 0.4 * 0.25], rtol=1e-6
+        )
     else:
-        assert len({tuple(action) for one in found for action in one["actions"]}) == sum(result.lengths)
+        assert len({tuple(action) for one in found for action in one["actions"]}) == sum(
+            result.lengths
+        )
 
 
 def test_a_saved_policy_and_a_run_are_found_by_their_folders(tmp_path: Path) -> None:
     data = ddice.load_dataset(make().id)
-    policy = ddice.extractors.GaussianBC(network=MLP(hidden=(8,))).build(data.spec, seed=0).policy(q=None)
+    policy = (
+        ddice.extractors.GaussianBC(network=MLP(hidden=(8,)))
+        .build(data.spec, seed=0)
+        .policy(q=None)
+    )
     policy.save(tmp_path / "run" / "policy")
-    places = {"object": policy, "folder": str(tmp_path / "run" / "policy"), "run": str(tmp_path / "run")}
+    places = {
+        "object": policy,
+        "folder": str(tmp_path / "run" / "policy"),
+        "run": str(tmp_path / "run"),
+    }
     same = [contents(make(f"test/{name}-v0", policies=which)) for name, which in places.items()]
     for one in itertools.chain(*same):
         del one["facts"]["policy"]
@@ -395,7 +517,13 @@ def test_a_saved_policy_and_a_run_are_found_by_their_folders(tmp_path: Path) -> 
 
 
 def loading() -> Loading:
-    return Loading(0, gymnasium.spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32)), False, "cpu", False)
+    return Loading(
+        0,
+        gymnasium.spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32)),
+        False,
+        "cpu",
+        False,
+    )
 
 
 FAULTS = {
@@ -403,15 +531,23 @@ FAULTS = {
     "unbounded": r"finite action bounds.*RescaleAction",
     "image": "image observations are not supported yet",
     "text": r"boxes, or dicts of boxes, as observations, got Text",
-    "crash": r"the environment failed with RuntimeError: the wheels came off \(episode 0, step 1, reset seed \d+\)",
+    "crash": (
+        r"the environment failed with RuntimeError: the wheels came off \(episode 0, step 1, "
+        r"reset seed \d+\)"
+    ),
     "nan": r"expected finite rewards, got nan.*\(episode 0, step 1,",
     "blind": r"expected finite observations.*diverged \(episode 0, step 2,",
-    "endless": r'does not end: give the environment a horizon.*max_episode_steps.*\(episode 0, step 50,',
+    "endless": (
+        r"does not end: give the environment a horizon.*max_episode_steps.*\(episode 0, step "
+        r"50,"
+    ),
 }
 
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.items(), ids=FAULTS.keys())
-def test_environments_that_cannot_be_recorded_are_refused(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environments_that_cannot_be_recorded_are_refused(
+    fault: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ddice.collection.episodes.LONGEST", 50)
     with pytest.raises(ValueError, match=message):
         make(env_kwargs={"fault": fault}, seed=1)
@@ -434,14 +570,30 @@ def careless(observation: Any) -> list[float]:
 
 
 POLICIES: dict[str, tuple[Any, type[Exception], str]] = {
-    "out of bounds": (outside, ValueError, r"actions within .* got \[4.1.*clip them in the policy \(episode 0, step 0"),
+    "out of bounds": (
+        outside,
+        ValueError,
+        r"actions within .* got \[4.1.*clip them in the policy \(episode 0, step 0",
+    ),
     "not finite": (nowhere, ValueError, r"finite actions of shape \(2,\).*nan"),
     "shape": (short, ValueError, r"actions of shape \(2,\) from the policy, got \[0.25\]"),
-    "arguments": (careless, TypeError, r"careless to be a function\(observation, generator\) -> action, but too many"),
+    "arguments": (
+        careless,
+        TypeError,
+        r"careless to be a function\(observation, generator\) -> action, but too many",
+    ),
     "class": ("test_collect:Remembering", TypeError, "make the object, and name that"),
-    "number": ("test_collect:broken", TypeError, r"function\(observation, generator\) -> action, got 3"),
+    "number": (
+        "test_collect:broken",
+        TypeError,
+        r"function\(observation, generator\) -> action, got 3",
+    ),
     "unknown": ("randum", ValueError, "got 'randum', which is none of them and no folder"),
-    "module": ("nowhere_at_all:act", ValueError, "policy = 'nowhere_at_all:act' cannot be imported"),
+    "module": (
+        "nowhere_at_all:act",
+        ValueError,
+        "policy = 'nowhere_at_all:act' cannot be imported",
+    ),
     "share": ({"random": 0.0}, ValueError, "positive shares"),
     "none": ({}, ValueError, "at least one policy"),
     "zip": ("nowhere.zip", FileNotFoundError, r"nowhere.zip does not exist"),
@@ -449,7 +601,9 @@ POLICIES: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("policies", "error", "message"), POLICIES.values(), ids=POLICIES.keys())
-def test_policies_that_cannot_play_are_refused(policies: Any, error: type[Exception], message: str) -> None:
+def test_policies_that_cannot_play_are_refused(
+    policies: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         make(policies=policies)
     assert not has_dataset("test/counter-v0")
@@ -482,7 +636,9 @@ def test_settings_are_checked_before_the_first_step(settings: dict[str, Any], me
     assert Counter.steps == 0
 
 
-def test_an_unpickled_policy_has_to_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unpickled_policy_has_to_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.zip").write_bytes(b"never read")
     with pytest.raises(ValueError, match=r"runs whatever code its author put in.*--trust-pickle"):
         make(policies=str(tmp_path / "model.zip"))
@@ -497,17 +653,34 @@ def test_a_model_of_stable_baselines_plays(algorithm: str, tmp_path: Path) -> No
     baselines = pytest.importorskip("stable_baselines3")
     import minari
 
-    model = getattr(baselines, algorithm)("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, device="cpu", seed=0)
+    model = getattr(baselines, algorithm)(
+        "MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, device="cpu", seed=0
+    )
     model.save(tmp_path / "model.zip")
-    settings: dict[str, Any] = {"episodes": 1, "trust_pickle": True, "progress": False, "env_kwargs": {"max_episode_steps": 5}}
+    settings: dict[str, Any] = {
+        "episodes": 1,
+        "trust_pickle": True,
+        "progress": False,
+        "env_kwargs": {"max_episode_steps": 5},
+    }
     before = torch.get_rng_state()
     for name, deterministic in (("fixed", True), ("drawn", False)):
-        made = collect(f"test/{name}-v0", "Pendulum-v1", str(tmp_path / "model.zip"), deterministic=deterministic, **settings)
+        made = collect(
+            f"test/{name}-v0",
+            "Pendulum-v1",
+            str(tmp_path / "model.zip"),
+            deterministic=deterministic,
+            **settings,
+        )
         (episode,) = minari.load_dataset(made).iterate_episodes()
-        for step, (observation, action) in enumerate(zip(episode.observations, episode.actions, strict=False)):
+        for step, (observation, action) in enumerate(
+            zip(episode.observations, episode.actions, strict=False)
+        ):
             with torch.random.fork_rng():
                 torch.manual_seed(derived_seed(0, "policy", 0, step))
-                np.testing.assert_allclose(action, model.predict(observation, deterministic=deterministic)[0], rtol=1e-6)
+                np.testing.assert_allclose(
+                    action, model.predict(observation, deterministic=deterministic)[0], rtol=1e-6
+                )
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -515,7 +688,19 @@ def test_the_command_collects_resumes_and_explains(capsys: pytest.CaptureFixture
     import minari
 
     policies = ["--policy", "test_collect:drawing=3", "--policy", "random"]
-    command = ["data", "collect", "test/command-v0", "--env", COUNTER, *policies, "--steps", "50", "--noise", "0.1", "--no-progress"]
+    command = [
+        "data",
+        "collect",
+        "test/command-v0",
+        "--env",
+        COUNTER,
+        *policies,
+        "--steps",
+        "50",
+        "--noise",
+        "0.1",
+        "--no-progress",
+    ]
     Counter.steps, Counter.stop = 0, 30
     assert main(command) == 130
     assert "which are kept: the same command goes on" in capsys.readouterr().err
@@ -524,7 +709,9 @@ def test_the_command_collects_resumes_and_explains(capsys: pytest.CaptureFixture
     assert "test/command-v0" in capsys.readouterr().out
     assert main([*command, "--reference", "1", "2"]) == 0
     assert "ddice.load_dataset('test/command-v0')" in capsys.readouterr().out
-    python = make("test/python-v0", policies={"test_collect:drawing": 3.0, "random": 1.0}, steps=50, noise=0.1)
+    python = make(
+        "test/python-v0", policies={"test_collect:drawing": 3.0, "random": 1.0}, steps=50, noise=0.1
+    )
     assert contents(minari.load_dataset("test/command-v0")) == contents(python)
     for wrong, message in (
         (["--policy", "random=many"], "expected --policy POLICY or POLICY=SHARE with a number"),
@@ -533,7 +720,10 @@ def test_the_command_collects_resumes_and_explains(capsys: pytest.CaptureFixture
         (["--policy", "random", "--env-kwargs", "[1]"], "--env-kwargs must be a JSON object"),
         (["--policy", "random", "--step", "3"], "did you mean 'steps'"),
     ):
-        assert main(["data", "collect", "test/wrong-v0", "--env", COUNTER, "--episodes", "1", *wrong]) == 1
+        assert (
+            main(["data", "collect", "test/wrong-v0", "--env", COUNTER, "--episodes", "1", *wrong])
+            == 1
+        )
         assert message in capsys.readouterr().err
 
 
@@ -541,8 +731,12 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published policies are not here")
-def test_a_published_policy_from_plain_arrays_is_a_short_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same actions as the script that comes with the arrays, an independent second writing, in the same environment."""
+def test_a_published_policy_from_plain_arrays_is_a_short_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same actions as the script that comes with the arrays, an independent second writing,
+    in the same environment.
+    """
     import minari
 
     pytest.importorskip("mujoco")
@@ -563,21 +757,38 @@ def test_a_published_policy_from_plain_arrays_is_a_short_function(monkeypatch: p
     assert found.loader is not None
     script = importlib.util.module_from_spec(found)
     found.loader.exec_module(script)
-    made = collect("test/medium-v0", "Hopper-v5", {medium: 0.5, "random": 0.5}, env_kwargs={"max_episode_steps": 40}, steps=100, progress=False)
+    made = collect(
+        "test/medium-v0",
+        "Hopper-v5",
+        {medium: 0.5, "random": 0.5},
+        env_kwargs={"max_episode_steps": 40},
+        steps=100,
+        progress=False,
+    )
     dataset = minari.load_dataset(made)
     env = gymnasium.make("Hopper-v5", max_episode_steps=40)
     low, high = env.action_space.low, env.action_space.high
     facts_of = list(dataset.storage.get_episode_metadata(dataset.episode_indices))
-    for index, (episode, facts) in enumerate(zip(dataset.iterate_episodes(), facts_of, strict=True)):
+    for index, (episode, facts) in enumerate(
+        zip(dataset.iterate_episodes(), facts_of, strict=True)
+    ):
         generator = np.random.default_rng(derived_seed(0, "policy", index))
         published: Callable[[Any], Any] = script.Published("sb3_sac_Hopper", generator)
         observation, _ = env.reset(seed=int(facts["seed"]))
         for step, action in enumerate(episode.actions):
             np.testing.assert_array_equal(episode.observations[step], observation)
-            wanted = generator.uniform(low, high) if facts["policy"] == "random" else published(observation)
+            wanted = (
+                generator.uniform(low, high)
+                if facts["policy"] == "random"
+                else published(observation)
+            )
             np.testing.assert_array_equal(action, wanted.astype(np.float32))
             observation, reward, terminated, truncated, _ = env.step(action)
-            assert (reward, terminated, truncated) == (episode.rewards[step], episode.terminations[step], episode.truncations[step])
+            assert (reward, terminated, truncated) == (
+                episode.rewards[step],
+                episode.terminations[step],
+                episode.truncations[step],
+            )
         assert terminated or truncated
     env.close()
     reference = ddice.load_dataset(made).spec.reference

@@ -17,7 +17,14 @@ pytest.importorskip("gymnasium_robotics")
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from ddice.collection import WaypointController, make_pointmaze, pointmaze, pointmaze_evaluation_spec, pointmaze_id, solve_maze
+from ddice.collection import (
+    WaypointController,
+    make_pointmaze,
+    pointmaze,
+    pointmaze_evaluation_spec,
+    pointmaze_id,
+    solve_maze,
+)
 from ddice.data.scores import BUNDLED, POINTMAZE_REFERENCES, bundled_reference
 
 STEPS = 20_000
@@ -26,14 +33,20 @@ LOOP = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 
 
 @pytest.fixture(scope="module")
 def umaze(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A short umaze set as Minari reads it; making it a second time does not so much as make an environment."""
+    """A short umaze set as Minari reads it; making it a second time does not so much as make an
+    environment.
+    """
     import minari
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
         dataset_id = make_pointmaze("umaze", steps=STEPS, progress=False)
         with pytest.MonkeyPatch.context() as second_call:
-            second_call.setattr(gymnasium, "make", lambda *_args, **_kwargs: pytest.fail("the dataset was there already"))
+            second_call.setattr(
+                gymnasium,
+                "make",
+                lambda *_args, **_kwargs: pytest.fail("the dataset was there already"),
+            )
             assert make_pointmaze("umaze", steps=STEPS, progress=False) == dataset_id
         dataset = minari.load_dataset(dataset_id)
         yield dataset, list(dataset.iterate_episodes())
@@ -52,7 +65,9 @@ def test_every_recorded_transition_replays_in_the_environment(umaze: Any) -> Non
                 np.testing.assert_array_equal(values[step + 1], observation[key])
             assert reward == episode.rewards[step]
             assert not terminated
-            assert bool(episode.truncations[step]) == (info["success"] or (number, step) == (len(episodes) - 1, len(episode.actions) - 1))
+            assert bool(episode.truncations[step]) == (
+                info["success"] or (number, step) == (len(episodes) - 1, len(episode.actions) - 1)
+            )
     env.close()
 
 
@@ -64,13 +79,22 @@ def test_episodes_end_at_success_and_join_without_a_gap_or_a_reset(umaze: Any) -
             np.testing.assert_array_equal(values[-1], after.observations[key][0])
         assert before.rewards[-1] == 1
         assert before.rewards[:-1].sum() == 0
-        # Where the goal was reached by the next position, the reward says so; the cut is a truncation.
-        assert math.dist(before.observations["achieved_goal"][-1], before.observations["desired_goal"][-1]) <= 0.45
+        # Where the goal was reached by the next position, the reward says so; the cut is a
+        # truncation.
+        assert (
+            math.dist(
+                before.observations["achieved_goal"][-1], before.observations["desired_goal"][-1]
+            )
+            <= 0.45
+        )
         assert before.truncations.tolist() == [False] * (len(before.actions) - 1) + [True]
     assert not any(episode.terminations.any() for episode in episodes)
     for episode in episodes:
-        np.testing.assert_array_equal(episode.observations["observation"][:, :2], episode.observations["achieved_goal"])
-        # One force step of 0.01 s moves the point by at most 5 * 0.01 plus the step's own acceleration.
+        np.testing.assert_array_equal(
+            episode.observations["observation"][:, :2], episode.observations["achieved_goal"]
+        )
+        # One force step of 0.01 s moves the point by at most 5 * 0.01 plus the step's own
+        # acceleration.
         assert np.abs(np.diff(episode.observations["achieved_goal"], axis=0)).max(initial=0) < 0.1
 
 
@@ -79,12 +103,20 @@ def test_actions_are_the_noisy_controller_of_the_recipe(umaze: Any) -> None:
     env = gymnasium.make(EnvSpec.from_json(dataset.storage.metadata["env_spec"]))
     controller, residuals = WaypointController(env.unwrapped.maze), []
     for episode in episodes:
-        for state, goal, action in zip(episode.observations["observation"], episode.observations["desired_goal"], episode.actions, strict=False):
+        for state, goal, action in zip(
+            episode.observations["observation"],
+            episode.observations["desired_goal"],
+            episode.actions,
+            strict=False,
+        ):
             wanted = np.array(controller.act(state.tolist(), tuple(goal.tolist())))
             inside = np.abs(action) < 1
             residuals.extend((action - wanted)[inside & (np.abs(wanted) < 0.2)])
     env.close()
-    assert all(episode.actions.dtype == np.float32 and np.abs(episode.actions).max() <= 1 for episode in episodes)
+    assert all(
+        episode.actions.dtype == np.float32 and np.abs(episode.actions).max() <= 1
+        for episode in episodes
+    )
     # Far from the clip the residual is N(0, 0.5) cut beyond about 2 deviations.
     assert len(residuals) > 1000
     assert np.mean(residuals) == pytest.approx(0, abs=0.05)
@@ -104,8 +136,13 @@ def test_metadata_tells_what_it_is(umaze: Any) -> None:
     assert json.loads(metadata["eval_env_spec"]) == json.loads(pointmaze_evaluation_spec("umaze"))
 
 
-@pytest.mark.parametrize(("size", "goal", "horizon"), [("umaze", (-1.0, 1.0), 300), ("medium", (2.5, -2.5), 600), ("large", (3.5, -3.0), 800)])
-def test_evaluation_environment_has_one_goal_random_starts_and_the_horizon(size: Any, goal: tuple[float, float], horizon: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "goal", "horizon"),
+    [("umaze", (-1.0, 1.0), 300), ("medium", (2.5, -2.5), 600), ("large", (3.5, -3.0), 800)],
+)
+def test_evaluation_environment_has_one_goal_random_starts_and_the_horizon(
+    size: Any, goal: tuple[float, float], horizon: int
+) -> None:
     env = gymnasium.make(EnvSpec.from_json(pointmaze_evaluation_spec(size)))
     assert [tuple(location) for location in env.unwrapped.maze.unique_goal_locations] == [goal]
     starts = {tuple(np.round(env.reset(seed=seed)[0]["achieved_goal"])) for seed in range(10)}
@@ -117,25 +154,35 @@ def test_evaluation_environment_has_one_goal_random_starts_and_the_horizon(size:
 
 def test_evaluation_environment_is_recovered_in_a_fresh_process() -> None:
     program = (
-        "import sys, gymnasium, ddice.collection, ddice.data.environment\n"
-        "from gymnasium.envs.registration import EnvSpec\n"
-        "assert 'gymnasium_robotics' not in sys.modules and ddice.data.environment.register_robotics()\n"
-        "env = gymnasium.make(EnvSpec.from_json(sys.stdin.read()))\n"
-        "print(env.spec.id, env.spec.max_episode_steps, len(env.unwrapped.maze.unique_goal_locations))"
+        "import sys, gymnasium, ddice.collection, ddice.data.environment\nfrom "
+        "gymnasium.envs.registration import EnvSpec\nassert 'gymnasium_robotics' not in "
+        "sys.modules and ddice.data.environment.register_robotics()\nenv = "
+        "gymnasium.make(EnvSpec.from_json(sys.stdin.read()))\nprint(env.spec.id, "
+        "env.spec.max_episode_steps, len(env.unwrapped.maze.unique_goal_locations))"
     )
-    done = subprocess.run([sys.executable, "-c", program], input=pointmaze_evaluation_spec("medium"), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pointmaze_evaluation_spec("medium"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["PointMaze_Medium-v3", "600", "1"]
 
 
 @pytest.mark.parametrize(("size", "episodes", "slack"), [("umaze", 50, 20), ("medium", 20, 90)])
-def test_controller_scores_like_the_reference_expert(size: Any, episodes: int, slack: float) -> None:
+def test_controller_scores_like_the_reference_expert(
+    size: Any, episodes: int, slack: float
+) -> None:
     env = gymnasium.make(EnvSpec.from_json(pointmaze_evaluation_spec(size)))
     returns = []
     for seed in range(episodes):
         controller, total, over = WaypointController(env.unwrapped.maze), 0.0, False
         observation, _ = env.reset(seed=seed)
         while not over:
-            action = controller.act(observation["observation"].tolist(), tuple(observation["desired_goal"].tolist()))
+            action = controller.act(
+                observation["observation"].tolist(), tuple(observation["desired_goal"].tolist())
+            )
             observation, reward, _, over, _ = env.step(np.clip(action, -1, 1).astype(np.float32))
             total += float(reward)
         returns.append(total)
@@ -144,7 +191,9 @@ def test_controller_scores_like_the_reference_expert(size: Any, episodes: int, s
     assert np.mean(returns) == pytest.approx(POINTMAZE_REFERENCES[size].expert, abs=slack)
 
 
-def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_generation_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     original, calls = WaypointController.act, []
 
@@ -156,7 +205,9 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     closed: list[Any] = []
     monkeypatch.setattr(WaypointController, "act", interrupted)
-    monkeypatch.setattr(pointmaze, "close_environment", lambda env: (closed.append(env), env.close()))
+    monkeypatch.setattr(
+        pointmaze, "close_environment", lambda env: (closed.append(env), env.close())
+    )
     with pytest.raises(KeyboardInterrupt):
         make_pointmaze("umaze", steps=1000, progress=False)
     assert len(closed) == 1
@@ -165,7 +216,8 @@ def test_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 def test_depth_first_search_takes_the_last_seen_neighbour_first() -> None:
     assert solve_maze(LOOP, (1, 1), (1, 1)) == []
-    # From the upper left corner the moves see right, then down; down is explored first, all the way round to the upper right.
+    # From the upper left corner the moves see right, then down; down is explored first, all the way
+    # round to the upper right.
     assert solve_maze(LOOP, (1, 1), (2, 1)) == [(2, 1)]
     assert solve_maze(LOOP, (1, 1), (2, 3)) == [(2, 1), (3, 1), (3, 2), (3, 3), (2, 3)]
     with pytest.raises(ValueError, match=r"\(1, 3\) can be reached from \(1, 1\)"):
@@ -196,8 +248,21 @@ def test_bundled_references_are_found_by_exact_id_only() -> None:
     assert (hopper.random, hopper.expert) == (-20.272305, 3234.3)
     assert "D4RL" in hopper.source
     assert bundled_reference("SomeEnv-v0", "hopper-medium-v2") == hopper
-    for unknown in ("Hopper", "hopper-v5", "MyHopper-v5", "Ant-v5", "AntMaze_UMaze-v4", "PointMaze_UMaze-v3", None):
+    for unknown in (
+        "Hopper",
+        "hopper-v5",
+        "MyHopper-v5",
+        "Ant-v5",
+        "AntMaze_UMaze-v4",
+        "PointMaze_UMaze-v3",
+        None,
+    ):
         assert bundled_reference(unknown) is None
     # The dataset knows which goal, the id of the environment does not.
-    assert bundled_reference("PointMaze_UMaze-v3", "D4RL/pointmaze/umaze-v2") == POINTMAZE_REFERENCES["umaze"]
-    assert all(reference.expert > reference.random and reference.source for reference in BUNDLED.values())
+    assert (
+        bundled_reference("PointMaze_UMaze-v3", "D4RL/pointmaze/umaze-v2")
+        == POINTMAZE_REFERENCES["umaze"]
+    )
+    assert all(
+        reference.expert > reference.random and reference.source for reference in BUNDLED.values()
+    )

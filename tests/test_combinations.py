@@ -1,4 +1,6 @@
-"""What holds for every backend and every extractor that the unions name: a new one enters by being named there."""
+"""What holds for every backend and every extractor that the unions name: a new one enters by
+being named there.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ from torch import Tensor
 import ddice
 from ddice.config import Config
 from ddice.data import Batch, Transitions
-from ddice.dice_backends import AdvantageHead, AnyBackend, DeterministicDice, FDice, GivenRatio, OptiDice, OrthogonalDice, PiecewiseF
+from ddice.dice_backends import (
+    AdvantageHead,
+    AnyBackend,
+    DeterministicDice,
+    FDice,
+    GivenRatio,
+    OptiDice,
+    OrthogonalDice,
+    PiecewiseF,
+)
 from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
 from ddice.guidance import Guidance
 from ddice.networks import MLP, ResidualScore
@@ -37,15 +48,26 @@ def critic(observations: Tensor, actions: Tensor) -> Tensor:
 
 
 BACKENDS = {
-    PiecewiseF: PiecewiseF(critic=NET, selector="ensemble", ensemble_members=3, temperature="ess:0.5", **SHARED),
-    FDice: FDice(critic=NET, divergence="pearson", selector="advantage", advantage=HEAD, warm_start_steps=4, **SHARED),
+    PiecewiseF: PiecewiseF(
+        critic=NET, selector="ensemble", ensemble_members=3, temperature="ess:0.5", **SHARED
+    ),
+    FDice: FDice(
+        critic=NET,
+        divergence="pearson",
+        selector="advantage",
+        advantage=HEAD,
+        warm_start_steps=4,
+        **SHARED,
+    ),
     DeterministicDice: DeterministicDice(advantage=HEAD, **SHARED),
     OrthogonalDice: OrthogonalDice(advantage=HEAD, **SHARED),
     OptiDice: OptiDice(advantage=HEAD, warm_start_steps=2, **SHARED),
     GivenRatio: GivenRatio(source=weights, q=critic),
 }
 EXTRACTORS = {
-    GuideThenSelect: GuideThenSelect(candidates=3, guidance=Guidance(network=NET, batch_size=16, noises_per_action=2)),
+    GuideThenSelect: GuideThenSelect(
+        candidates=3, guidance=Guidance(network=NET, batch_size=16, noises_per_action=2)
+    ),
     WeightedBC: WeightedBC(batch_size=16),
     GaussianBC: GaussianBC(network=NET, batch_size=16, candidates=2),
     SelectOnly: SelectOnly(candidates=3),
@@ -58,26 +80,46 @@ def members(union: typing.Any) -> tuple[type[Config], ...]:
 
 
 def example(table: dict[typing.Any, Config], kind: type[Config]) -> typing.Any:
-    assert kind in table, f"{kind.__name__} is new: give this file a small example of it, so that it is tested like all others"
+    assert kind in table, (
+        f"{kind.__name__} is new: give this file a small example of it, so that it is tested "
+        "like all others"
+    )
     return table[kind]
 
 
-every_backend = pytest.mark.parametrize("backend", members(AnyBackend), ids=lambda kind: kind.__name__)
-every_extractor = pytest.mark.parametrize("extractor", members(AnyExtractor), ids=lambda kind: kind.__name__)
+every_backend = pytest.mark.parametrize(
+    "backend", members(AnyBackend), ids=lambda kind: kind.__name__
+)
+every_extractor = pytest.mark.parametrize(
+    "extractor", members(AnyExtractor), ids=lambda kind: kind.__name__
+)
 
 
 @cache
 def data() -> Transitions:
-    """Episodes of a random walk on dict observations; every second one is cut by time, the others end."""
+    """Episodes of a random walk on dict observations; every second one is cut by time, the
+    others end.
+    """
     rng = np.random.default_rng(0)
     count = 90
     ends = np.arange(count) % 9 == 8
     terminations = ends & (np.arange(count) // 9 % 2 == 0)
     position, actions = rng.normal(size=(count, 2)).cumsum(0), rng.uniform(-2, 2, (count, 2))
     observations = {"position": position, "clock": rng.normal(size=(count, 1))}
-    following = {"position": np.roll(position, -1, 0), "clock": np.roll(observations["clock"], -1, 0)}
-    arrays = {"observations": observations, "next_observations": following, "actions": actions, "rewards": rng.normal(size=count)}
-    return ddice.load_dataset({**arrays, "terminations": terminations, "truncations": ends & ~terminations}, action_bounds=(-2, 2))
+    following = {
+        "position": np.roll(position, -1, 0),
+        "clock": np.roll(observations["clock"], -1, 0),
+    }
+    arrays = {
+        "observations": observations,
+        "next_observations": following,
+        "actions": actions,
+        "rewards": rng.normal(size=count),
+    }
+    return ddice.load_dataset(
+        {**arrays, "terminations": terminations, "truncations": ends & ~terminations},
+        action_bounds=(-2, 2),
+    )
 
 
 @cache
@@ -95,8 +137,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @every_backend
 def test_every_backend_meets_every_extractor(backend, extractor, tmp_path: Path) -> None:
     ratios = example(BACKENDS, backend).fit(data(), steps=8, progress=False)
-    policy = example(EXTRACTORS, extractor).fit(data(), prior=prior(), backend=ratios, steps=6, progress=False)
-    observations = {"position": np.random.default_rng(1).normal(size=(5, 2)), "clock": np.zeros((5, 1))}
+    policy = example(EXTRACTORS, extractor).fit(
+        data(), prior=prior(), backend=ratios, steps=6, progress=False
+    )
+    observations = {
+        "position": np.random.default_rng(1).normal(size=(5, 2)),
+        "clock": np.zeros((5, 1)),
+    }
     actions = policy.act(observations, seed=3)
     assert actions.shape == (5, 2)
     assert actions.dtype == np.float32
@@ -104,9 +151,15 @@ def test_every_backend_meets_every_extractor(backend, extractor, tmp_path: Path)
     assert (np.abs(actions) <= 2).all()
     single = {name: leaf[2] for name, leaf in observations.items()}
     everyone = policy.act(observations, deterministic=True)
-    np.testing.assert_allclose(policy.act(single, deterministic=True), everyone[2], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        policy.act(single, deterministic=True), everyone[2], rtol=1e-3, atol=1e-3
+    )
     policy.save(tmp_path)
-    loaded = load_policy(tmp_path, device="cpu", q=critic if backend is GivenRatio and policy.config.candidates > 1 else None)
+    loaded = load_policy(
+        tmp_path,
+        device="cpu",
+        q=critic if backend is GivenRatio and policy.config.candidates > 1 else None,
+    )
     assert np.array_equal(loaded.act(observations, seed=3), actions)
     assert np.array_equal(loaded.act(observations, deterministic=True), everyone)
     assert not any(path.suffix not in (".json", ".safetensors") for path in tmp_path.iterdir())
@@ -147,7 +200,9 @@ def test_configurations_of_extractors_survive_json(extractor) -> None:
 
 @every_backend
 def test_a_backend_goes_on_from_its_state(backend) -> None:
-    """State after 7 steps, loaded into a new part, then 7 more: bit for bit the uninterrupted 14 steps. The warm start ends in between."""
+    """State after 7 steps, loaded into a new part, then 7 more: bit for bit the uninterrupted 14
+    steps. The warm start ends in between.
+    """
     config = example(BACKENDS, backend)
     whole, first, second = (config.build(data().spec, seed=1) for _ in range(3))
     for part in (whole, first, second):
@@ -188,7 +243,9 @@ def test_a_backend_is_killed_and_resumed(backend, tmp_path: Path) -> None:
         return
     whole = config.fit(data(), steps=12, progress=False)
     with pytest.raises(KeyboardInterrupt, match="stopped at step 7"):
-        config.fit(data(), steps=12, progress=False, on_step=interrupt, checkpoint=tmp_path / "checkpoint")
+        config.fit(
+            data(), steps=12, progress=False, on_step=interrupt, checkpoint=tmp_path / "checkpoint"
+        )
     resumed = config.fit(data(), steps=12, progress=False, checkpoint=tmp_path / "checkpoint")
     same(whole.state(), resumed.state())
 
@@ -198,7 +255,12 @@ def test_an_extractor_is_killed_and_resumed(extractor, tmp_path: Path) -> None:
     config = example(EXTRACTORS, extractor)
     if not config.build(data().spec, prior=prior()).trains:
         return
-    parts = {"prior": prior(), "backend": GivenRatio(source=weights, q=critic).fit(data()), "steps": 12, "progress": False}
+    parts = {
+        "prior": prior(),
+        "backend": GivenRatio(source=weights, q=critic).fit(data()),
+        "steps": 12,
+        "progress": False,
+    }
     whole = config.fit(data(), **parts)
     with pytest.raises(KeyboardInterrupt, match="stopped at step 7"):
         config.fit(data(), **parts, on_step=interrupt, checkpoint=tmp_path / "checkpoint")
@@ -213,10 +275,18 @@ def test_several_seeds_of_a_backend_are_the_single_ones(backend) -> None:
     together = config.fit(data(), steps=10, seed=(0, 5), progress=False)
     batch = data().full()
     for i, seed in enumerate((0, 5)):
-        alone, selected = config.fit(data(), steps=10, seed=seed, progress=False), together.select(i)
-        torch.testing.assert_close(selected.log_ratio(batch), alone.log_ratio(batch), rtol=1e-3, atol=1e-4)
+        alone, selected = (
+            config.fit(data(), steps=10, seed=seed, progress=False),
+            together.select(i),
+        )
         torch.testing.assert_close(
-            selected.q(batch.observations, batch.actions), alone.q(batch.observations, batch.actions), rtol=1e-3, atol=1e-4
+            selected.log_ratio(batch), alone.log_ratio(batch), rtol=1e-3, atol=1e-4
+        )
+        torch.testing.assert_close(
+            selected.q(batch.observations, batch.actions),
+            alone.q(batch.observations, batch.actions),
+            rtol=1e-3,
+            atol=1e-4,
         )
 
 
@@ -225,10 +295,21 @@ def test_several_seeds_of_an_extractor_are_the_single_ones(extractor) -> None:
     config = example(EXTRACTORS, extractor)
     priors = PRIOR.fit(data(), steps=5, seed=(0, 5), progress=False)
     backends = BACKENDS[PiecewiseF].fit(data(), steps=5, seed=(0, 5), progress=False)
-    together = config.fit(data(), prior=priors, backend=backends, steps=10, seed=(0, 5), progress=False)
+    together = config.fit(
+        data(), prior=priors, backend=backends, steps=10, seed=(0, 5), progress=False
+    )
     for i, seed in enumerate((0, 5)):
-        alone = config.fit(data(), prior=priors.select(i), backend=backends.select(i), steps=10, seed=seed, progress=False)
-        for mine, theirs in zip(together[i].sampler.parameters(), alone.sampler.parameters(), strict=True):
+        alone = config.fit(
+            data(),
+            prior=priors.select(i),
+            backend=backends.select(i),
+            steps=10,
+            seed=seed,
+            progress=False,
+        )
+        for mine, theirs in zip(
+            together[i].sampler.parameters(), alone.sampler.parameters(), strict=True
+        ):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 

@@ -1,4 +1,6 @@
-"""Comparisons: the grid, what is computed once, results on disk, and a table whose numbers were worked out by hand."""
+"""Comparisons: the grid, what is computed once, results on disk, and a table whose numbers were
+worked out by hand.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def quiet(_: str) -> None:
 
 
 def recipe(npz: Path, **changes: Any) -> dict[str, Any]:
-    quick = {"data": {"env": small.SHORT}, "evaluation": {"episodes": 1}, "steps": {"prior": 2, "backend": 2, "extractor": 2}}
+    quick = {
+        "data": {"env": small.SHORT},
+        "evaluation": {"episodes": 1},
+        "steps": {"prior": 2, "backend": 2, "extractor": 2},
+    }
     return small.recipe(npz, **small.merge(quick, changes)).model_dump(mode="json")
 
 
@@ -79,12 +85,14 @@ def test_cells_in_order_behaviour_first_seeds_innermost(npz: Path) -> None:
     for cell in cells[2:]:
         assert cell.recipe.backend == comparison.backends[cell.backend]
         assert cell.recipe.extractor == comparison.extractors[cell.extractor]
-        assert cell.recipe.model_copy(update={"backend": 0, "extractor": 0, "seed": 0}) == comparison.recipe.model_copy(
+        assert cell.recipe.model_copy(
             update={"backend": 0, "extractor": 0, "seed": 0}
-        )
+        ) == comparison.recipe.model_copy(update={"backend": 0, "extractor": 0, "seed": 0})
 
 
-def test_the_behaviour_policy_is_one_unguided_candidate_of_the_extractors_sampler(npz: Path) -> None:
+def test_the_behaviour_policy_is_one_unguided_candidate_of_the_extractors_sampler(
+    npz: Path,
+) -> None:
     cell = next(iter(grid(npz, recipe=recipe(npz, schedule="joint")).cells()))
     assert isinstance(cell.recipe.extractor, SelectOnly)
     assert cell.recipe.extractor.candidates == 1
@@ -104,23 +112,42 @@ def test_pairs_leave_out_the_extractors_that_are_not_named(npz: Path) -> None:
     assert cells[-1].recipe == list(grid(npz).cells())[-1].recipe
 
 
-@pytest.mark.parametrize(("pairs", "wrong"), [({"opti": ["select_only"]}, r"got \['opti'\]"), ({"optidice": ["select"]}, r"got \['select'\]")])
+@pytest.mark.parametrize(
+    ("pairs", "wrong"),
+    [
+        ({"opti": ["select_only"]}, r"got \['opti'\]"),
+        ({"optidice": ["select"]}, r"got \['select'\]"),
+    ],
+)
 def test_pairs_of_unknown_names(npz: Path, pairs: dict[str, list[str]], wrong: str) -> None:
     with pytest.raises(ValidationError, match=wrong):
         grid(npz, pairs=pairs)
 
 
-@pytest.mark.parametrize("value", ["piecewise_f,optidice", "piecewise_f, optidice,", ["piecewise_f", "optidice"]])
+@pytest.mark.parametrize(
+    "value", ["piecewise_f,optidice", "piecewise_f, optidice,", ["piecewise_f", "optidice"]]
+)
 def test_kinds_stand_for_their_defaults(value: Any) -> None:
-    assert Comparison(backends=value).backends == {"piecewise_f": PiecewiseF(), "optidice": OptiDice()}
+    assert Comparison(backends=value).backends == {
+        "piecewise_f": PiecewiseF(),
+        "optidice": OptiDice(),
+    }
 
 
 def test_names_are_the_users_and_a_kind_may_be_its_own_name() -> None:
     comparison = Comparison(
-        backends={"soft": {"kind": "piecewise_f", "temperature": 2}, "optidice": {"temperature": 3}, "made": PiecewiseF()},
+        backends={
+            "soft": {"kind": "piecewise_f", "temperature": 2},
+            "optidice": {"temperature": 3},
+            "made": PiecewiseF(),
+        },
         extractors="select_only",
     )
-    assert comparison.backends == {"soft": PiecewiseF(temperature=2), "optidice": OptiDice(temperature=3), "made": PiecewiseF()}
+    assert comparison.backends == {
+        "soft": PiecewiseF(temperature=2),
+        "optidice": OptiDice(temperature=3),
+        "made": PiecewiseF(),
+    }
     assert Comparison.model_validate_json(comparison.model_dump_json()) == comparison
 
 
@@ -132,7 +159,10 @@ def test_without_backends_and_extractors_those_of_the_recipe_are_compared(npz: P
     assert Comparison().extractors == {"guide_then_select": GuideThenSelect()}
 
 
-@pytest.mark.parametrize(("given", "seeds"), [("0,1,2", (0, 1, 2)), (4, (4,)), ("7", (7,)), ([1, 2], (1, 2)), (range(2), (0, 1))])
+@pytest.mark.parametrize(
+    ("given", "seeds"),
+    [("0,1,2", (0, 1, 2)), (4, (4,)), ("7", (7,)), ([1, 2], (1, 2)), (range(2), (0, 1))],
+)
 def test_seeds(given: Any, seeds: tuple[int, ...]) -> None:
     assert Comparison(seeds=given).seeds == seeds
 
@@ -146,11 +176,15 @@ def test_seeds_that_are_none(given: Any) -> None:
 # -- running
 
 
-def test_results_and_the_run_folder(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_and_the_run_folder(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     comparison = grid(npz)
     said: list[str] = []
     results = go(comparison, tmp_path / "run", say=said.append)
-    assert [(result.backend, result.extractor) for result in results] == [(cell.backend, cell.extractor) for cell in comparison.cells()]
+    assert [(result.backend, result.extractor) for result in results] == [
+        (cell.backend, cell.extractor) for cell in comparison.cells()
+    ]
     assert [line.strip() for line in said if line.startswith("\n")] == [
         "behaviour policy, seed 0",
         "piecewise_f + weighted_bc, seed 0",
@@ -158,20 +192,42 @@ def test_results_and_the_run_folder(npz: Path, tmp_path: Path, monkeypatch: pyte
         "optidice + weighted_bc, seed 0",
         "optidice + select_only, seed 0",
     ]
-    assert Comparison.model_validate_json((tmp_path / "run" / "comparison.json").read_text()) == comparison
+    assert (
+        Comparison.model_validate_json((tmp_path / "run" / "comparison.json").read_text())
+        == comparison
+    )
     lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
     assert [Result.model_validate_json(line) for line in lines] == results
     assert results[0].diagnostics == {}
-    assert set(results[1].diagnostics) == {"mean_ratio", "effective_sample_size", "value", "temperature"}
+    assert set(results[1].diagnostics) == {
+        "mean_ratio",
+        "effective_sample_size",
+        "value",
+        "temperature",
+    }
     assert results[1].diagnostics == results[2].diagnostics != results[3].diagnostics
-    names = ["behaviour-policy", "piecewise_f-weighted_bc", "piecewise_f-select_only", "optidice-weighted_bc", "optidice-select_only"]
+    names = [
+        "behaviour-policy",
+        "piecewise_f-weighted_bc",
+        "piecewise_f-select_only",
+        "optidice-weighted_bc",
+        "optidice-select_only",
+    ]
     for result, name in zip(results, names, strict=True):
         folder = tmp_path / "run" / "seed-0" / name
-        assert Evaluation.model_validate_json((folder / "evaluation.json").read_text()) == result.evaluation
-        again = small.recipe(npz, evaluation={"episodes": 1}).evaluation.evaluate(load_policy(folder / "policy"), progress=False)
+        assert (
+            Evaluation.model_validate_json((folder / "evaluation.json").read_text())
+            == result.evaluation
+        )
+        again = small.recipe(npz, evaluation={"episodes": 1}).evaluation.evaluate(
+            load_policy(folder / "policy"), progress=False
+        )
         assert again is not None
         assert again.returns == result.evaluation.returns
-    trained = {path.parent.name: sorted(one.name for one in path.iterdir()) for path in (tmp_path / "run").glob("seed-0/*/metrics")}
+    trained = {
+        path.parent.name: sorted(one.name for one in path.iterdir())
+        for path in (tmp_path / "run").glob("seed-0/*/metrics")
+    }
     assert trained["behaviour-policy"] == ["prior.jsonl"]
     assert trained["optidice-weighted_bc"] == ["backend.jsonl", "extractor.jsonl", "prior.jsonl"]
 
@@ -180,12 +236,18 @@ def test_diagnostics_are_those_of_the_ratios(npz: Path, tmp_path: Path) -> None:
     """Weights 1 and 3 in turn: mean 2, effective sample size 2^2 / 5, on a sample of the data."""
     weights = np.resize([1.0, 3.0], small.EPISODES * small.LENGTH)
     np.save(tmp_path / "w.npy", weights)
-    comparison = grid(npz, backends={"mine": {"kind": "given", "source": str(tmp_path / "w.npy"), "q": "small:q"}}, extractors=["gaussian_bc"])
+    comparison = grid(
+        npz,
+        backends={"mine": {"kind": "given", "source": str(tmp_path / "w.npy"), "q": "small:q"}},
+        extractors=["gaussian_bc"],
+    )
     result = go(comparison, tmp_path / "run")[1]
     data = comparison.recipe.data.load()
     drawn = weights[data.sample(len(data), seed=0, step=0).rows.numpy()]
     assert result.diagnostics["mean_ratio"] == pytest.approx(drawn.mean(), rel=1e-5)
-    assert result.diagnostics["effective_sample_size"] == pytest.approx(drawn.mean() ** 2 / (drawn**2).mean(), rel=1e-5)
+    assert result.diagnostics["effective_sample_size"] == pytest.approx(
+        drawn.mean() ** 2 / (drawn**2).mean(), rel=1e-5
+    )
     assert result.diagnostics["mean_ratio"] == pytest.approx(2, abs=0.3)
 
 
@@ -210,7 +272,18 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_everything_is_computed_once(npz: Path, tmp_path: Path, work: list[str]) -> None:
     first = go(grid(npz), tmp_path / "run")
-    assert work == ["prior", "evaluate", "backend", "extractor", "evaluate", "evaluate", "backend", "extractor", "evaluate", "evaluate"]
+    assert work == [
+        "prior",
+        "evaluate",
+        "backend",
+        "extractor",
+        "evaluate",
+        "evaluate",
+        "backend",
+        "extractor",
+        "evaluate",
+        "evaluate",
+    ]
     del work[:]
     content = small.digests(tmp_path / "run")
     assert go(grid(npz), tmp_path / "run") == first
@@ -219,17 +292,32 @@ def test_everything_is_computed_once(npz: Path, tmp_path: Path, work: list[str])
     # another run folder evaluates again, and trains nothing
     other = go(grid(npz), tmp_path / "other")
     assert work == ["evaluate"] * 5
-    assert [result.evaluation.returns for result in other] == [result.evaluation.returns for result in first]
+    assert [result.evaluation.returns for result in other] == [
+        result.evaluation.returns for result in first
+    ]
 
 
 def test_a_larger_grid_computes_what_is_new(npz: Path, tmp_path: Path, work: list[str]) -> None:
-    first = go(grid(npz, extractors={"weighted_bc": small.EXTRACTORS["weighted_bc"]}), tmp_path / "run")
+    first = go(
+        grid(npz, extractors={"weighted_bc": small.EXTRACTORS["weighted_bc"]}), tmp_path / "run"
+    )
     del work[:]
     second = go(grid(npz), tmp_path / "run")
     assert work == ["evaluate", "evaluate"]  # select_only with either backend
     assert [second[i] for i in (0, 1, 3)] == first
     go(grid(npz, seeds=[0, 1]), tmp_path / "run")
-    assert work[2:] == ["prior", "evaluate", "backend", "extractor", "evaluate", "evaluate", "backend", "extractor", "evaluate", "evaluate"]
+    assert work[2:] == [
+        "prior",
+        "evaluate",
+        "backend",
+        "extractor",
+        "evaluate",
+        "evaluate",
+        "backend",
+        "extractor",
+        "evaluate",
+        "evaluate",
+    ]
 
 
 def test_results_take_the_names_of_today(npz: Path, tmp_path: Path, work: list[str]) -> None:
@@ -238,11 +326,21 @@ def test_results_take_the_names_of_today(npz: Path, tmp_path: Path, work: list[s
     renamed = grid(npz, backends={"mine": {"kind": "piecewise_f", **small.BACKENDS["piecewise_f"]}})
     results = go(renamed, tmp_path / "run")
     assert work == []
-    assert [(result.backend, result.extractor) for result in results] == [(None, BEHAVIOUR), ("mine", "weighted_bc"), ("mine", "select_only")]
+    assert [(result.backend, result.extractor) for result in results] == [
+        (None, BEHAVIOUR),
+        ("mine", "weighted_bc"),
+        ("mine", "select_only"),
+    ]
 
 
-@pytest.mark.parametrize(("kept", "rest"), [(3, 0), (3, 50), (4, -1)], ids=["a line lost", "half a line", "only its newline lost"])
-def test_a_killed_comparison_goes_on(kept: int, rest: int, npz: Path, tmp_path: Path, work: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("kept", "rest"),
+    [(3, 0), (3, 50), (4, -1)],
+    ids=["a line lost", "half a line", "only its newline lost"],
+)
+def test_a_killed_comparison_goes_on(
+    kept: int, rest: int, npz: Path, tmp_path: Path, work: list[str]
+) -> None:
     first = go(grid(npz), tmp_path / "run")
     path = tmp_path / "run" / "results.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -250,13 +348,21 @@ def test_a_killed_comparison_goes_on(kept: int, rest: int, npz: Path, tmp_path: 
     del work[:]
     results = go(grid(npz), tmp_path / "run")
     assert work == ["evaluate"] * (5 - kept)
-    assert [result.evaluation.returns for result in results] == [result.evaluation.returns for result in first]
-    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == [result.key for result in first]
+    assert [result.evaluation.returns for result in results] == [
+        result.evaluation.returns for result in first
+    ]
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == [
+        result.key for result in first
+    ]
 
 
 def test_given_ratios_count_by_their_content(npz: Path, tmp_path: Path, work: list[str]) -> None:
     path = tmp_path / "w.npy"
-    comparison = grid(npz, backends={"mine": {"kind": "given", "source": str(path), "q": "small:q"}}, extractors=["gaussian_bc"])
+    comparison = grid(
+        npz,
+        backends={"mine": {"kind": "given", "source": str(path), "q": "small:q"}},
+        extractors=["gaussian_bc"],
+    )
     np.save(path, np.ones(small.EPISODES * small.LENGTH))
     go(comparison, tmp_path / "run")
     assert work == ["prior", "evaluate", "extractor", "evaluate"]
@@ -278,18 +384,36 @@ def test_keys_see_recipe_and_data(npz: Path, tmp_path: Path) -> None:
 def test_joint_recipes(npz: Path, tmp_path: Path, work: list[str]) -> None:
     extractors = {name: small.EXTRACTORS[name] for name in ("guide_then_select", "select_only")}
     backends = {"piecewise_f": small.BACKENDS["piecewise_f"]}
-    results = go(grid(npz, recipe=recipe(npz, schedule="joint"), backends=backends, extractors=extractors), tmp_path / "run")
+    results = go(
+        grid(npz, recipe=recipe(npz, schedule="joint"), backends=backends, extractors=extractors),
+        tmp_path / "run",
+    )
     assert work == ["prior", "evaluate", "joint", "evaluate", "backend", "evaluate"]
-    assert [result.extractor for result in results] == [BEHAVIOUR, "guide_then_select", "select_only"]
-    assert (tmp_path / "run" / "seed-0" / "piecewise_f-guide_then_select" / "metrics" / "joint.jsonl").exists()
+    assert [result.extractor for result in results] == [
+        BEHAVIOUR,
+        "guide_then_select",
+        "select_only",
+    ]
+    assert (
+        tmp_path / "run" / "seed-0" / "piecewise_f-guide_then_select" / "metrics" / "joint.jsonl"
+    ).exists()
 
 
-def test_what_cannot_work_is_refused_before_any_training(npz: Path, tmp_path: Path, work: list[str]) -> None:
+def test_what_cannot_work_is_refused_before_any_training(
+    npz: Path, tmp_path: Path, work: list[str]
+) -> None:
     without = recipe(npz, evaluation={"episodes": 0})
-    with pytest.raises(ValueError, match=r"a comparison needs recipe\.evaluation\.episodes of at least 1"):
+    with pytest.raises(
+        ValueError, match=r"a comparison needs recipe\.evaluation\.episodes of at least 1"
+    ):
         go(grid(npz, recipe=without), tmp_path / "run")
-    backends = {"piecewise_f": small.BACKENDS["piecewise_f"], "mine": GivenRatio(source="small:ratio")}
-    with pytest.raises(ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"):
+    backends = {
+        "piecewise_f": small.BACKENDS["piecewise_f"],
+        "mine": GivenRatio(source="small:ratio"),
+    }
+    with pytest.raises(
+        ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"
+    ):
         go(grid(npz, backends=backends), tmp_path / "run")
     assert work == []
     assert not (tmp_path / "run").exists()
@@ -298,7 +422,14 @@ def test_what_cannot_work_is_refused_before_any_training(npz: Path, tmp_path: Pa
 # -- the table, by hand
 
 
-def result(backend: str | None, extractor: str, seed: int, scores: list[float], clip: float = 0.0, size: float | None = None) -> Result:
+def result(
+    backend: str | None,
+    extractor: str,
+    seed: int,
+    scores: list[float],
+    clip: float = 0.0,
+    size: float | None = None,
+) -> Result:
     return Result(
         key=f"{backend}/{extractor}/{seed}",
         backend=backend,
@@ -336,19 +467,40 @@ ROWS = [
 
 def test_the_table_by_hand() -> None:
     lines = render_table(ROWS).splitlines()
-    columns = ["backend", "extractor", "score, mean (std)", "IQM [95 %]", "each seed", "ratios' effective sample size", "clip rate", "decisions/s"]
+    columns = [
+        "backend",
+        "extractor",
+        "score, mean (std)",
+        "IQM [95 %]",
+        "each seed",
+        "ratios' effective sample size",
+        "clip rate",
+        "decisions/s",
+    ]
     assert lines[:2] == [f"| {' | '.join(columns)} |", "|---|---|---|---|---|---|---|---|"]
-    # Seeds 15 and 25: mean 20, deviation 10 / sqrt 2 = 7.07; the IQM of two trims nothing; the bootstrap reaches from one seed to the other.
-    # 100 steps in 0.5 s and in 1.5 s: the median of 200 and 66.7 decisions/s.
-    assert lines[2] == "|  | behaviour policy | 20.0 (7.1) | 20.0 [15.0, 25.0] | 15.0 25.0 |  | 0.20 | 133 |"
-    # Seeds 1, 10, 100: mean 37, deviation sqrt((36^2 + 27^2 + 63^2) / 2) = 54.7; trimming int(3 / 4) = 0 values leaves the mean.
-    assert lines[3].startswith("| a | x | 37.0 (54.7) | 37.0 [1.0, 100.0] | 1.0 10.0 100.0 | 0.40 | 0.00 | 67 |")
+    # Seeds 15 and 25: mean 20, deviation 10 / sqrt 2 = 7.07; the IQM of two trims nothing; the
+    # bootstrap reaches from one seed to the other. 100 steps in 0.5 s and in 1.5 s: the median of
+    # 200 and 66.7 decisions/s.
+    assert (
+        lines[2]
+        == "|  | behaviour policy | 20.0 (7.1) | 20.0 [15.0, 25.0] | 15.0 25.0 |  | 0.20 | 133 |"
+    )
+    # Seeds 1, 10, 100: mean 37, deviation sqrt((36^2 + 27^2 + 63^2) / 2) = 54.7; trimming int(3 /
+    # 4) = 0 values leaves the mean.
+    assert lines[3].startswith(
+        "| a | x | 37.0 (54.7) | 37.0 [1.0, 100.0] | 1.0 10.0 100.0 | 0.40 | 0.00 | 67 |"
+    )
     assert lines[4] == "| b | x | 7.0 |  | 7.0 |  | 0.00 | 100 |"
-    assert lines[5:] == ["", "Scores: normalised by hand; 2 episodes per seed in Maze-v3, last checkpoint."]
+    assert lines[5:] == [
+        "",
+        "Scores: normalised by hand; 2 episodes per seed in Maze-v3, last checkpoint.",
+    ]
 
 
 def test_the_iqm_trims_a_quarter_on_either_side() -> None:
-    """Of 0, 4, 6, 100 the two in the middle are left: 5; the mean is 27.5 and the deviation sqrt((27.5^2 + 23.5^2 + 21.5^2 + 72.5^2) / 3) = 48.4."""
+    """Of 0, 4, 6, 100 the two in the middle are left: 5; the mean is 27.5 and the deviation
+    sqrt((27.5^2 + 23.5^2 + 21.5^2 + 72.5^2) / 3) = 48.4.
+    """
     rows = [result("a", "x", seed, [score]) for seed, score in enumerate((100.0, 0.0, 6.0, 4.0))]
     assert "| 27.5 (48.4) | 5.0 [" in render_table(rows)
 
@@ -368,7 +520,9 @@ def test_results_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", ["", "{", '{"key": "x", "back', "half"])
-def test_a_half_written_last_line_is_dropped_and_does_not_swallow_the_next(rest: str, tmp_path: Path) -> None:
+def test_a_half_written_last_line_is_dropped_and_does_not_swallow_the_next(
+    rest: str, tmp_path: Path
+) -> None:
     path = tmp_path / "results.jsonl"
     Results(path).append(ROWS[0])
     path.write_text(path.read_text() + rest)
@@ -395,7 +549,8 @@ def test_the_bars_of_the_scores_are_as_long_as_the_scores(tmp_path: Path) -> Non
     path = tmp_path / "scores.png"
     plot_scores(ROWS, path)
     red, green, blue = np.moveaxis(image.imread(path)[..., :3], -1, 0)
-    # Half transparent tab:blue and tab:gray on white; the dots of the seeds cover some of it, never the whole height of a bar.
+    # Half transparent tab:blue and tab:gray on white; the dots of the seeds cover some of it, never
+    # the whole height of a bar.
     bars = (abs(red - 0.56) < 0.02) & (abs(green - 0.73) < 0.02) & (abs(blue - 0.85) < 0.02)
     behaviour = (abs(red - 0.75) < 0.01) & (abs(green - 0.75) < 0.01) & (abs(blue - 0.75) < 0.01)
     rows = np.flatnonzero(bars.any(1))
@@ -406,9 +561,20 @@ def test_the_bars_of_the_scores_are_as_long_as_the_scores(tmp_path: Path) -> Non
 
 def metrics(folder: Path) -> Path:
     folder.mkdir()
-    lines = [{"stage": "backend", "step": step, "mean_ratio": 1 / step, "mean_ratio_expected": 1.0, "each": [1.0, 2.0]} for step in (100, 200, 300)]
+    lines = [
+        {
+            "stage": "backend",
+            "step": step,
+            "mean_ratio": 1 / step,
+            "mean_ratio_expected": 1.0,
+            "each": [1.0, 2.0],
+        }
+        for step in (100, 200, 300)
+    ]
     (folder / "backend.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "prior.jsonl").write_text(json.dumps({"stage": "prior", "step": 100, "loss": 2.5}) + "\n")
+    (folder / "prior.jsonl").write_text(
+        json.dumps({"stage": "prior", "step": 100, "loss": 2.5}) + "\n"
+    )
     return folder
 
 
@@ -435,5 +601,7 @@ def test_metrics_are_plotted_or_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_what_learns_from_no_ratio_is_not_trained_jointly() -> None:
-    comparison = Comparison(recipe={"schedule": "joint"}, extractors=["guide_then_select", "select_only"])
+    comparison = Comparison(
+        recipe={"schedule": "joint"}, extractors=["guide_then_select", "select_only"]
+    )
     assert [cell.recipe.schedule for cell in comparison.cells()] == ["staged", "joint", "staged"]

@@ -22,12 +22,20 @@ class Experiment(Config):
 
 
 def test_an_unknown_key_is_told_its_neighbour() -> None:
-    with pytest.raises(ValidationError, match=r"unknown field of Optimiser 'learning_rat': did you mean 'learning_rate'\? known are learning_rate, "):
+    with pytest.raises(
+        ValidationError,
+        match=(
+            r"unknown field of Optimiser 'learning_rat': did you mean 'learning_rate'\? known "
+            r"are learning_rate, "
+        ),
+    ):
         Optimiser(learning_rat=1e-4)
 
 
 def test_an_unknown_key_deep_in_a_tree_too() -> None:
-    with pytest.raises(ValidationError, match=r"unknown field of Optimiser 'stesp': did you mean 'steps'\?"):
+    with pytest.raises(
+        ValidationError, match=r"unknown field of Optimiser 'stesp': did you mean 'steps'\?"
+    ):
         Experiment.model_validate_json('{"optimiser": {"stesp": 3}}')
 
 
@@ -81,13 +89,23 @@ def test_digest_sees_every_field_and_every_extra() -> None:
 
 
 def test_digest_ignores_the_order_of_writing() -> None:
-    assert Experiment(name="x", widths=(1,)).digest(a=1, b=2) == Experiment(widths=(1,), name="x").digest(b=2, a=1)
+    assert Experiment(name="x", widths=(1,)).digest(a=1, b=2) == Experiment(
+        widths=(1,), name="x"
+    ).digest(b=2, a=1)
 
 
 def test_digest_is_the_same_in_another_process() -> None:
     """Trained parts are found again by it: Python's own salted hash would not do."""
-    code = "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\nprint(A().digest(seed=3))"
-    prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() for _ in range(2)}
+    code = (
+        "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\n"
+        "print(A().digest(seed=3))"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    }
 
     class A(Config):
         x: float = 0.1

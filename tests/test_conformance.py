@@ -1,4 +1,6 @@
-"""The parts of the toolkit pass its own conformance suites, which `ddice.testing` gives to everybody; and the suites notice broken parts."""
+"""The parts of the toolkit pass its own conformance suites, which `ddice.testing` gives to
+everybody; and the suites notice broken parts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from ddice.dice_backends import AnyBackend
-from ddice.divergences import BUILT_IN, KL, Alpha, FDivergence, NumericDivergence, Pearson, Piecewise
+from ddice.divergences import (
+    BUILT_IN,
+    KL,
+    Alpha,
+    FDivergence,
+    NumericDivergence,
+    Pearson,
+    Piecewise,
+)
 from ddice.extractors import AnyExtractor
 from ddice.guidance import Guidance
 from ddice.networks import MLP, ResidualScore
@@ -38,14 +48,23 @@ PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
 NETWORK = MLP(hidden=(8,), activation="silu")
 SAMPLERS = {
     "diffusion": Diffusion(prior=PRIOR, solver=DDIM(evaluations=3)),
-    "guided": Diffusion(prior=PRIOR, guidance=Guidance(network=NETWORK), guidance_scale=2.0, solver=SingleStep(evaluations=3)),
+    "guided": Diffusion(
+        prior=PRIOR,
+        guidance=Guidance(network=NETWORK),
+        guidance_scale=2.0,
+        solver=SingleStep(evaluations=3),
+    ),
     "gaussian": Gaussian(network=MLP(hidden=(8,))),
 }
 SOLVERS = {"ddim": (DDIM(), 1), "single_step": (SingleStep(), 2), "multi_step": (MultiStep(), 2)}
 
 
 def kinds(union: Any) -> set[str]:
-    return {str(member.model_fields["kind"].default) for member in get_args(get_args(union)[0]) if issubclass(member, BaseModel)}
+    return {
+        str(member.model_fields["kind"].default)
+        for member in get_args(get_args(union)[0])
+        if issubclass(member, BaseModel)
+    }
 
 
 def backend(kind: str) -> Any:
@@ -98,7 +117,13 @@ def test_divergences(cls: type[FDivergence]) -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     "divergence",
-    [Alpha(order=3), Alpha(order=0.9), Alpha(order=-2), NumericDivergence(function=Pearson().f), NumericDivergence(function=Piecewise().f)],
+    [
+        Alpha(order=3),
+        Alpha(order=0.9),
+        Alpha(order=-2),
+        NumericDivergence(function=Pearson().f),
+        NumericDivergence(function=Piecewise().f),
+    ],
     ids=["alpha=3", "alpha=0.9", "alpha=-2", "numeric pearson", "numeric piecewise"],
 )
 def test_more_divergences(divergence: FDivergence) -> None:
@@ -185,7 +210,9 @@ class FirstOrder(SingleStep):
     """DDIM under another name."""
 
     def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
-        return DDIM(evaluations=self.evaluations, spacing=self.spacing).integrate(denoiser, x, schedule)
+        return DDIM(evaluations=self.evaluations, spacing=self.spacing).integrate(
+            denoiser, x, schedule
+        )
 
 
 class Wasteful(DDIM):
@@ -197,9 +224,14 @@ class Wasteful(DDIM):
 
 
 def test_a_broken_solver_is_noticed() -> None:
-    with pytest.raises(AssertionError, match=r"single_step fails order_is_as_declared .*: declared order 2, measured 1\.0"):
+    with pytest.raises(
+        AssertionError,
+        match=r"single_step fails order_is_as_declared .*: declared order 2, measured 1\.0",
+    ):
         check_solver(FirstOrder(), order=2)
-    with pytest.raises(AssertionError, match=r"evaluations_are_counted .*: 1 evaluations call the denoiser 2 times"):
+    with pytest.raises(
+        AssertionError, match=r"evaluations_are_counted .*: 1 evaluations call the denoiser 2 times"
+    ):
         check_solver(Wasteful(), order=1)
 
 
@@ -212,7 +244,11 @@ def patched(config: Any, **methods: Any) -> Any:
         built.__class__ = type(type(built).__name__, (type(built),), methods)
         return built
 
-    return type(type(config).__name__, (type(config),), {"build": build, "__module__": __name__, "__annotations__": {}})(**dict(config))
+    return type(
+        type(config).__name__,
+        (type(config),),
+        {"build": build, "__module__": __name__, "__annotations__": {}},
+    )(**dict(config))
 
 
 def noisy_update(self: Any, batch: Any, **named: Any) -> Any:
@@ -221,11 +257,18 @@ def noisy_update(self: Any, batch: Any, **named: Any) -> Any:
 
 
 def waiting_update(self: Any, batch: Any, **named: Any) -> Any:
-    return {name: torch.tensor(value.mean().item()) for name, value in super(type(self), self).update(batch, **named).items()}
+    return {
+        name: torch.tensor(value.mean().item())
+        for name, value in super(type(self), self).update(batch, **named).items()
+    }
 
 
 def lost_optimiser(self: Any) -> Any:
-    return {name: value for name, value in super(type(self), self).state().items() if not name.startswith("optimizer.")}
+    return {
+        name: value
+        for name, value in super(type(self), self).state().items()
+        if not name.startswith("optimizer.")
+    }
 
 
 def careless_log_ratio(self: Any, batch: Any) -> Tensor:
@@ -238,17 +281,30 @@ def centred_log_ratio(self: Any, batch: Any) -> Tensor:
 
 
 BROKEN_BACKENDS = [
-    ({"update": noisy_update}, "training_is_a_function_of_seed_and_step .*draws from the global generator"),
+    (
+        {"update": noisy_update},
+        "training_is_a_function_of_seed_and_step .*draws from the global generator",
+    ),
     ({"update": waiting_update}, "metrics_are_detached_scalars .*waits for the device"),
     ({"state": lost_optimiser}, "a_state_goes_on_as_if_never_interrupted .*differ"),
     ({"log_ratio": careless_log_ratio}, "log_ratio_is_a_logarithm .*NaN in rows"),
     ({"log_ratio": centred_log_ratio}, "log_ratio_is_a_logarithm .*log_ratio of some rows alone"),
-    ({"bootstrap": lambda self, batch, values: self.rewards(batch.rewards) + 0.99 * values}, "terminations_end_the_bootstrap .*garbage"),
-    ({"ratio_kind": "both"}, 'has_what_a_backend_has .*ratio_kind is "action" or "state-action", got \'both\''),
+    (
+        {"bootstrap": lambda self, batch, values: self.rewards(batch.rewards) + 0.99 * values},
+        "terminations_end_the_bootstrap .*garbage",
+    ),
+    (
+        {"ratio_kind": "both"},
+        'has_what_a_backend_has .*ratio_kind is "action" or "state-action", got \'both\'',
+    ),
 ]
 
 
-@pytest.mark.parametrize(("methods", "message"), BROKEN_BACKENDS, ids=[message.split(" ")[0] for _, message in BROKEN_BACKENDS])
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    BROKEN_BACKENDS,
+    ids=[message.split(" ")[0] for _, message in BROKEN_BACKENDS],
+)
 def test_a_broken_backend_is_noticed(methods: dict[str, Any], message: str) -> None:
     checks = [check for check in BACKEND_CHECKS if message.startswith(check.__name__)]
     with pytest.raises(AssertionError, match=f"piecewise_f fails {message}"):
@@ -256,21 +312,34 @@ def test_a_broken_backend_is_noticed(methods: dict[str, Any], message: str) -> N
 
 
 def asking_update(self: Any, batch: Any, **named: Any) -> Any:
-    self.prior.averaged(self.prior.encoder(batch.observations), batch.actions, self.prior.config.schedule.features(torch.ones(len(batch.rows))))
+    self.prior.averaged(
+        self.prior.encoder(batch.observations),
+        batch.actions,
+        self.prior.config.schedule.features(torch.ones(len(batch.rows))),
+    )
     return super(type(self), self).update(batch, **named)
 
 
 def unweighted_update(self: Any, batch: Any, **named: Any) -> Any:
-    return super(type(self), self).update(dataclasses.replace(batch, weights=torch.ones_like(batch.weights)), **named)
+    return super(type(self), self).update(
+        dataclasses.replace(batch, weights=torch.ones_like(batch.weights)), **named
+    )
 
 
 BROKEN_EXTRACTORS = [
-    ({"update": asking_update}, "no_generated_action_in_training .*score network of the prior is evaluated"),
+    (
+        {"update": asking_update},
+        "no_generated_action_in_training .*score network of the prior is evaluated",
+    ),
     ({"update": unweighted_update}, "losses_are_weighted_means .*rows of weight 0"),
 ]
 
 
-@pytest.mark.parametrize(("methods", "message"), BROKEN_EXTRACTORS, ids=[message.split(" ")[0] for _, message in BROKEN_EXTRACTORS])
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    BROKEN_EXTRACTORS,
+    ids=[message.split(" ")[0] for _, message in BROKEN_EXTRACTORS],
+)
 def test_a_broken_extractor_is_noticed(methods: dict[str, Any], message: str) -> None:
     checks = [check for check in EXTRACTOR_CHECKS if message.startswith(check.__name__)]
     with pytest.raises(AssertionError, match=f"guide_then_select fails {message}"):
@@ -293,8 +362,13 @@ def test_a_broken_sampler_is_noticed() -> None:
         def build(self, spec: Any, seed: Any = 0) -> Any:
             sampler = super().build(spec, seed)
             inner = sampler.forward
-            sampler.forward = lambda observations, noise: inner(observations - observations.mean(0), noise)
+            sampler.forward = lambda observations, noise: inner(
+                observations - observations.mean(0), noise
+            )
             return sampler
 
-    with pytest.raises(AssertionError, match=r"gaussian fails rows_and_candidates_are_independent .*: two rows alone"):
+    with pytest.raises(
+        AssertionError,
+        match=r"gaussian fails rows_and_candidates_are_independent .*: two rows alone",
+    ):
         check_sampler(Mixing(network=MLP(hidden=(8,))))

@@ -44,8 +44,14 @@ def episode(length: int, *, terminated: bool = False, start: float = 0.0) -> dic
 
 
 def write_plain(dataset_id: str = "test/plain-v0", episodes: Any = None, **about: Any) -> None:
-    episodes = [episode(3, terminated=True), episode(1, start=50), episode(4, start=100)] if episodes is None else episodes
-    write_dataset(dataset_id, episodes, env_spec_json=None, eval_env_spec_json=None, **{**ABOUT, **about})
+    episodes = (
+        [episode(3, terminated=True), episode(1, start=50), episode(4, start=100)]
+        if episodes is None
+        else episodes
+    )
+    write_dataset(
+        dataset_id, episodes, env_spec_json=None, eval_env_spec_json=None, **{**ABOUT, **about}
+    )
 
 
 def point_maze(**changes: Any) -> str:
@@ -56,7 +62,9 @@ def point_maze(**changes: Any) -> str:
 
 
 def maze_episode(positions: Any) -> dict[str, Any]:
-    """Positions of T + 1 steps; velocities, goals and rewards that the fixed view must not confuse with them."""
+    """Positions of T + 1 steps; velocities, goals and rewards that the fixed view must not
+    confuse with them.
+    """
     positions = np.asarray(positions, np.float64)
     steps = len(positions) - 1
     return {
@@ -77,16 +85,26 @@ MAZE_EPISODES = [[(1, 1), (0, 1), (-0.6, 1), (-1, 1), (-1, 0.5)], [(-1, 1), (-1,
 
 
 def write_maze(dataset_id: str = "test/maze-v0", evaluation: str | None = None) -> None:
-    recorded = point_maze(maze_map=[[cell if cell == 1 else 0 for cell in row] for row in MAZE])  # every free cell may be the goal
+    recorded = point_maze(
+        maze_map=[[cell if cell == 1 else 0 for cell in row] for row in MAZE]
+    )  # every free cell may be the goal
     episodes = [maze_episode(positions) for positions in MAZE_EPISODES]
-    write_dataset(dataset_id, episodes, env_spec_json=recorded, eval_env_spec_json=evaluation, **{**ABOUT, "reference_scores": (10.0, 210.0)})
+    write_dataset(
+        dataset_id,
+        episodes,
+        env_spec_json=recorded,
+        eval_env_spec_json=evaluation,
+        **{**ABOUT, "reference_scores": (10.0, 210.0)},
+    )
 
 
 def test_round_trip_row_by_row_and_equal_to_arrays() -> None:
     write_plain()
     assert has_dataset("test/plain-v0")
     data = load_dataset("test/plain-v0", action_bounds=(-1, 1))
-    assert data.rows.tolist() == list(range(8))  # the truncated ones keep their last row: T + 1 observations
+    assert data.rows.tolist() == list(
+        range(8)
+    )  # the truncated ones keep their last row: T + 1 observations
     assert data.episode.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
     assert data.observations[:, 0].tolist() == [0, 3, 6, 50, 100, 103, 106, 109]
     assert data.next_observations[:, 0].tolist() == [3, 6, 9, 53, 103, 106, 109, 112]
@@ -116,7 +134,9 @@ def test_a_minari_dataset_and_its_selection_of_episodes() -> None:
 
 def test_infinite_bounds_are_refused() -> None:
     write_plain()
-    with pytest.raises(ValueError, match=r'expected finite action bounds, got low .*action_bounds="data"'):
+    with pytest.raises(
+        ValueError, match=r'expected finite action bounds, got low .*action_bounds="data"'
+    ):
         load_dataset("test/plain-v0")
 
 
@@ -130,7 +150,9 @@ def test_writing_refuses_what_exists_and_replaces_what_is_half_written(tmp_path:
         write_plain("no version")
     metadata = tmp_path / "test" / "plain-v0" / "data" / "metadata.json"
     fields = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps({**fields, "total_episodes": 0, "total_steps": 0}))  # what a killed writer leaves
+    metadata.write_text(
+        json.dumps({**fields, "total_episodes": 0, "total_steps": 0})
+    )  # what a killed writer leaves
     assert not has_dataset("test/plain-v0")
     write_plain()
     assert has_dataset("test/plain-v0")
@@ -143,21 +165,41 @@ def test_discrete_actions_and_images_are_not_supported_yet(tmp_path: Path) -> No
     metadata = tmp_path / "test" / "box-v0" / "data" / "metadata.json"
     fields = json.loads(metadata.read_text())
     for name, space, message in (
-        ("action_space", {"type": "Discrete", "dtype": "int64", "start": 0, "n": 3}, "discrete actions are not supported yet"),
-        ("observation_space", {"type": "Discrete", "dtype": "int64", "start": 0, "n": 3}, "boxes, or dicts of boxes"),
-        ("observation_space", {"type": "Box", "dtype": "uint8", "shape": [3], "low": [0] * 3, "high": [255] * 3}, "image observations are not"),
+        (
+            "action_space",
+            {"type": "Discrete", "dtype": "int64", "start": 0, "n": 3},
+            "discrete actions are not supported yet",
+        ),
+        (
+            "observation_space",
+            {"type": "Discrete", "dtype": "int64", "start": 0, "n": 3},
+            "boxes, or dicts of boxes",
+        ),
+        (
+            "observation_space",
+            {"type": "Box", "dtype": "uint8", "shape": [3], "low": [0] * 3, "high": [255] * 3},
+            "image observations are not",
+        ),
     ):
         metadata.write_text(json.dumps({**fields, name: json.dumps(space)}))
         with pytest.raises(ValueError, match=message):
             load_dataset("test/box-v0")
 
 
-def test_missing_datasets_are_reported_without_trying_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minari, "download_dataset", lambda dataset_id: pytest.fail("waits 23 s without a network"))
+def test_missing_datasets_are_reported_without_trying_a_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        minari, "download_dataset", lambda dataset_id: pytest.fail("waits 23 s without a network")
+    )
     for dataset_id, message in (
         ("ddice/pointmaze/medium-v0", "made locally, with `ddice data make pointmaze-medium`"),
         ("ddice/other-v0", "`ddice data make pointmaze-umaze` or"),
-        ("D4RL/pointmaze/umaze-v2", r"`minari download D4RL/pointmaze/umaze-v2`.*MINARI_DATASETS_PATH.*`ddice data make pointmaze-umaze`"),
+        (
+            "D4RL/pointmaze/umaze-v2",
+            r"`minari download D4RL/pointmaze/umaze-v2`.*MINARI_DATASETS_PATH.*`ddice data "
+            r"make pointmaze-umaze`",
+        ),
         ("D4RL/door/human-v2", "`minari download D4RL/door/human-v2`"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
@@ -168,7 +210,9 @@ def test_missing_datasets_are_reported_without_trying_a_download(monkeypatch: py
         load_dataset("data.csv")
 
 
-def test_every_way_a_download_fails_ends_in_the_same_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_a_download_fails_ends_in_the_same_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ddice.data import download
 
     def fail(error: Exception) -> Any:
@@ -182,9 +226,16 @@ def test_every_way_a_download_fails_ends_in_the_same_advice(monkeypatch: pytest.
     with pytest.raises(FileNotFoundError, match=r"no network: .* cannot be reached"):
         load_dataset("D4RL/door/human-v2")
     monkeypatch.setattr(download, "_reachable", lambda host, port: True)
-    for error in (ImportError("no hub"), ConnectionError("offline mode"), FileNotFoundError("gone"), RuntimeError("connect")):
+    for error in (
+        ImportError("no hub"),
+        ConnectionError("offline mode"),
+        FileNotFoundError("gone"),
+        RuntimeError("connect"),
+    ):
         monkeypatch.setattr(minari, "download_dataset", fail(error))
-        with pytest.raises(FileNotFoundError, match=f"{type(error).__name__}: .*minari download D4RL/door/human-v2"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{type(error).__name__}: .*minari download D4RL/door/human-v2"
+        ):
             load_dataset("D4RL/door/human-v2")
 
 
@@ -194,7 +245,8 @@ def test_the_fixed_goal_relabels_by_the_next_position() -> None:
     assert data.spec.view == FixedGoal(goal=(-1.0, 1.0), radius=GOAL_RADIUS)
     assert [part.path for part in data.spec.observations.parts] == ["observation"]
     assert data.observations[1].tolist() == [0, 1, 9, 9]
-    # Next positions: (0, 1), (-0.6, 1), (-1, 1), (-1, 0.5) | (-1, 0.5), (-1, 0.56): only those within 0.45 of (-1, 1) pay.
+    # Next positions: (0, 1), (-0.6, 1), (-1, 1), (-1, 0.5) | (-1, 0.5), (-1, 0.56): only those
+    # within 0.45 of (-1, 1) pay.
     assert data.rewards.tolist() == [0, 1, 1, 0, 0, 1]
     assert not data.terminations.any()
     assert data.describe().truncations == 2
@@ -204,7 +256,11 @@ def test_the_fixed_goal_relabels_by_the_next_position() -> None:
     assert json.loads(data.spec.env.spec)["kwargs"]["maze_map"] == MAZE
     observed = load_dataset("test/maze-v0", goal="observed")
     assert observed.spec.view == ObservedGoal()
-    assert [part.path for part in observed.spec.observations.parts] == ["achieved_goal", "desired_goal", "observation"]
+    assert [part.path for part in observed.spec.observations.parts] == [
+        "achieved_goal",
+        "desired_goal",
+        "observation",
+    ]
     assert observed.observations[1].tolist() == [0, 1, 3, 3, 0, 1, 9, 9]
     assert observed.rewards.tolist() == [0.5] * 6
     assert observed.spec.behaviour_fingerprint != data.spec.behaviour_fingerprint
@@ -230,13 +286,21 @@ def test_goals_of_arrays_and_a_position_that_the_observation_lacks() -> None:
     parts = [maze_episode(positions) for positions in MAZE_EPISODES]
     keys = ("actions", "rewards", "terminations", "truncations")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in keys}
-    arrays["observations"] = {key: np.concatenate([p["observations"][key][:-1] for p in parts]) for key in parts[0]["observations"]}
-    arrays["next_observations"] = {key: np.concatenate([p["observations"][key][1:] for p in parts]) for key in parts[0]["observations"]}
+    arrays["observations"] = {
+        key: np.concatenate([p["observations"][key][:-1] for p in parts])
+        for key in parts[0]["observations"]
+    }
+    arrays["next_observations"] = {
+        key: np.concatenate([p["observations"][key][1:] for p in parts])
+        for key in parts[0]["observations"]
+    }
     data = load_dataset(arrays, env=spec)
     write_maze(evaluation=point_maze())
     assert data.spec.fingerprint == load_dataset("test/maze-v0").spec.fingerprint
     for name in ("observations", "next_observations"):
-        arrays[name]["observation"] = arrays[name]["observation"] + 1  # no column repeats the position any more
+        arrays[name]["observation"] = (
+            arrays[name]["observation"] + 1
+        )  # no column repeats the position any more
     kept = load_dataset(arrays, env=spec)
     assert [part.path for part in kept.spec.observations.parts] == ["achieved_goal", "observation"]
     with pytest.raises(ValueError, match="does not record: give env="):
@@ -246,7 +310,12 @@ def test_goals_of_arrays_and_a_position_that_the_observation_lacks() -> None:
 
 
 def test_an_environment_that_does_not_fit_is_refused() -> None:
-    arrays = {"observations": np.zeros((4, 3)), "actions": np.zeros((4, 1)), "rewards": np.zeros(4), "terminations": [0, 0, 0, 1]}
+    arrays = {
+        "observations": np.zeros((4, 3)),
+        "actions": np.zeros((4, 1)),
+        "rewards": np.zeros(4),
+        "terminations": [0, 0, 0, 1],
+    }
     with pytest.warns(UserWarning, match="no truncations were given"):
         data = load_dataset(arrays, env="Pendulum-v1")
     assert (data.spec.actions.low, data.spec.actions.high) == ((-2,), (2,))
@@ -263,10 +332,18 @@ def test_an_environment_that_does_not_fit_is_refused() -> None:
 
 
 def test_old_records_and_missing_packages() -> None:
-    old = json.dumps({**json.loads(gymnasium.spec("Pendulum-v1").to_json()), "apply_api_compatibility": False, "autoreset": False})
+    old = json.dumps(
+        {
+            **json.loads(gymnasium.spec("Pendulum-v1").to_json()),
+            "apply_api_compatibility": False,
+            "autoreset": False,
+        }
+    )
     assert make_env(clean_record(old)).spec.id == "Pendulum-v1"
     record = record_of("Pendulum-v1")
-    broken = clean_record(json.dumps({**json.loads(record.spec), "entry_point": "not_installed.anywhere:Env"}))
+    broken = clean_record(
+        json.dumps({**json.loads(record.spec), "entry_point": "not_installed.anywhere:Env"})
+    )
     with pytest.raises(ImportError, match=r"pip install 'ddice\[robotics\]'"):
         make_env(broken)
 
@@ -283,7 +360,12 @@ def test_an_environment_that_cannot_be_made_does_not_change_the_view_in_silence(
 
 def test_sources_of_different_kinds_join() -> None:
     write_plain()
-    arrays = {"observations": torch.zeros(3, 3), "actions": torch.zeros(3, 1), "rewards": torch.zeros(3), "episode_ids": torch.tensor([4, 4, 4])}
+    arrays = {
+        "observations": torch.zeros(3, 3),
+        "actions": torch.zeros(3, 1),
+        "rewards": torch.zeros(3),
+        "episode_ids": torch.tensor([4, 4, 4]),
+    }
     with pytest.warns(UserWarning, match="1 of 3 rows dropped"):
         data = load_dataset(["test/plain-v0", arrays], action_bounds=(-1, 1))
     assert data.rows.tolist() == [*range(8), 8, 9]

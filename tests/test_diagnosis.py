@@ -17,14 +17,18 @@ pytestmark = pytest.mark.oracle
 
 
 def test_rank_correlation_is_the_mean_of_the_states() -> None:
-    """1 - 6 sum d^2 / (n (n^2 - 1)): the same order 1, turned round -1, and (0 1 2 3) beside (1 0 2 3) 1 - 12 / 60."""
+    """1 - 6 sum d^2 / (n (n^2 - 1)): the same order 1, turned round -1, and (0 1 2 3) beside (1
+    0 2 3) 1 - 12 / 60.
+    """
     first = torch.tensor([[0.1, 0.5, 0.7, 9.0]]).expand(3, -1)
     second = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [2.0, 1.0, 3.0, 4.0]])
     assert diagnose.rank_correlation(first, second) == pytest.approx((1 - 1 + 0.8) / 3)
 
 
 def test_correlation_of_moves_is_a_cosine() -> None:
-    assert diagnose.correlation(torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 4.0]])) == pytest.approx(0.6)
+    assert diagnose.correlation(
+        torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 4.0]])
+    ) == pytest.approx(0.6)
     assert diagnose.correlation(torch.zeros(2), torch.ones(2)) == 0
 
 
@@ -42,12 +46,23 @@ def test_all_pairs_of_seeds_count_and_one_seed_has_none() -> None:
 def test_rows_before_a_termination() -> None:
     """Episodes of three, two and two rows; the first and the last terminate."""
     episode, terminations = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 0, 0, 0, 1], bool)
-    assert diagnose.before_termination(episode, terminations, 2).tolist() == [False, True, True, False, False, True, True]
+    assert diagnose.before_termination(episode, terminations, 2).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_rows_of_few_steps_compare_with_the_first() -> None:
     scores = np.array([[1.0], [2.0], [3.0]])
-    found = [few_steps.Point("2S-15", 15, "eager", scores, 0.4), few_steps.Point("2M-5", 5, "eager", scores + 1, 0.1)]
+    found = [
+        few_steps.Point("2S-15", 15, "eager", scores, 0.4),
+        few_steps.Point("2M-5", 5, "eager", scores + 1, 0.1),
+    ]
     assert few_steps.table("task", found) == [
         "| task | 2S-15 | 15 | 2.0 [1.0, 3.0] | 1.0 2.0 3.0 | 1.00 |",
         "| task | 2M-5 | 5 | 3.0 [2.0, 4.0] | 2.0 3.0 4.0 | 4.00 |",
@@ -55,7 +70,9 @@ def test_rows_of_few_steps_compare_with_the_first() -> None:
 
 
 def test_the_tables_of_the_pages_are_the_committed_ones() -> None:
-    """Each block of docs/which.md and docs/fast.md is its file, and each table follows from its results."""
+    """Each block of docs/which.md and docs/fast.md is its file, and each table follows from its
+    results.
+    """
     names = []
     for path, count in zip(tables.PAGES, (15, 1), strict=True):
         page = path.read_text()
@@ -64,5 +81,10 @@ def test_the_tables_of_the_pages_are_the_committed_ones() -> None:
         assert tables.filled(page) == page
         names += found
     for name in names:
-        if name.endswith("/table.md") and (results := (tables.RESULTS / name).with_name("results.jsonl")).exists():
-            assert render_table(Results(results).rows) == (tables.RESULTS / name).read_text().strip()
+        if (
+            name.endswith("/table.md")
+            and (results := (tables.RESULTS / name).with_name("results.jsonl")).exists()
+        ):
+            assert (
+                render_table(Results(results).rows) == (tables.RESULTS / name).read_text().strip()
+            )

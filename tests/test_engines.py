@@ -1,4 +1,6 @@
-"""Every engine against the reference, on the same noise: all samplers, solvers, networks, selection rules, K and numbers of states."""
+"""Every engine against the reference, on the same noise: all samplers, solvers, networks,
+selection rules, K and numbers of states.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,15 @@ GUIDANCES = {
     "silu": Guidance(network=MLP(hidden=(16, 12), activation="silu")),
     "relu, normalised": Guidance(network=MLP(hidden=(16, 12), activation="relu", layer_norm=True)),
     "affine": Guidance(network=MLP(hidden=())),
-    "published": Guidance(network=MLP(hidden=(16,) * 4, activation="silu"), time=FourierTime(size=8, scale=2.0)),
+    "published": Guidance(
+        network=MLP(hidden=(16,) * 4, activation="silu"), time=FourierTime(size=8, scale=2.0)
+    ),
 }
 SOLVERS: list[Solver] = [
     kind(evaluations=evaluations, spacing=spacing)
-    for kind, evaluations, spacing in itertools.product((DDIM, SingleStep, MultiStep), (1, 2, 3, 8, 15), ("uniform", "quadratic", "log_snr"))
+    for kind, evaluations, spacing in itertools.product(
+        (DDIM, SingleStep, MultiStep), (1, 2, 3, 8, 15), ("uniform", "quadratic", "log_snr")
+    )
 ] + [MultiStep(evaluations=8, order=1)]
 
 
@@ -56,8 +62,17 @@ def shaken(policy: Policy) -> Policy:
     return policy
 
 
-def make(sampler: AnySampler, *, candidates: int = 4, selection: Selection | None = None, after: bool = False, layer_norm: bool = False) -> Policy:
-    q = QConfig(critic=MLP(hidden=(16, 16), layer_norm=layer_norm), members=3, value=MLP(hidden=(8,)))
+def make(
+    sampler: AnySampler,
+    *,
+    candidates: int = 4,
+    selection: Selection | None = None,
+    after: bool = False,
+    layer_norm: bool = False,
+) -> Policy:
+    q = QConfig(
+        critic=MLP(hidden=(16, 16), layer_norm=layer_norm), members=3, value=MLP(hidden=(8,))
+    )
     config = PolicyConfig(
         sampler=sampler,
         candidates=candidates,
@@ -65,29 +80,65 @@ def make(sampler: AnySampler, *, candidates: int = 4, selection: Selection | Non
         clip_candidates="after_scoring" if after else "before_scoring",
         q=None if candidates == 1 else q,
     )
-    return shaken(Policy(config, SPEC, sampler.build(SPEC), None if candidates == 1 else q.build(SPEC)))
+    return shaken(
+        Policy(config, SPEC, sampler.build(SPEC), None if candidates == 1 else q.build(SPEC))
+    )
 
 
 def cases() -> Iterator[tuple[str, Policy]]:
-    for (score, network), (guidance, config) in itertools.product(SCORES.items(), GUIDANCES.items()):
-        yield f"{score} score, {guidance} guidance", make(Diffusion(prior=DiffusionPrior(network=network), guidance=config, guidance_scale=1.5))
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"])
+    for (score, network), (guidance, config) in itertools.product(
+        SCORES.items(), GUIDANCES.items()
+    ):
+        yield (
+            f"{score} score, {guidance} guidance",
+            make(
+                Diffusion(
+                    prior=DiffusionPrior(network=network), guidance=config, guidance_scale=1.5
+                )
+            ),
+        )
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"]
+    )
     for solver in SOLVERS:
-        yield f"{solver.kind} {solver.evaluations} {solver.spacing}", make(sampler.model_copy(update={"solver": solver}))
-    for solver in (DDIM(evaluations=3), SingleStep(evaluations=15), MultiStep(evaluations=8, spacing="quadratic")):
+        yield (
+            f"{solver.kind} {solver.evaluations} {solver.spacing}",
+            make(sampler.model_copy(update={"solver": solver})),
+        )
+    for solver in (
+        DDIM(evaluations=3),
+        SingleStep(evaluations=15),
+        MultiStep(evaluations=8, spacing="quadratic"),
+    ):
         for guidance in ("none", "silu"):
-            clipping = sampler.model_copy(update={"solver": solver, "guidance": GUIDANCES[guidance], "clip_denoised": True})
+            clipping = sampler.model_copy(
+                update={"solver": solver, "guidance": GUIDANCES[guidance], "clip_denoised": True}
+            )
             yield f"{solver.kind} {solver.evaluations} clipped, {guidance} guidance", make(clipping)
-    for rule, candidates, after in itertools.product(("mean", "minimum", "softmax"), (1, 2, 7), (False, True)):
+    for rule, candidates, after in itertools.product(
+        ("mean", "minimum", "softmax"), (1, 2, 7), (False, True)
+    ):
         selection = Selection(rule=rule, temperature=0.1)
-        yield f"{rule} of {candidates}, after {after}", make(sampler, candidates=candidates, selection=selection, after=after, layer_norm=after)
-        yield f"gaussian, {rule} of {candidates}, after {after}", make(Gaussian(network=MLP(hidden=(8,))), candidates=candidates, selection=selection)
+        yield (
+            f"{rule} of {candidates}, after {after}",
+            make(
+                sampler, candidates=candidates, selection=selection, after=after, layer_norm=after
+            ),
+        )
+        yield (
+            f"gaussian, {rule} of {candidates}, after {after}",
+            make(Gaussian(network=MLP(hidden=(8,))), candidates=candidates, selection=selection),
+        )
 
 
 def inputs(policy: Policy, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     source = torch.Generator().manual_seed(0)
     noise = torch.randn(batch, policy.config.candidates, SPEC.actions.size, generator=source)
-    return torch.randn(batch, SPEC.observations.size, generator=source), noise, torch.rand(batch, generator=source)
+    return (
+        torch.randn(batch, SPEC.observations.size, generator=source),
+        noise,
+        torch.rand(batch, generator=source),
+    )
 
 
 def agree(policy: Policy, engine: str, batch: int) -> None:
@@ -101,8 +152,12 @@ def agree(policy: Policy, engine: str, batch: int) -> None:
 
 @pytest.mark.parametrize("engine", ["eager", "packed", "onnx"])
 @pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
-def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """"packed": the engine eager with every product by oneDNN, whatever the processor and the size."""
+def test_every_engine_makes_the_decisions_of_the_reference(
+    engine: str, name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "packed": the engine eager with every product by oneDNN, whatever the processor and the
+    size.
+    """
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
     if engine == "packed" and not torch.backends.mkldnn.is_available():
@@ -115,9 +170,17 @@ def test_every_engine_makes_the_decisions_of_the_reference(engine: str, name: st
 
 @pytest.mark.parametrize("engine", ["reference", *ENGINES])
 def test_clipping_acts_at_every_evaluation(engine: str) -> None:
-    """Clean actions within [-1, 1] end as such, up to sigma(t_min) of the noise; these untrained networks do not without it."""
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"], guidance_scale=1.5)
-    free, kept = (make(sampler.model_copy(update={"clip_denoised": clip})) for clip in (False, True))
+    """Clean actions within [-1, 1] end as such, up to sigma(t_min) of the noise; these untrained
+    networks do not without it.
+    """
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=SCORES["residual"]),
+        guidance=GUIDANCES["silu"],
+        guidance_scale=1.5,
+    )
+    free, kept = (
+        make(sampler.model_copy(update={"clip_denoised": clip})) for clip in (False, True)
+    )
     observations, noise, _ = inputs(kept, 50)
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
@@ -141,13 +204,24 @@ def test_a_solver_is_its_matrix(solver: Solver, clean: bool) -> None:
     history = [start]
     for row, t in zip(matrix[:-1], times, strict=True):
         x = row[: len(history)] @ torch.stack(history)
-        history.append((x - schedule.sigma(t) * denoise(x, t)) / schedule.alpha(t) if clean else denoise(x, t))
-    torch.testing.assert_close(matrix[-1] @ torch.stack(history), solver.integrate(denoise, start, schedule), rtol=1e-9, atol=1e-9)
+        history.append(
+            (x - schedule.sigma(t) * denoise(x, t)) / schedule.alpha(t) if clean else denoise(x, t)
+        )
+    torch.testing.assert_close(
+        matrix[-1] @ torch.stack(history),
+        solver.integrate(denoise, start, schedule),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 def test_a_scale_of_0_is_no_guidance() -> None:
     """In every engine to the bit, and without the price of the gradient."""
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"], guidance_scale=0.0)
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=SCORES["residual"]),
+        guidance=GUIDANCES["silu"],
+        guidance_scale=0.0,
+    )
     scaled, free = make(sampler), make(sampler.model_copy(update={"guidance": None}))
     given = inputs(scaled, 5)
     for name in ("reference", *ENGINES):
@@ -161,22 +235,35 @@ def test_a_scale_of_0_is_no_guidance() -> None:
 
 @pytest.mark.parametrize("what", ["prediction", "q"])
 def test_an_output_without_candidates_is_not_covered(what: str) -> None:
-    """A network that does not read the actions: the reference plays it, and every other engine says that it cannot."""
+    """A network that does not read the actions: the reference plays it, and every other engine
+    says that it cannot.
+    """
 
     class Blind(MLP):
         def build(self, inputs, outputs, **settings):  # type: ignore[no-untyped-def]
-            network = Network(inputs, seed=settings["seed"], stream=settings["stream"], members=settings.get("members", ()))
+            network = Network(
+                inputs,
+                seed=settings["seed"],
+                stream=settings["stream"],
+                members=settings.get("members", ()),
+            )
             network.linear("features", outputs)
             return network
 
     policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
     size = SPEC.observations.size
     if what == "q":
-        policy.q.critic = Blind().build({"features": size, "actions": 2}, 1, seed=0, stream="critic", members=(3,))
+        policy.q.critic = Blind().build(
+            {"features": size, "actions": 2}, 1, seed=0, stream="critic", members=(3,)
+        )
     else:
-        policy.sampler.network = Blind().build({"features": size, "actions": 2, "time": 4}, 2, seed=0, stream="score")
+        policy.sampler.network = Blind().build(
+            {"features": size, "actions": 2, "time": 4}, 2, seed=0, stream="score"
+        )
     assert policy.decide(*inputs(policy, 5)).actions.shape == (5, 2)
-    with pytest.raises(NotCovered, match="not covered: an output that does not depend on the candidates"):
+    with pytest.raises(
+        NotCovered, match="not covered: an output that does not depend on the candidates"
+    ):
         policy.compile("eager")
     with pytest.warns(UserWarning, match="'auto' is the reference here"):
         assert policy.compile().engine.name == "reference"
@@ -199,7 +286,9 @@ def test_a_q_may_learn_from_decisions(engine: str) -> None:
 def test_inputs_of_different_numbers_of_states(engine: str) -> None:
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))).compile(engine, rows_per_call=8)  # type: ignore[arg-type]
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))).compile(
+        engine, rows_per_call=8
+    )  # type: ignore[arg-type]
     observations, noise, uniform = inputs(policy, 7)
     with pytest.raises(ValueError, match="expected noise for 7 states, got them for 4"):
         policy.decide(observations, noise[:4])
@@ -217,12 +306,18 @@ def test_a_solver_that_is_not_linear_is_not_covered() -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(
+    after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What speed is measured against is the same sampler, written plainly."""
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent.parent), *sys.path])
     plain_eager = pytest.importorskip("benchmarks.plain_eager")
     for score, guidance in (("residual", "silu"), ("published", "published")):
-        sampler = Diffusion(prior=DiffusionPrior(network=SCORES[score]), guidance=GUIDANCES[guidance], guidance_scale=1.5)
+        sampler = Diffusion(
+            prior=DiffusionPrior(network=SCORES[score]),
+            guidance=GUIDANCES[guidance],
+            guidance_scale=1.5,
+        )
         policy = make(sampler, after=after)
         observations, noise, _ = inputs(policy, 7)
         plain, expected = plain_eager.PlainEager(policy), policy.decide(observations, noise)
@@ -239,7 +334,9 @@ def test_auto_is_the_fastest_engine_that_is_installed(monkeypatch: pytest.Monkey
         warnings.simplefilter("error")
         assert policy.compile().engine.name == "onnx"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.warns(UserWarning, match=r"'auto' goes without 'onnx'.*pip install 'ddice\[onnx\]'") as caught:
+    with pytest.warns(
+        UserWarning, match=r"'auto' goes without 'onnx'.*pip install 'ddice\[onnx\]'"
+    ) as caught:
         assert policy.compile().engine.name == "eager"
     assert caught[0].filename == __file__
     with pytest.raises(ImportError, match="pip install"):
@@ -255,9 +352,19 @@ def test_numbers_of_states_that_cannot_be() -> None:
 
 def test_auto_is_the_reference_for_what_cannot_be_taken_apart() -> None:
     sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))
-    policy = Policy(PolicyConfig(sampler=sampler, candidates=2, q="given"), SPEC, sampler.build(SPEC), lambda observations, actions: actions[:, 0])
-    with pytest.warns(UserWarning, match="'auto' is the reference here: not covered: a Q that is a callable of your own"):
+    policy = Policy(
+        PolicyConfig(sampler=sampler, candidates=2, q="given"),
+        SPEC,
+        sampler.build(SPEC),
+        lambda observations, actions: actions[:, 0],
+    )
+    with pytest.warns(
+        UserWarning,
+        match="'auto' is the reference here: not covered: a Q that is a callable of your own",
+    ):
         assert policy.compile().engine.name == "reference"
     with pytest.raises(NotCovered, match="a callable of your own"):
         policy.compile("eager")
-    assert policy.with_settings(candidates=1).compile("eager").engine.name == "eager"  # which asks no Q
+    assert (
+        policy.with_settings(candidates=1).compile("eager").engine.name == "eager"
+    )  # which asks no Q

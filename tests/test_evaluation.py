@@ -27,18 +27,25 @@ from ddice.randomness import derived_seed
 
 
 class Lottery(gymnasium.Env[Any, Any]):
-    """Every seed draws a length and a prize. Short episodes pay much, so whoever over-counts them is found out.
+    """Every seed draws a length and a prize. Short episodes pay much, so whoever over-counts them
+    is found out.
 
-    Each step pays prize + sum(action); the step in the middle of an episode of even length reports success, no other does.
+    Each step pays prize + sum(action); the step in the middle of an episode of even length reports
+    success, no other does.
     """
 
     opened: ClassVar[list[Lottery]] = []
 
     def __init__(self, poison: float | None = None, silent: bool = False) -> None:
         self.observation_space = gymnasium.spaces.Dict(
-            {"ticket": gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "extra": gymnasium.spaces.Dict({"clock": gymnasium.spaces.Box(0, np.inf, (1,))})}
+            {
+                "ticket": gymnasium.spaces.Box(-np.inf, np.inf, (2,)),
+                "extra": gymnasium.spaces.Dict({"clock": gymnasium.spaces.Box(0, np.inf, (1,))}),
+            }
         )
-        self.action_space = gymnasium.spaces.Box(np.array([-2.0, -1.0], dtype=np.float32), np.array([2.0, 3.0], dtype=np.float32))
+        self.action_space = gymnasium.spaces.Box(
+            np.array([-2.0, -1.0], dtype=np.float32), np.array([2.0, 3.0], dtype=np.float32)
+        )
         self.poison, self.silent, self.closed, self.steps, self.resets = poison, silent, False, 0, 0
         Lottery.opened.append(self)
 
@@ -50,9 +57,14 @@ class Lottery(gymnasium.Env[Any, Any]):
         return length, 10.0 * (length < 10) + float(generator.uniform())
 
     def _observe(self) -> dict[str, Any]:
-        return {"ticket": np.array([self.prize, self.length], dtype=np.float32), "extra": {"clock": np.array([self.clock], dtype=np.float32)}}
+        return {
+            "ticket": np.array([self.prize, self.length], dtype=np.float32),
+            "extra": {"clock": np.array([self.clock], dtype=np.float32)},
+        }
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         assert seed is not None
         self.length, self.prize = self.ticket(seed)
         self.clock, self.over = 0, False
@@ -65,10 +77,20 @@ class Lottery(gymnasium.Env[Any, Any]):
         self.steps += 1
         self.clock += 1
         self.over = self.clock == self.length
-        reward = self.prize + float(action.sum()) if self.poison is None or self.clock < 2 else self.poison
+        reward = (
+            self.prize + float(action.sum())
+            if self.poison is None or self.clock < 2
+            else self.poison
+        )
         info = {} if self.silent else {"success": np.bool_(2 * self.clock == self.length)}
         # Half of the tickets end by termination, half by truncation.
-        return self._observe(), reward, self.over and self.length % 2 == 0, self.over and self.length % 2 == 1, info
+        return (
+            self._observe(),
+            reward,
+            self.over and self.length % 2 == 0,
+            self.over and self.length % 2 == 1,
+            info,
+        )
 
     def close(self) -> None:
         self.closed = True
@@ -77,7 +99,12 @@ class Lottery(gymnasium.Env[Any, Any]):
 gymnasium.register("ddice-test/Lottery-v0", entry_point=f"{__name__}:Lottery")
 
 SPEC = Spec(
-    observations=Observations(parts=(ObservationPart(path="extra/clock", shape=(1,)), ObservationPart(path="ticket", shape=(2,)))),
+    observations=Observations(
+        parts=(
+            ObservationPart(path="extra/clock", shape=(1,)),
+            ObservationPart(path="ticket", shape=(2,)),
+        )
+    ),
     actions=BoxActions(low=(-2.0, -1.0), high=(2.0, 3.0)),
     normalizer=Normalizer(mean=(0.0,) * 3, std=(1.0,) * 3),
     env=EnvRecord(spec=gymnasium.spec("ddice-test/Lottery-v0").to_json()),
@@ -93,7 +120,9 @@ SPEC = Spec(
 
 
 def chosen(clock: float, prize: float, seed: int | None) -> np.ndarray:
-    """What the stand-in policy does in one state: a known function of the state and of its own seed."""
+    """What the stand-in policy does in one state: a known function of the state and of its own
+    seed.
+    """
     noise = 0.0 if seed is None else np.random.default_rng(seed).uniform(-0.5, 0.5)
     return np.array([noise + 0.01 * float(clock), 0.1 * float(prize)], dtype=np.float32)
 
@@ -105,7 +134,9 @@ class StandIn:
     spec: Spec = SPEC
     batches: list[int] = dataclasses.field(default_factory=list)
 
-    def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> np.ndarray:
+    def act(
+        self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None
+    ) -> np.ndarray:
         flat = self.spec.observations.flatten(observation)
         assert flat.ndim == 2
         self.batches.append(len(flat))
@@ -114,14 +145,20 @@ class StandIn:
         return np.stack([chosen(row[0], row[1], one) for row, one in zip(flat, seeds, strict=True)])
 
 
-def expected(episodes: int, seed: int, deterministic: bool = False) -> list[tuple[int, float, bool]]:
+def expected(
+    episodes: int, seed: int, deterministic: bool = False
+) -> list[tuple[int, float, bool]]:
     """Length, return and success of every episode, without the code under test."""
     answers = []
     for index in range(episodes):
         length, prize = Lottery.ticket(derived_seed(seed, "environment", index))
         total = 0.0
         for step in range(length):
-            action = chosen(step, np.float32(prize), None if deterministic else derived_seed(seed, "policy", index, step))
+            action = chosen(
+                step,
+                np.float32(prize),
+                None if deterministic else derived_seed(seed, "policy", index, step),
+            )
             total += prize + float(action.sum())
         answers.append((length, total, length % 2 == 0))
     return answers
@@ -134,9 +171,13 @@ def _fresh() -> None:
 
 @pytest.mark.parametrize("parallel", [1, 7, 50])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_every_episode_has_the_known_length_return_and_success(parallel: int, deterministic: bool) -> None:
+def test_every_episode_has_the_known_length_return_and_success(
+    parallel: int, deterministic: bool
+) -> None:
     policy = StandIn()
-    result = evaluate(policy, episodes=30, seed=5, parallel=parallel, deterministic=deterministic, progress=False)
+    result = evaluate(
+        policy, episodes=30, seed=5, parallel=parallel, deterministic=deterministic, progress=False
+    )
     answers = expected(30, 5, deterministic)
     assert result.lengths == tuple(length for length, _, _ in answers)
     assert result.returns == tuple(total for _, total, _ in answers)
@@ -149,12 +190,16 @@ def test_every_episode_has_the_known_length_return_and_success(parallel: int, de
     assert len(Lottery.opened) == min(parallel, 30)
     assert all(env.closed for env in Lottery.opened)
     assert max(policy.batches) == min(parallel, 30)
-    # Taking the first 30 episodes to finish in self-resetting copies would count the short, rich ones more often than this.
+    # Taking the first 30 episodes to finish in self-resetting copies would count the short, rich
+    # ones more often than this.
     assert len(set(result.lengths)) == 4
 
 
 def test_results_are_the_same_for_one_and_for_seven_copies() -> None:
-    alone, together = (evaluate(StandIn(), episodes=20, seed=1, parallel=parallel, progress=False) for parallel in (1, 7))
+    alone, together = (
+        evaluate(StandIn(), episodes=20, seed=1, parallel=parallel, progress=False)
+        for parallel in (1, 7)
+    )
     measured = {"seconds", "policy_seconds"}
     assert alone.model_dump(exclude=measured) == together.model_dump(exclude=measured)
     assert alone.returns != evaluate(StandIn(), episodes=20, seed=2, progress=False).returns
@@ -171,10 +216,18 @@ def test_scores_follow_the_references_and_the_label_says_whose() -> None:
     assert result.iqm == pytest.approx(np.mean(sorted(result.scores)[2:8]))
     low, high = result.interval()
     assert low < result.mean < high
-    users = SPEC.model_copy(update={"reference": ReferenceScores(random=0.0, expert=1.0, source="user")})
-    assert evaluate(StandIn(users), episodes=1, progress=False).label.startswith("normalised by the user's references")
-    bundled = SPEC.model_copy(update={"reference": ReferenceScores(random=0.0, expert=1.0, source="bundled table: X")})
-    assert evaluate(StandIn(bundled), episodes=1, progress=False).label.startswith("normalised by bundled table: X")
+    users = SPEC.model_copy(
+        update={"reference": ReferenceScores(random=0.0, expert=1.0, source="user")}
+    )
+    assert evaluate(StandIn(users), episodes=1, progress=False).label.startswith(
+        "normalised by the user's references"
+    )
+    bundled = SPEC.model_copy(
+        update={"reference": ReferenceScores(random=0.0, expert=1.0, source="bundled table: X")}
+    )
+    assert evaluate(StandIn(bundled), episodes=1, progress=False).label.startswith(
+        "normalised by bundled table: X"
+    )
     raw = evaluate(StandIn(SPEC.model_copy(update={"reference": None})), episodes=4, progress=False)
     assert raw.label == "raw returns: no reference scores are known for ddice-test/Lottery-v0"
     assert raw.scores == raw.returns
@@ -185,7 +238,14 @@ def test_result_reads_well_and_survives_json() -> None:
     again = Evaluation.model_validate_json(result.model_dump_json())
     assert again == result
     text = str(result)
-    for words in ("ddice-test/Lottery-v0: 8 episodes, seed 0", f"{result.mean:.2f}", "IQM", "Minari's references", "success", "decisions/s"):
+    for words in (
+        "ddice-test/Lottery-v0: 8 episodes, seed 0",
+        f"{result.mean:.2f}",
+        "IQM",
+        "Minari's references",
+        "success",
+        "decisions/s",
+    ):
         assert words in text
     assert result.decisions_per_second == pytest.approx(sum(result.lengths) / result.policy_seconds)
     silent = evaluate(StandIn(), lambda: Lottery(silent=True), episodes=2, progress=False)
@@ -196,19 +256,34 @@ def test_result_reads_well_and_survives_json() -> None:
 @pytest.mark.parametrize("kind", ["id", "spec", "record", "function", "class"])
 def test_an_environment_given_in_any_form_plays_the_same_episodes(kind: str) -> None:
     spec = gymnasium.spec("ddice-test/Lottery-v0")
-    given = {"id": spec.id, "spec": spec, "record": SPEC.env, "function": lambda: gymnasium.make(spec.id), "class": Lottery}[kind]
-    assert evaluate(StandIn(SPEC.model_copy(update={"env": None})), given, episodes=5, progress=False).returns == tuple(a[1] for a in expected(5, 0))  # type: ignore[arg-type]
+    given = {
+        "id": spec.id,
+        "spec": spec,
+        "record": SPEC.env,
+        "function": lambda: gymnasium.make(spec.id),
+        "class": Lottery,
+    }[kind]
+    assert evaluate(
+        StandIn(SPEC.model_copy(update={"env": None})), given, episodes=5, progress=False
+    ).returns == tuple(a[1] for a in expected(5, 0))  # type: ignore[arg-type]
 
 
 def test_a_ready_made_environment_is_played_alone_and_left_open() -> None:
     env = gymnasium.make("ddice-test/Lottery-v0")
-    assert evaluate(StandIn(), env, episodes=5, progress=False).returns == tuple(total for _, total, _ in expected(5, 0))
+    assert evaluate(StandIn(), env, episodes=5, progress=False).returns == tuple(
+        total for _, total, _ in expected(5, 0)
+    )
     assert [one.closed for one in Lottery.opened] == [False]
 
 
 def test_references_of_another_environment_do_not_apply() -> None:
     other = EnvRecord(spec=EnvSpec("ddice-test/Other-v0", entry_point="nowhere:Env").to_json())
-    result = evaluate(StandIn(SPEC.model_copy(update={"env": other})), "ddice-test/Lottery-v0", episodes=2, progress=False)
+    result = evaluate(
+        StandIn(SPEC.model_copy(update={"env": other})),
+        "ddice-test/Lottery-v0",
+        episodes=2,
+        progress=False,
+    )
     assert result.label == "raw returns: no reference scores are known for ddice-test/Lottery-v0"
 
 
@@ -219,10 +294,24 @@ def _changed(**fields: Any) -> StandIn:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (_changed(observations=Observations(parts=(ObservationPart(path="ticket", shape=(3,)),))), r"\['ticket'\] of shape \(3,\)"),
-        (_changed(observations=Observations(parts=(ObservationPart(path="", shape=(3,)),))), r"observation of shape \(3,\)"),
-        (_changed(actions=BoxActions(low=(-1.0,), high=(1.0,))), r"actions of shape \(1,\).*got \(2,\)"),
-        (_changed(actions=BoxActions(low=(-2.0, -2.0), high=(2.0, 3.0))), "another version, or wrapped"),
+        (
+            _changed(
+                observations=Observations(parts=(ObservationPart(path="ticket", shape=(3,)),))
+            ),
+            r"\['ticket'\] of shape \(3,\)",
+        ),
+        (
+            _changed(observations=Observations(parts=(ObservationPart(path="", shape=(3,)),))),
+            r"observation of shape \(3,\)",
+        ),
+        (
+            _changed(actions=BoxActions(low=(-1.0,), high=(1.0,))),
+            r"actions of shape \(1,\).*got \(2,\)",
+        ),
+        (
+            _changed(actions=BoxActions(low=(-2.0, -2.0), high=(2.0, 3.0))),
+            "another version, or wrapped",
+        ),
         (_changed(env=None), "give env="),
     ],
 )
@@ -233,7 +322,16 @@ def test_what_does_not_fit_is_said_before_the_first_step(policy: StandIn, messag
 
 
 def test_narrower_actions_than_those_of_the_environment_are_fine() -> None:
-    assert len(evaluate(_changed(actions=BoxActions(low=(-1.0, -1.0), high=(1.0, 1.0))), episodes=2, progress=False).returns) == 2
+    assert (
+        len(
+            evaluate(
+                _changed(actions=BoxActions(low=(-1.0, -1.0), high=(1.0, 1.0))),
+                episodes=2,
+                progress=False,
+            ).returns
+        )
+        == 2
+    )
 
 
 def test_unusable_environments_are_named() -> None:
@@ -244,17 +342,25 @@ def test_unusable_environments_are_named() -> None:
     with pytest.raises(ValueError, match="Nowhere-v0"):
         evaluate(StandIn(), "Nowhere-v0", progress=False)
     with pytest.raises(ValueError, match=r"continuous action space.*Discrete\(2\)"):
-        evaluate(_changed(observations=Observations(parts=(ObservationPart(path="", shape=(4,)),))), "CartPole-v1", progress=False)
+        evaluate(
+            _changed(observations=Observations(parts=(ObservationPart(path="", shape=(4,)),))),
+            "CartPole-v1",
+            progress=False,
+        )
     with pytest.raises(ValueError, match="at least one episode"):
         evaluate(StandIn(), episodes=0)
-    absent = EnvRecord(spec=EnvSpec("Absent-v0", entry_point="package_that_is_not_there:Env").to_json())
+    absent = EnvRecord(
+        spec=EnvSpec("Absent-v0", entry_point="package_that_is_not_there:Env").to_json()
+    )
     with pytest.raises(ImportError, match=r"ddice\[robotics\]"):
         evaluate(_changed(env=absent), progress=False)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rewards_that_are_not_finite_stop_the_evaluation(poison: float) -> None:
-    with pytest.raises(ValueError, match=f"expected finite rewards, got {poison} in episode 0, step 1"):
+    with pytest.raises(
+        ValueError, match=f"expected finite rewards, got {poison} in episode 0, step 1"
+    ):
         evaluate(StandIn(), lambda: Lottery(poison=poison), episodes=3, progress=False)
     assert len(Lottery.opened) == 3
     assert all(env.closed for env in Lottery.opened)
@@ -264,13 +370,24 @@ def test_rewards_that_are_not_finite_stop_the_evaluation(poison: float) -> None:
     ("answer", "error", "message"),
     [
         (lambda rows: np.full((rows, 2), np.nan), ValueError, "expected finite actions"),
-        (lambda rows: np.zeros((2, rows)), ValueError, r"expected actions of shape \(3, 2\) from the policy, got \(2, 3\)"),
+        (
+            lambda rows: np.zeros((2, rows)),
+            ValueError,
+            r"expected actions of shape \(3, 2\) from the policy, got \(2, 3\)",
+        ),
         (lambda rows: (_ for _ in ()).throw(KeyboardInterrupt), KeyboardInterrupt, None),
     ],
 )
-def test_environments_are_closed_whatever_the_policy_does(answer: Any, error: type[BaseException], message: str | None) -> None:
+def test_environments_are_closed_whatever_the_policy_does(
+    answer: Any, error: type[BaseException], message: str | None
+) -> None:
     class Broken(StandIn):
-        def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> np.ndarray:
+        def act(
+            self,
+            observation: Any,
+            deterministic: bool = False,
+            seed: int | Sequence[int] | None = None,
+        ) -> np.ndarray:
             return answer(len(observation["ticket"]))  # type: ignore[no-any-return]
 
     with pytest.raises(error, match=message):
@@ -296,25 +413,47 @@ def _pointmaze(view: FixedGoal | ObservedGoal) -> Spec:
 class Homing(StandIn):
     """Pushes to the left and brakes: along the upper corridor that ends at the goal cell."""
 
-    def act(self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None) -> np.ndarray:
+    def act(
+        self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None
+    ) -> np.ndarray:
         state = self.spec.observations.flatten(observation)
-        return np.clip(5 * (np.array([-1.0, 1.0]) - state[:, :2]) - state[:, 2:], -1, 1).astype(np.float32)
+        return np.clip(5 * (np.array([-1.0, 1.0]) - state[:, :2]) - state[:, 2:], -1, 1).astype(
+            np.float32
+        )
 
 
-def test_pointmaze_is_played_the_same_alone_and_together_and_leaves_no_files(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pointmaze_is_played_the_same_alone_and_together_and_leaves_no_files(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     policy = Homing(_pointmaze(FixedGoal(goal=(-1.0, 1.0), radius=0.45)))
-    alone, together = (evaluate(policy, episodes=12, parallel=parallel, progress=False) for parallel in (1, 5))
+    alone, together = (
+        evaluate(policy, episodes=12, parallel=parallel, progress=False) for parallel in (1, 5)
+    )
     assert alone.returns == together.returns
     assert alone.lengths == (300,) * 12
-    # Three of the six possible start cells lie in the corridor: from there the goal is reached and held, from the others never.
+    # Three of the six possible start cells lie in the corridor: from there the goal is reached and
+    # held, from the others never.
     assert {True, False} == set(alone.successes or ())
-    assert all((total > 100) == success for total, success in zip(alone.returns, alone.successes or (), strict=True))
+    assert all(
+        (total > 100) == success
+        for total, success in zip(alone.returns, alone.successes or (), strict=True)
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_policy_for_one_goal_is_not_played_where_goals_differ() -> None:
     policy = Homing(_pointmaze(FixedGoal(goal=(-1.0, 1.0), radius=0.45)))
-    with pytest.raises(ValueError, match=r"the one goal that the policy was trained for, \(-1.0, 1.0\), got 7 goal locations"):
+    with pytest.raises(
+        ValueError,
+        match=r"the one goal that the policy was trained for, \(-1.0, 1.0\), got 7 goal locations",
+    ):
         evaluate(policy, "PointMaze_UMaze-v3", episodes=1, progress=False)
-    assert len(evaluate(Homing(_pointmaze(ObservedGoal())), "PointMaze_UMaze-v3", episodes=1, progress=False).returns) == 1
+    assert (
+        len(
+            evaluate(
+                Homing(_pointmaze(ObservedGoal())), "PointMaze_UMaze-v3", episodes=1, progress=False
+            ).returns
+        )
+        == 1
+    )

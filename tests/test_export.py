@@ -27,7 +27,9 @@ pytest.importorskip("onnxruntime")
 
 
 def policy(**changes: object) -> Policy:
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"])
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"]
+    )
     made = make(sampler, **changes)  # type: ignore[arg-type]
     box = made.spec.actions.model_copy(update={"low": (-2.0, 0.5), "high": (4.0, 0.75)})
     made.spec = made.spec.model_copy(update={"actions": box})
@@ -36,16 +38,24 @@ def policy(**changes: object) -> Policy:
 
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_actions_in_the_units_of_the_environment(batch: int | None, tmp_path: Path) -> None:
-    """Deterministic actions equal the policy's, for one state and for more than a fixed batch holds."""
+    """Deterministic actions equal the policy's, for one state and for more than a fixed batch
+    holds.
+    """
     original = policy()
     report = export(original, tmp_path, batch=batch)
     assert report.largest_error < 1e-5
     assert report.other_choices <= 2
     loaded = ExportedPolicy(tmp_path / "policy.onnx")
-    observations = np.random.default_rng(0).normal(size=(7, original.spec.observations.size)).astype(np.float32)
+    observations = (
+        np.random.default_rng(0)
+        .normal(size=(7, original.spec.observations.size))
+        .astype(np.float32)
+    )
     expected = original.act(observations, deterministic=True)
     np.testing.assert_allclose(loaded.act(observations, deterministic=True), expected, atol=3e-5)
-    np.testing.assert_allclose(loaded.act(observations[0], deterministic=True), expected[0], atol=3e-5)
+    np.testing.assert_allclose(
+        loaded.act(observations[0], deterministic=True), expected[0], atol=3e-5
+    )
     assert json.loads((tmp_path / "parity.json").read_text())["decisions"] == report.decisions
 
 
@@ -53,18 +63,31 @@ def test_a_softmax_selection_samples_and_takes_the_argmax(tmp_path: Path) -> Non
     original = policy(selection=Selection(rule="softmax", temperature=0.1), candidates=7)
     export(original, tmp_path)
     loaded, source = ExportedPolicy(tmp_path / "policy.onnx"), torch.Generator().manual_seed(0)
-    observations, noise = torch.randn(50, original.spec.observations.size, generator=source), torch.randn(50, 7, 2, generator=source)
+    observations, noise = (
+        torch.randn(50, original.spec.observations.size, generator=source),
+        torch.randn(50, 7, 2, generator=source),
+    )
     uniform = torch.rand(50, generator=source)
     for numbers, given in ((uniform, uniform), (torch.full((50,), -1.0), None)):
         got = loaded.run(observations.numpy(), noise.numpy(), numbers.numpy())
-        np.testing.assert_array_equal(got["chosen"], original.decide(observations, noise, given).chosen)
-    assert (original.decide(observations, noise, uniform).chosen != original.decide(observations, noise).chosen).any()
+        np.testing.assert_array_equal(
+            got["chosen"], original.decide(observations, noise, given).chosen
+        )
+    assert (
+        original.decide(observations, noise, uniform).chosen
+        != original.decide(observations, noise).chosen
+    ).any()
 
 
 def test_stochastic_actions_follow_their_seed(tmp_path: Path) -> None:
-    """Of 50 states: in one of them two samples may well leave the bounds by the same corner, and be the same action."""
+    """Of 50 states: in one of them two samples may well leave the bounds by the same corner, and
+    be the same action.
+    """
     export(policy(candidates=1), tmp_path)
-    loaded, observations = ExportedPolicy(tmp_path / "policy.onnx"), np.zeros((50, policy().spec.observations.size))
+    loaded, observations = (
+        ExportedPolicy(tmp_path / "policy.onnx"),
+        np.zeros((50, policy().spec.observations.size)),
+    )
     assert np.array_equal(loaded.act(observations, seed=3), loaded.act(observations, seed=3))
     assert not np.array_equal(loaded.act(observations, seed=3), loaded.act(observations, seed=4))
     assert not np.array_equal(loaded.act(observations), loaded.act(observations))
@@ -73,7 +96,11 @@ def test_stochastic_actions_follow_their_seed(tmp_path: Path) -> None:
 def test_a_gaussian_policy(tmp_path: Path) -> None:
     original = make(Gaussian())
     export(original, tmp_path)
-    observations = np.random.default_rng(0).normal(size=(5, original.spec.observations.size)).astype(np.float32)
+    observations = (
+        np.random.default_rng(0)
+        .normal(size=(5, original.spec.observations.size))
+        .astype(np.float32)
+    )
     got = ExportedPolicy(tmp_path / "policy.onnx").act(observations, deterministic=True)
     np.testing.assert_allclose(got, original.act(observations, deterministic=True), atol=1e-5)
 
@@ -81,24 +108,52 @@ def test_a_gaussian_policy(tmp_path: Path) -> None:
 def test_the_script_runs_without_torch_and_without_ddice(tmp_path: Path) -> None:
     original = policy()
     export(original, tmp_path / "export")
-    observations = np.random.default_rng(0).normal(size=(3, original.spec.observations.size)).astype(np.float32)
+    observations = (
+        np.random.default_rng(0)
+        .normal(size=(3, original.spec.observations.size))
+        .astype(np.float32)
+    )
     np.save(tmp_path / "observations.npy", observations)
-    blocked = "import sys, runpy; sys.modules['torch'] = sys.modules['ddice'] = None; sys.argv = sys.argv[1:]; "
+    blocked = (
+        "import sys, runpy; sys.modules['torch'] = sys.modules['ddice'] = None; sys.argv = "
+        "sys.argv[1:]; "
+    )
     code = f"{blocked}runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, str(tmp_path / "export" / "act.py"), str(tmp_path / "observations.npy"), "--deterministic"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    np.testing.assert_allclose(json.loads(printed), original.act(observations, deterministic=True), atol=3e-5)
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "export" / "act.py"),
+        str(tmp_path / "observations.npy"),
+        "--deterministic",
+    ]
+    printed = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+    np.testing.assert_allclose(
+        json.loads(printed), original.act(observations, deterministic=True), atol=3e-5
+    )
 
 
 def test_an_environment_with_a_dict(tmp_path: Path) -> None:
     original = policy()
     size = original.spec.observations.size
-    parts = (ObservationPart(path="body/position", shape=(1,)), ObservationPart(path="speed", shape=(size - 1,)))
+    parts = (
+        ObservationPart(path="body/position", shape=(1,)),
+        ObservationPart(path="speed", shape=(size - 1,)),
+    )
     original.spec = original.spec.model_copy(update={"observations": Observations(parts=parts)})
     export(original, tmp_path)
-    observation = {"speed": np.arange(size - 1.0), "body": {"position": np.array([0.5]), "unused": np.zeros(3)}}
+    observation = {
+        "speed": np.arange(size - 1.0),
+        "body": {"position": np.array([0.5]), "unused": np.zeros(3)},
+    }
     loaded = ExportedPolicy(tmp_path / "policy.onnx")
-    np.testing.assert_allclose(loaded.act(observation, deterministic=True), original.act(observation, deterministic=True), atol=3e-5)
+    np.testing.assert_allclose(
+        loaded.act(observation, deterministic=True),
+        original.act(observation, deterministic=True),
+        atol=3e-5,
+    )
     with pytest.raises(ValueError, match=r"key 'speed', got \['body'\]"):
         loaded.act({"body": observation["body"]})
 
@@ -113,14 +168,21 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             loaded.act(wrong)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         ExportedPolicy(tmp_path / "other.onnx")
-    monkeypatch.setattr(loaded, "run", lambda *_: {"actions": np.array([[0.0, 0.0], [0.0, np.nan]])})
-    with pytest.raises(ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"):
+    monkeypatch.setattr(
+        loaded, "run", lambda *_: {"actions": np.array([[0.0, 0.0], [0.0, np.nan]])}
+    )
+    with pytest.raises(
+        ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"
+    ):
         loaded.act(np.zeros((2, size)))
     (tmp_path / "broken.onnx").write_bytes((tmp_path / "policy.onnx").read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as an ONNX model"):
         ExportedPolicy(tmp_path / "broken.onnx")
     model = onnx.load(tmp_path / "policy.onnx")
-    for value, message in (("2", "has schema 2, this file reads 1"), (None, "not one that ddice export wrote")):
+    for value, message in (
+        ("2", "has schema 2, this file reads 1"),
+        (None, "not one that ddice export wrote"),
+    ):
         del model.metadata_props[:]
         if value:
             onnx.helper.set_model_props(model, {"ddice.schema": value})
@@ -142,12 +204,21 @@ def test_two_threads_at_once(tmp_path: Path) -> None:
     export(original, tmp_path)
     loaded = ExportedPolicy(tmp_path / "policy.onnx")
     compiled = original.compile("onnx")
-    rows = [np.random.default_rng(seed).normal(size=(4, original.spec.observations.size)).astype(np.float32) for seed in range(8)]
+    rows = [
+        np.random.default_rng(seed)
+        .normal(size=(4, original.spec.observations.size))
+        .astype(np.float32)
+        for seed in range(8)
+    ]
     expected = [original.act(row, deterministic=True) for row in rows]
     found: dict[int, list[np.ndarray]] = {}
 
     def work(index: int) -> None:
-        found[index] = [p.act(rows[index], deterministic=True) for p in (loaded, compiled, original.compile("eager")) for _ in range(5)]
+        found[index] = [
+            p.act(rows[index], deterministic=True)
+            for p in (loaded, compiled, original.compile("eager"))
+            for _ in range(5)
+        ]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
     for thread in threads:
@@ -165,12 +236,31 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["export", str(tmp_path / "run"), "--batch", "1"]) == 0
     printed = capsys.readouterr().out
     assert str(tmp_path / "run" / "export" / "policy.onnx") in printed
-    assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == ["act.py", "parity.json", "policy.onnx"]
-    assert main(["export", str(tmp_path / "run"), "--few-steps", "--candidates", "1", "--out", str(tmp_path / "few")]) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "export").iterdir()) == [
+        "act.py",
+        "parity.json",
+        "policy.onnx",
+    ]
+    assert (
+        main(
+            [
+                "export",
+                str(tmp_path / "run"),
+                "--few-steps",
+                "--candidates",
+                "1",
+                "--out",
+                str(tmp_path / "few"),
+            ]
+        )
+        == 0
+    )
     few = original.with_settings(solver=FEW_STEPS, candidates=1)
     observation = np.ones(original.spec.observations.size, dtype=np.float32)
     np.testing.assert_allclose(
-        ExportedPolicy(tmp_path / "few" / "policy.onnx").act(observation, deterministic=True), few.act(observation, deterministic=True), atol=3e-5
+        ExportedPolicy(tmp_path / "few" / "policy.onnx").act(observation, deterministic=True),
+        few.act(observation, deterministic=True),
+        atol=3e-5,
     )
     assert main(["export", str(tmp_path / "run"), "--batch", "0"]) == 1
     assert main(["export", str(tmp_path / "nothing")]) == 1
@@ -178,14 +268,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "holds no policy.json" in errors
 
 
-@pytest.mark.parametrize(("error", "own", "refused"), [(9e-6, 0.0, False), (2e-5, 1e-6, True), (2e-5, 6e-6, False), (5e-5, 1.2e-5, True)])
+@pytest.mark.parametrize(
+    ("error", "own", "refused"),
+    [(9e-6, 0.0, False), (2e-5, 1e-6, True), (2e-5, 6e-6, False), (5e-5, 1.2e-5, True)],
+)
 def test_an_export_may_be_as_far_off_as_the_policys_own_rounding(
     error: float, own: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most 1e-5, or four times what the policy itself is off in float32."""
     from ddice import export as module
 
-    found = module.Parity(decisions=256, largest_error=error, own_error=own, other_choices=0, bytes=1, versions={})
+    found = module.Parity(
+        decisions=256, largest_error=error, own_error=own, other_choices=0, bytes=1, versions={}
+    )
     monkeypatch.setattr(module, "_parity", lambda *_: found)
     if refused:
         with pytest.raises(ValueError, match="the exported policy differs from the policy"):
@@ -195,7 +290,9 @@ def test_an_export_may_be_as_far_off_as_the_policys_own_rounding(
 
 
 def test_the_own_rounding_is_that_of_float32(tmp_path: Path) -> None:
-    """Some roundings of 6e-8 in a chain of layers and evaluations: above one of them, below thousands."""
+    """Some roundings of 6e-8 in a chain of layers and evaluations: above one of them, below
+    thousands.
+    """
     from ddice.export import export
 
     assert 1e-8 < export(policy(), tmp_path).own_error < 1e-5

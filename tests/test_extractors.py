@@ -1,4 +1,6 @@
-"""Extractors on a bandit whose behaviour is Gaussian: tilted and weighted distributions are known."""
+"""Extractors on a bandit whose behaviour is Gaussian: tilted and weighted distributions are
+known.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,16 @@ BEST, TEMPERATURE = 0.1, 0.04  # reward -(a - BEST)^2, ratio exp(reward / TEMPER
 
 
 def reward(actions: Tensor) -> Tensor:
-    return -(actions[..., 0] - BEST) ** 2
+    return -((actions[..., 0] - BEST) ** 2)
 
 
 def q_function(observations: Tensor, actions: Tensor) -> Tensor:
     return reward(actions)[None]
 
 
-def given(ratio: Callable[[Batch], Tensor], q: Callable[[Tensor, Tensor], Tensor] | None = None) -> Given:
+def given(
+    ratio: Callable[[Batch], Tensor], q: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Given:
     return GivenRatio(source=ratio, q=q).fit(data())
 
 
@@ -52,7 +56,10 @@ def peaked() -> Given:
 
 
 def ranked() -> Given:
-    return given(lambda batch: torch.ones_like(batch.rewards), lambda observations, actions: actions[:, 0][None])
+    return given(
+        lambda batch: torch.ones_like(batch.rewards),
+        lambda observations, actions: actions[:, 0][None],
+    )
 
 
 def optimum(state: float) -> tuple[float, float]:
@@ -63,7 +70,9 @@ def optimum(state: float) -> tuple[float, float]:
 
 @cache
 def guided() -> Policy:
-    return GuideThenSelect(candidates=1, guidance=GUIDANCE, solver=FINE).fit(data(), prior=prior(), backend=peaked(), steps=1500, progress=False)
+    return GuideThenSelect(candidates=1, guidance=GUIDANCE, solver=FINE).fit(
+        data(), prior=prior(), backend=peaked(), steps=1500, progress=False
+    )
 
 
 def assert_optimum(policy: Policy, tolerance: float) -> None:
@@ -73,7 +82,9 @@ def assert_optimum(policy: Policy, tolerance: float) -> None:
         mean, std = optimum(state)
         assert actions[i].mean().item() == pytest.approx(mean, abs=tolerance)
         assert actions[i].std().item() == pytest.approx(std, rel=0.2)
-        behaves, reaches = (-(s**2) - (m - BEST) ** 2 for m, s in ((mean_of(state), STD), (mean, std)))
+        behaves, reaches = (
+            -(s**2) - (m - BEST) ** 2 for m, s in ((mean_of(state), STD), (mean, std))
+        )
         gained = reward(actions[i][:, None]).mean().item() - behaves
         assert gained == pytest.approx(reaches - behaves, rel=0.25)
 
@@ -87,25 +98,39 @@ def test_guidance_reaches_the_known_optimum() -> None:
 @pytest.mark.oracle
 def test_weighted_cloning_reaches_the_known_optimum() -> None:
     config = WeightedBC(optimizer=QUICK, batch_size=512, solver=FINE)
-    assert_optimum(config.fit(data(), prior=prior(), backend=peaked(), steps=1000, progress=False), 0.03)
+    assert_optimum(
+        config.fit(data(), prior=prior(), backend=peaked(), steps=1000, progress=False), 0.03
+    )
 
 
 @pytest.mark.oracle
 def test_weighted_cloning_cuts_what_weighs_nothing() -> None:
-    """Weights 0 and 1 by the sign of a - m: samples follow the half normal distribution. Kolmogorov-Smirnov distance, behaviour has 0.5."""
+    """Weights 0 and 1 by the sign of a - m: samples follow the half normal distribution.
+    Kolmogorov-Smirnov distance, behaviour has 0.5.
+    """
     above = given(lambda batch: (batch.actions[..., 0] > 0.3 * batch.observations[..., 0]).float())
-    config = WeightedBC(optimizer=Optimizer(learning_rate=3e-3, decay="cosine"), batch_size=512, solver=FINE)
+    config = WeightedBC(
+        optimizer=Optimizer(learning_rate=3e-3, decay="cosine"), batch_size=512, solver=FINE
+    )
     policy = config.fit(data(), prior=prior(), backend=above, steps=1200, progress=False)
     actions = policy.act(OBSERVATIONS, seed=0).reshape(2, -1)
     for i, state in enumerate((-1.0, 1.0)):
-        distance = kstest((actions[i] - mean_of(state)) / STD, lambda x: np.clip(2 * norm.cdf(x) - 1, 0, 1)).statistic
+        distance = kstest(
+            (actions[i] - mean_of(state)) / STD, lambda x: np.clip(2 * norm.cdf(x) - 1, 0, 1)
+        ).statistic
         assert distance < 0.1
 
 
 @pytest.mark.oracle
 def test_the_gaussian_takes_the_weighted_moments() -> None:
-    """The weighted likelihood is greatest at the weighted mean and deviation of each state's actions."""
-    config = GaussianBC(network=MLP(hidden=(32,)), optimizer=Optimizer(learning_rate=3e-3, decay="cosine"), batch_size=2048)
+    """The weighted likelihood is greatest at the weighted mean and deviation of each state's
+    actions.
+    """
+    config = GaussianBC(
+        network=MLP(hidden=(32,)),
+        optimizer=Optimizer(learning_rate=3e-3, decay="cosine"),
+        batch_size=2048,
+    )
     policy = config.fit(data(), backend=peaked(), steps=500, progress=False)
     means, log_stds = policy.sampler.mean_and_log_std(STATES)
     actions, states = data().actions[:, 0].double().numpy(), data().observations[:, 0].numpy()
@@ -114,8 +139,12 @@ def test_the_gaussian_takes_the_weighted_moments() -> None:
         w = np.exp(-((mine - BEST) ** 2) / TEMPERATURE)
         mean = np.average(mine, weights=w)
         assert means[i].item() == pytest.approx(mean, abs=5e-3)
-        assert log_stds[i].exp().item() == pytest.approx(np.average((mine - mean) ** 2, weights=w) ** 0.5, rel=0.04)
-        assert (mean, np.average((mine - mean) ** 2, weights=w) ** 0.5) == pytest.approx(optimum(state), abs=2e-3)
+        assert log_stds[i].exp().item() == pytest.approx(
+            np.average((mine - mean) ** 2, weights=w) ** 0.5, rel=0.04
+        )
+        assert (mean, np.average((mine - mean) ** 2, weights=w) ** 0.5) == pytest.approx(
+            optimum(state), abs=2e-3
+        )
     deterministic = policy.act(STATES, deterministic=True)
     torch.testing.assert_close(deterministic, means)
 
@@ -123,18 +152,30 @@ def test_the_gaussian_takes_the_weighted_moments() -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("candidates", [1, 6])
 def test_select_only_plays_the_best_of_its_candidates(candidates: int) -> None:
-    """With Q = a the action is the largest of K draws: F(x)^K for the normal distribution function F."""
-    policy = SelectOnly(candidates=candidates, solver=FINE).fit(data(), prior=prior(), backend=ranked())
+    """With Q = a the action is the largest of K draws: F(x)^K for the normal distribution
+    function F.
+    """
+    policy = SelectOnly(candidates=candidates, solver=FINE).fit(
+        data(), prior=prior(), backend=ranked()
+    )
     actions = policy.act(OBSERVATIONS, seed=0).reshape(2, -1)
     for i, state in enumerate((-1.0, 1.0)):
-        distance = kstest((actions[i] - mean_of(state)) / STD, lambda x: norm.cdf(x) ** candidates).statistic
-        assert distance < 1.63 / COUNT**0.5 + 0.03  # the 1 % quantile of the statistic, and what the prior itself is off
+        distance = kstest(
+            (actions[i] - mean_of(state)) / STD, lambda x: norm.cdf(x) ** candidates
+        ).statistic
+        assert (
+            distance < 1.63 / COUNT**0.5 + 0.03
+        )  # the 1 % quantile of the statistic, and what the prior itself is off
 
 
 @pytest.mark.oracle
 def test_selection_adds_to_guidance() -> None:
-    """The best of 4 guided candidates: expected reward of the nearest of 4 draws to BEST, by simulation of the exact distribution."""
-    policy = make_policy(data().spec, guided().sampler, candidates=4, selection=Selection(), q=q_function)
+    """The best of 4 guided candidates: expected reward of the nearest of 4 draws to BEST, by
+    simulation of the exact distribution.
+    """
+    policy = make_policy(
+        data().spec, guided().sampler, candidates=4, selection=Selection(), q=q_function
+    )
     got = reward(policy.act(OBSERVATIONS, seed=0)).reshape(2, -1).mean(1)
     draws = np.random.default_rng(0).normal(size=(100_000, 4))
     for value, state in zip(got, (-1.0, 1.0), strict=True):
@@ -157,7 +198,9 @@ class Spy(torch.nn.Module):
 
 TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16, ema=0.9)
 CONFIGS = [
-    GuideThenSelect(candidates=1, guidance=Guidance(network=MLP(hidden=(8,), activation="silu"), batch_size=16)),
+    GuideThenSelect(
+        candidates=1, guidance=Guidance(network=MLP(hidden=(8,), activation="silu"), batch_size=16)
+    ),
     WeightedBC(batch_size=16),
     GaussianBC(network=MLP(hidden=(8,)), batch_size=16),
     SelectOnly(candidates=1),
@@ -167,7 +210,9 @@ each = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind
 
 @each
 def test_no_generated_action_reaches_prior_or_critic_while_training(config) -> None:
-    """The prior is not called at all, and neither is Q: whatever an extractor is trained on are noised actions of the dataset."""
+    """The prior is not called at all, and neither is Q: whatever an extractor is trained on are
+    noised actions of the dataset.
+    """
     owner = TINY.build(data().spec)
     owner.network, owner.averaged = Spy(owner.network), Spy(owner.averaged)
     asked: list[Tensor] = []
@@ -179,21 +224,32 @@ def test_no_generated_action_reaches_prior_or_critic_while_training(config) -> N
     backend = given(lambda batch: batch.actions[..., 0].exp(), critic)
     original = owner.averaged.inner.state_dict()
     if config.kind == "weighted_bc":
-        owner.averaged.state_dict = owner.averaged.inner.state_dict  # it copies the prior's weights, which is no call
+        owner.averaged.state_dict = (
+            owner.averaged.inner.state_dict
+        )  # it copies the prior's weights, which is no call
     extractor = config.build(data().spec, prior=owner)
     before = {name: value.clone() for name, value in original.items()}
     extractor.train_on(data(), backend, steps=5, progress=False)
     assert not owner.network.calls
     assert not owner.averaged.calls
     assert not asked
-    assert all(torch.equal(before[name], value) for name, value in owner.averaged.inner.state_dict().items())
+    assert all(
+        torch.equal(before[name], value)
+        for name, value in owner.averaged.inner.state_dict().items()
+    )
 
 
 @pytest.mark.oracle
 def test_guidance_and_cloning_see_noised_dataset_actions_only() -> None:
-    """(a_t - alpha a) / sigma is standard normal noise for the dataset's own actions; one row's noises share one time, u^power."""
+    """(a_t - alpha a) / sigma is standard normal noise for the dataset's own actions; one row's
+    noises share one time, u^power.
+    """
     guidance = CONFIGS[0].guidance.model_copy(update={"time_power": 3.0})
-    extractor = CONFIGS[0].model_copy(update={"guidance": guidance}).build(data().spec, prior=TINY.build(data().spec))
+    extractor = (
+        CONFIGS[0]
+        .model_copy(update={"guidance": guidance})
+        .build(data().spec, prior=TINY.build(data().spec))
+    )
     spy = Spy(extractor.network)
     extractor._modules["network"] = spy
     times: list[Tensor] = []
@@ -204,7 +260,9 @@ def test_guidance_and_cloning_see_noised_dataset_actions_only() -> None:
     assert noised.shape == (4000, 4, 1)
     assert times[0].shape == (4000, 1, 4)
     noise = ((noised - alpha * batch.actions[:, None]) / sigma).double()
-    usable = noise[(sigma > 0.1).squeeze()].flatten()  # float32 loses the noise of the first instants
+    usable = noise[
+        (sigma > 0.1).squeeze()
+    ].flatten()  # float32 loses the noise of the first instants
     assert abs(usable.mean()) < 5 / len(usable) ** 0.5
     assert usable.var().item() == pytest.approx(1, abs=5 * (2 / len(usable)) ** 0.5)
     uniform = ((times[0][..., 0].flatten() - 1e-3) / (1 - 1e-3)).clamp(min=0) ** (1 / 3)
@@ -213,7 +271,9 @@ def test_guidance_and_cloning_see_noised_dataset_actions_only() -> None:
 
 def test_weights_are_divided_by_their_running_mean() -> None:
     """The mean of all batches so far, later of the last hundred; the cap counts."""
-    extractor = WeightedBC(log_cap=1.0, batch_size=4).build(data().spec, prior=TINY.build(data().spec))
+    extractor = WeightedBC(log_cap=1.0, batch_size=4).build(
+        data().spec, prior=TINY.build(data().spec)
+    )
     batch = data().sample(4, seed=0, step=0)
     first, second = torch.tensor([1.0, 2.0, 3.0, 2.0]), torch.tensor([0.0, 0.0, 0.0, 40.0])
     factors, _ = extractor.factors(batch, first.log(), 0)
@@ -251,8 +311,12 @@ def test_a_factor_of_the_ratios_changes_nothing() -> None:
 
 def test_where_weighted_cloning_starts() -> None:
     owner = TINY.fit(data(), steps=3, progress=False)
-    copied, fresh = (WeightedBC(init=init).build(data().spec, prior=owner) for init in ("prior", "fresh"))
-    for mine, theirs in zip(copied.model.network.parameters(), owner.averaged.parameters(), strict=True):
+    copied, fresh = (
+        WeightedBC(init=init).build(data().spec, prior=owner) for init in ("prior", "fresh")
+    )
+    for mine, theirs in zip(
+        copied.model.network.parameters(), owner.averaged.parameters(), strict=True
+    ):
         assert torch.equal(mine, theirs)
     weight = "linear_0_weight"
     assert not torch.equal(getattr(fresh.model.network, weight), getattr(owner.averaged, weight))
@@ -265,9 +329,16 @@ def untouched(batch: Batch) -> Tensor:
 
 def test_several_candidates_without_q_are_refused_before_training() -> None:
     backend = GivenRatio(source=untouched)
-    for config in (GuideThenSelect(candidates=4), SelectOnly(), WeightedBC(candidates=2), GaussianBC(candidates=2)):
+    for config in (
+        GuideThenSelect(candidates=4),
+        SelectOnly(),
+        WeightedBC(candidates=2),
+        GaussianBC(candidates=2),
+    ):
         with pytest.raises(ValueError, match=f"candidates = {config.candidates} needs a Q"):
-            config.fit(data(), prior=TINY.build(data().spec), backend=backend.build(data().spec), steps=5)
+            config.fit(
+                data(), prior=TINY.build(data().spec), backend=backend.build(data().spec), steps=5
+            )
     with pytest.raises(ValueError, match="needs a Q"):
         SelectOnly().fit(data(), prior=TINY.build(data().spec))
 
@@ -288,7 +359,13 @@ def test_missing_parts_are_named() -> None:
 
 
 def test_a_configuration_is_no_trained_part() -> None:
-    with pytest.raises(TypeError, match=r"expected backend to be a trained part, got the configuration GivenRatio.*\.fit\(data"):
+    with pytest.raises(
+        TypeError,
+        match=(
+            r"expected backend to be a trained part, got the configuration "
+            r"GivenRatio.*\.fit\(data"
+        ),
+    ):
         GaussianBC().fit(data(), backend=GivenRatio(source=untouched), steps=1)
     with pytest.raises(TypeError, match="expected prior to be a trained part"):
         SelectOnly(candidates=1).fit(data(), prior=TINY, backend=ranked())
@@ -309,7 +386,12 @@ def test_parts_of_different_spaces() -> None:
     with pytest.raises(ValueError, match="different actions"):
         WeightedBC().fit(data(), prior=TINY.build(other), backend=peaked(), steps=1)
     with pytest.raises(ValueError, match="different actions"):
-        WeightedBC().fit(data(), prior=TINY.build(spec), backend=GivenRatio(source=untouched).build(other), steps=1)
+        WeightedBC().fit(
+            data(),
+            prior=TINY.build(spec),
+            backend=GivenRatio(source=untouched).build(other),
+            steps=1,
+        )
 
 
 def test_several_seeds_have_no_single_policy() -> None:
@@ -320,8 +402,12 @@ def test_several_seeds_have_no_single_policy() -> None:
 
 def stuck(log_ratio: Tensor, learning_rate: float) -> Extractor:
     """Guidance whose last layer starts at zero, after some steps."""
-    config = GUIDANCE.model_copy(update={"optimizer": Optimizer(learning_rate=learning_rate), "batch_size": 64})
-    extractor = GuideThenSelect(candidates=1, guidance=config).build(data().spec, prior=TINY.build(data().spec))
+    config = GUIDANCE.model_copy(
+        update={"optimizer": Optimizer(learning_rate=learning_rate), "batch_size": 64}
+    )
+    extractor = GuideThenSelect(candidates=1, guidance=config).build(
+        data().spec, prior=TINY.build(data().spec)
+    )
     with torch.no_grad():
         list(extractor.network.parameters())[-2].zero_()
     for step in range(40):
@@ -338,14 +424,18 @@ def test_a_guidance_that_did_not_learn_is_said_to() -> None:
 @pytest.mark.parametrize("case", ["learned", "nothing to learn", "not trained"])
 def test_no_false_alarm(case: str) -> None:
     if case == "learned":
-        extractor = GuideThenSelect(candidates=1, guidance=GUIDANCE).build(data().spec, prior=TINY.build(data().spec))
+        extractor = GuideThenSelect(candidates=1, guidance=GUIDANCE).build(
+            data().spec, prior=TINY.build(data().spec)
+        )
         for step in range(60):
             batch = data().sample(256, seed=0, step=step)
             extractor.update(batch, step=step, log_ratio=5 * batch.actions[..., 0])
     elif case == "nothing to learn":
         extractor = stuck(torch.linspace(-0.1, 0.1, 64), 1e-9)
     else:
-        extractor = GuideThenSelect(candidates=1, guidance=GUIDANCE).build(data().spec, prior=TINY.build(data().spec))
+        extractor = GuideThenSelect(candidates=1, guidance=GUIDANCE).build(
+            data().spec, prior=TINY.build(data().spec)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         extractor.policy()

@@ -1,4 +1,6 @@
-"""What goes wrong outside: full disks, folders that cannot be written, signals, damaged files. Nothing is lost, nothing damaged is trusted."""
+"""What goes wrong outside: full disks, folders that cannot be written, signals, damaged files.
+Nothing is lost, nothing damaged is trusted.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,19 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(npz: Path, run: Path) -> list[str]:
-    return ["train", *small.flags(npz), "--data.env", small.ENV, "--evaluation.episodes", "0", "--device", "cpu", "--no-progress", "--run", str(run)]
+    return [
+        "train",
+        *small.flags(npz),
+        "--data.env",
+        small.ENV,
+        "--evaluation.episodes",
+        "0",
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--run",
+        str(run),
+    ]
 
 
 def flip(path: Path, offset: int) -> None:
@@ -52,11 +66,27 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of its own, stopped in its last stage; going on ends as if nothing had happened, bit for bit."""
+def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of its own, stopped in its last stage; going on ends as if nothing had happened,
+    bit for bit.
+    """
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = [sys.executable, "-m", "ddice.cli", *options(npz, cut), "--checkpoint-every", "4", "--hook", "test_faults:terminate"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [
+        sys.executable,
+        "-m",
+        "ddice.cli",
+        *options(npz, cut),
+        "--checkpoint-every",
+        "4",
+        "--hook",
+        "test_faults:terminate",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     stopped = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert stopped.returncode == 143, stopped.stderr
     assert "extractor stopped at step 5: saved in" in stopped.stderr
@@ -77,8 +107,12 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(npz: Path, tmp_path:
 
 
 @pytest.mark.parametrize("failing", [1, 3])
-def test_a_full_disk_leaves_the_last_good_checkpoint(failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The write number `failing` fails half way: what was there stays, no scrap is left, and the message names file and remedy."""
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write number `failing` fails half way: what was there stays, no scrap is left, and the
+    message names file and remedy.
+    """
 
     class Counter:
         value = torch.zeros(1000)
@@ -104,8 +138,19 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(failing: int, tmp_path: Pat
 
     monkeypatch.setattr(os, "fsync", full)
     checkpoint, thing = Checkpoint(tmp_path / "checkpoint", "mine"), Counter()
-    with pytest.raises(OSError, match="No space left on device; what was there before is unchanged") as caught:
-        loop.run(thing.step, thing, start=0, stop=50, name="toy", progress=False, checkpoint=checkpoint, checkpoint_every=10)
+    with pytest.raises(
+        OSError, match="No space left on device; what was there before is unchanged"
+    ) as caught:
+        loop.run(
+            thing.step,
+            thing,
+            start=0,
+            stop=50,
+            name="toy",
+            progress=False,
+            checkpoint=checkpoint,
+            checkpoint_every=10,
+        )
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(checkpoint.path)
     assert [path.name for path in tmp_path.iterdir()] == (["checkpoint"] if failing > 1 else [])
@@ -131,15 +176,22 @@ class Full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_in_the_middle_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of metrics: the message names the file, no line before is lost, and the half one goes when the run goes on."""
+def test_a_full_disk_in_the_middle_of_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of metrics: the message names the file, no line before is lost, and the half one goes when
+    the run goes on.
+    """
     path = tmp_path / "metrics" / "prior.jsonl"
     metrics = MetricsFile(path, "prior")
     metrics.write(100, {"loss": 1.5})
     opened = Path.open
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda self, mode="r": Full(opened(self, mode)))
-        with pytest.raises(OSError, match=r"No space left on device; what was there before is unchanged\. Free space") as caught:
+        with pytest.raises(
+            OSError,
+            match=r"No space left on device; what was there before is unchanged\. Free space",
+        ) as caught:
             metrics.write(200, {"loss": 1.25})
     assert caught.value.filename == str(path)
     first = '{"stage": "prior", "step": 100, "loss": 1.5}\n'
@@ -150,8 +202,12 @@ def test_a_full_disk_in_the_middle_of_a_line(tmp_path: Path, monkeypatch: pytest
     assert path.read_text() == first + '{"stage": "prior", "step": 200, "loss": 1.25}\n'
 
 
-def test_a_cache_that_cannot_be_written(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file lies where its folder should be: the message names the place and the remedy, and nothing lies in the way of the next try."""
+def test_a_cache_that_cannot_be_written(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file lies where its folder should be: the message names the place and the remedy, and
+    nothing lies in the way of the next try.
+    """
     (tmp_path / "file").write_text("mine")
     with monkeypatch.context() as patch:
         patch.setenv("DDICE_CACHE", str(tmp_path / "file"))
@@ -164,7 +220,9 @@ def test_a_cache_that_cannot_be_written(npz: Path, tmp_path: Path, monkeypatch: 
     assert main(options(npz, tmp_path / "run")) == 0
 
 
-def test_a_run_folder_that_cannot_be_made(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_that_cannot_be_made(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file lies where the folder should be; nothing is trained."""
     (tmp_path / "file").write_text("mine")
     assert main(options(npz, tmp_path / "file" / "run")) == 1
@@ -176,22 +234,39 @@ def test_a_run_folder_that_cannot_be_made(npz: Path, tmp_path: Path, capsys: pyt
 
 
 def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path: Path) -> None:
-    """A bit of every byte of a small file: of its tensors, of their names and shapes, and of what is said about them, such as the step."""
+    """A bit of every byte of a small file: of its tensors, of their names and shapes, and of
+    what is said about them, such as the step.
+    """
     path = tmp_path / "a.safetensors"
-    save_tensors(path, "part", {"a": torch.arange(5.0), "b": torch.arange(2)}, {"identity": "mine", "step": 30})
-    assert load_tensors(path, "part")[1] == {"kind": "part", "schema": 1, "identity": "mine", "step": 30}
+    save_tensors(
+        path,
+        "part",
+        {"a": torch.arange(5.0), "b": torch.arange(2)},
+        {"identity": "mine", "step": 30},
+    )
+    assert load_tensors(path, "part")[1] == {
+        "kind": "part",
+        "schema": 1,
+        "identity": "mine",
+        "step": 30,
+    }
     good, noticed = path.read_bytes(), 0
     for byte in range(len(good)):
         content = bytearray(good)
         content[byte] ^= 1 << byte % 8
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"damaged|cannot be read|not one of ddice|expected .* to hold a part|has schema"):
+        with pytest.raises(
+            ValueError,
+            match=r"damaged|cannot be read|not one of ddice|expected .* to hold a part|has schema",
+        ):
             load_tensors(path, "part")
         noticed += 1
     assert noticed > 300
 
 
-def test_a_damaged_part_of_the_cache_is_made_again_and_that_is_said(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_part_of_the_cache_is_made_again_and_that_is_said(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(options(npz, tmp_path / "first")) == 0
     (state,) = (tmp_path / "cache" / "backend").glob("*/state.safetensors")
     good = state.read_bytes()
@@ -202,7 +277,9 @@ def test_a_damaged_part_of_the_cache_is_made_again_and_that_is_said(npz: Path, t
     assert "backend: made again, because what the cache holds is damaged" in said
     assert "prior: found trained" in said
     assert state.read_bytes() == good
-    assert small.digests(tmp_path / "second" / "policy") == small.digests(tmp_path / "first" / "policy")
+    assert small.digests(tmp_path / "second" / "policy") == small.digests(
+        tmp_path / "first" / "policy"
+    )
 
 
 def test_a_damaged_policy_is_not_loaded(npz: Path, tmp_path: Path) -> None:

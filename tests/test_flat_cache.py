@@ -1,4 +1,6 @@
-"""The flat cache: the same data as without it, without touching the source; damaged and outdated entries are read again."""
+"""The flat cache: the same data as without it, without touching the source; damaged and outdated
+entries are read again.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,12 @@ def write_npz(path: Path, seed: int = 0) -> str:
 def write_hdf5(path: Path, dtype: Any = np.float64) -> str:
     with h5py.File(path, "w") as file:
         content = columns(dtype=dtype)
-        for key, name in (("actions", "actions"), ("rewards", "rewards"), ("terminations", "terminals"), ("truncations", "timeouts")):
+        for key, name in (
+            ("actions", "actions"),
+            ("rewards", "rewards"),
+            ("terminations", "terminals"),
+            ("truncations", "timeouts"),
+        ):
             file[name] = content[key]
         # Not in sorted order, nested, and of a kind that tensors do not have.
         file["observations/z"] = content["observations"]
@@ -79,18 +86,42 @@ def write_hdf5(path: Path, dtype: Any = np.float64) -> str:
 def write_minari(dataset_id: str = "test/plain-v0") -> str:
     rng, episodes = np.random.default_rng(0), []
     for steps in (3, 1, 4):
-        observations = {"goal": rng.normal(size=(steps + 1, 2)), "b": {"x": rng.normal(size=(steps + 1, 3))}}
+        observations = {
+            "goal": rng.normal(size=(steps + 1, 2)),
+            "b": {"x": rng.normal(size=(steps + 1, 3))},
+        }
         ends = np.arange(steps) == steps - 1
-        arrays = {"actions": rng.normal(size=(steps, 2)).astype(np.float32), "rewards": rng.normal(size=steps)}
-        episodes.append({"observations": observations, **arrays, "terminations": ends & (steps == 3), "truncations": ends & (steps != 3)})
+        arrays = {
+            "actions": rng.normal(size=(steps, 2)).astype(np.float32),
+            "rewards": rng.normal(size=steps),
+        }
+        episodes.append(
+            {
+                "observations": observations,
+                **arrays,
+                "terminations": ends & (steps == 3),
+                "truncations": ends & (steps != 3),
+            }
+        )
     nothing = {"env_spec_json": None, "eval_env_spec_json": None}
-    write_dataset(dataset_id, episodes, **nothing, reference_scores=(1.5, 7.25), description="made by hand", algorithm="none")
+    write_dataset(
+        dataset_id,
+        episodes,
+        **nothing,
+        reference_scores=(1.5, 7.25),
+        description="made by hand",
+        algorithm="none",
+    )
     return dataset_id
 
 
 def write_ogbench(path: Path) -> str:
     rng, last = np.random.default_rng(0), np.arange(10) % 5 == 4
-    arrays = {"observations": rng.normal(size=(10, 2)), "actions": rng.normal(size=(10, 1)).astype(np.float32), "rewards": rng.normal(size=10)}
+    arrays = {
+        "observations": rng.normal(size=(10, 2)),
+        "actions": rng.normal(size=(10, 1)).astype(np.float32),
+        "rewards": rng.normal(size=10),
+    }
     np.savez_compressed(path, **arrays, terminals=last, masks=np.arange(10) != 2)
     return str(path)
 
@@ -98,7 +129,13 @@ def write_ogbench(path: Path) -> str:
 def independent(path: Path) -> str:
     content = columns()
     del content["truncations"]
-    np.savez(path, **content, next_observations=content["observations"] + 1, initial_observations=np.ones((2, 3)), initial_weights=np.ones(2))
+    np.savez(
+        path,
+        **content,
+        next_observations=content["observations"] + 1,
+        initial_observations=np.ones((2, 3)),
+        initial_weights=np.ones(2),
+    )
     return str(path)
 
 
@@ -116,7 +153,11 @@ SOURCES = {
     "ogbench": lambda folder: write_ogbench(folder / "a.npz"),
     "minari": lambda folder: write_minari(),
     "selection": selected,
-    "list": lambda folder: [write_npz(folder / "a.npz"), write_npz(folder / "b.npz", seed=1), columns(2)],
+    "list": lambda folder: [
+        write_npz(folder / "a.npz"),
+        write_npz(folder / "b.npz", seed=1),
+        columns(2),
+    ],
 }
 
 
@@ -150,7 +191,9 @@ def assert_same(one: Any, two: Any) -> None:
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
-def test_the_second_load_is_the_same_and_does_not_touch_the_source(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_load_is_the_same_and_does_not_touch_the_source(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make(tmp_path)
     plain, said = loaded(source, cache=False)
     assert cache.entries() == []
@@ -165,7 +208,9 @@ def test_the_second_load_is_the_same_and_does_not_touch_the_source(make: Any, tm
         loaded(source, cache=False)
 
 
-def test_views_and_spellings_share_an_entry_and_options_of_the_reader_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_and_spellings_share_an_entry_and_options_of_the_reader_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     monkeypatch.chdir(tmp_path)
     loaded(path)
@@ -174,7 +219,10 @@ def test_views_and_spellings_share_an_entry_and_options_of_the_reader_do_not(tmp
     assert wide.spec.actions.high == (5, 5)
     relative = loaded(Path("a.npz"))[0]
     assert relative.describe().name == "a.npz"
-    for changed in (lambda: loaded(path, episode_steps=3), lambda: loaded(shutil.copyfile(path, "b.npz"))):
+    for changed in (
+        lambda: loaded(path, episode_steps=3),
+        lambda: loaded(shutil.copyfile(path, "b.npz")),
+    ):
         with pytest.raises(AssertionError, match="was read"):
             changed()
     monkeypatch.setattr(flat, "READERS", flat.READERS + 1)
@@ -265,29 +313,39 @@ def test_changed_files_are_read_again(tmp_path: Path, either_age: None) -> None:
     assert (first.spec.reference.expert, second.spec.reference.expert) == (7.25, 8.25)
 
 
-def test_another_file_in_the_same_place_is_noticed_however_old(tmp_path: Path, settled: None) -> None:
+def test_another_file_in_the_same_place_is_noticed_however_old(
+    tmp_path: Path, settled: None
+) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     path = write_npz(tmp_path / "one" / "a.npz")
     write_npz(tmp_path / "two" / "a.npz", seed=1)
     before = loaded(path)[0]
-    (tmp_path / "one").rename(tmp_path / "old")  # which leaves the time stamps of the files as they are
+    (tmp_path / "one").rename(
+        tmp_path / "old"
+    )  # which leaves the time stamps of the files as they are
     (tmp_path / "two").rename(tmp_path / "one")
     assert loaded(path)[0].spec.fingerprint != before.spec.fingerprint
 
 
-def test_a_change_within_one_tick_of_the_clock_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_within_one_tick_of_the_clock_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two contents of the same size and time stamps: they differ only by their hash."""
     path = write_npz(tmp_path / "a.npz")
     for modified, changed in ((time.time_ns(), 1), (1, time.time_ns())):
-        monkeypatch.setattr(flat, "_stamp", lambda files, stamp=(modified, changed): [[path, 1, *stamp]])
+        monkeypatch.setattr(
+            flat, "_stamp", lambda files, stamp=(modified, changed): [[path, 1, *stamp]]
+        )
         write_npz(tmp_path / "a.npz")
         before = loaded(path)[0]
         write_npz(tmp_path / "a.npz", seed=1)
         assert loaded(path)[0].spec.fingerprint != before.spec.fingerprint
 
 
-def test_settled_files_are_not_hashed_and_touched_ones_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None) -> None:
+def test_settled_files_are_not_hashed_and_touched_ones_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     first = loaded(path)[0]
     os.utime(path, ns=(1, 1))  # the same content at another time
@@ -298,7 +356,9 @@ def test_settled_files_are_not_hashed_and_touched_ones_not_read(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("noticed_by", ["stamp", "hash"])
-def test_a_file_that_changes_while_it_is_read_is_not_kept(noticed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    noticed_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, read, now = write_npz(tmp_path / "a.npz"), reading._read_file, time.time_ns()
     if noticed_by == "hash":
         monkeypatch.setattr(flat, "_stamp", lambda files: [[path, 1, now, now]])
@@ -316,14 +376,18 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(noticed_by: str, tmp_p
     assert cache.entries() == []
 
 
-def test_without_a_writable_folder_data_are_read_each_time_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_folder_data_are_read_each_time_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     plain, said = loaded(path, cache=False)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "file" / "cache"))
     data, notes = loaded(path)
     assert_same(plain, data)
-    assert [note for note in notes if note not in said] == [note for note in notes if "cannot be written" in note]
+    assert [note for note in notes if note not in said] == [
+        note for note in notes if "cannot be written" in note
+    ]
     assert len(notes) == len(said) + 1
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")  # as Python starts
@@ -331,7 +395,9 @@ def test_without_a_writable_folder_data_are_read_each_time_and_it_is_said(tmp_pa
     assert sum("cannot be written" in str(one.message) for one in caught) == 1
 
 
-def test_switched_off_it_neither_reads_nor_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switched_off_it_neither_reads_nor_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     monkeypatch.setattr(reading, "cached", lambda *_: pytest.fail("the cache was used"))
     loaded(path, cache=False)
@@ -352,12 +418,18 @@ def test_several_writers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         patch.setattr(reading, "_read_file", at_once)
         for data in pool.map(lambda _: load_dataset(path, **DATA), range(4)):
             assert_same(data, plain)
-    assert [found.name for found in cache.entries()[0].folder.iterdir() if found.name not in ("about.json", "state.safetensors")] == []
+    assert [
+        found.name
+        for found in cache.entries()[0].folder.iterdir()
+        if found.name not in ("about.json", "state.safetensors")
+    ] == []
     forbid_reading(monkeypatch)
     assert_same(loaded(path)[0], plain)
 
 
-def test_what_is_loaded_can_be_changed_without_changing_the_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_loaded_can_be_changed_without_changing_the_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     first = loaded(path)[0]
     entry = cache.entries()[0]
@@ -369,7 +441,9 @@ def test_what_is_loaded_can_be_changed_without_changing_the_entry(tmp_path: Path
     assert_same(loaded(path)[0], first)
 
 
-def test_the_command_line_lists_and_clears_entries(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_lists_and_clears_entries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_npz(tmp_path / "a.npz")
     assert main(["data", "describe", path, "--action-bounds", "data"]) == 0
     capsys.readouterr()
@@ -381,12 +455,21 @@ def test_the_command_line_lists_and_clears_entries(tmp_path: Path, capsys: pytes
     half = cache.entry("data", "0" * 32)
     half.folder.mkdir()
     (half.folder / ".state.safetensors.1234").write_bytes(b"of a killed process")
-    for content in ("{", "[]", '{"stage": "data"}', '{"stage": "prior", "created": "", "parts": 3}', "\x00"):
+    for content in (
+        "{",
+        "[]",
+        '{"stage": "data"}',
+        '{"stage": "prior", "created": "", "parts": 3}',
+        "\x00",
+    ):
         cache.entries()[0].description.write_text(content)
         assert main(["cache", "list"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 3
-        assert all(line.startswith("damaged") and "ddice cache clear deletes it" in line for line in lines[:2]), lines
+        assert all(
+            line.startswith("damaged") and "ddice cache clear deletes it" in line
+            for line in lines[:2]
+        ), lines
     assert main(["cache", "clear"]) == 0
     assert not half.folder.exists()
     assert cache.entries() == []

@@ -1,4 +1,6 @@
-"""The kernels of the fused engine: their numbers in Triton's interpreter, and what they need of a GPU, found without one."""
+"""The kernels of the fused engine: their numbers in Triton's interpreter, and what they need of
+a GPU, found without one.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,36 @@ from ddice.engines.fused import fused_plan
 
 HERE = Path(__file__).parent
 SHARED = 227 * 1024  # bytes that one block can have
-with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton: pip install 'ddice[triton]'")
+with_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs triton: pip install 'ddice[triton]'"
+)
 
 
 def lines(script: str, **environment: str) -> list[Any]:
-    """What a script of this folder prints, in a process of its own: Triton reads its environment when it is imported."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """What a script of this folder prints, in a process of its own: Triton reads its environment
+    when it is imported.
+    """
+    path = os.pathsep.join(
+        [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     variables = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **environment}
-    done = subprocess.run([sys.executable, str(HERE / script)], env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(HERE / script)], env=variables, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @with_triton
 def test_kernels_make_the_decisions_of_eager() -> None:
-    """Candidates and choices, ties apart: in float32 to 1e-5 of the largest, in tf32 and float16 to 2e-3. NaN stays with its state."""
+    """Candidates and choices, ties apart: in float32 to 1e-5 of the largest, in tf32 and float16
+    to 2e-3. NaN stays with its state.
+    """
     found = lines("fused_cases.py", TRITON_INTERPRET="1")
     assert len(found) > 30
-    assert not [case for case in found if max(case[2].values()) > (1e-5 if case[1] == "float32" else 2e-3)]
+    assert not [
+        case for case in found if max(case[2].values()) > (1e-5 if case[1] == "float32" else 2e-3)
+    ]
     for dtype in ("tf32", "float16"):  # it is that indeed
         assert any(case[2]["candidates"] > 1e-6 for case in found if case[1] == dtype)
 
@@ -44,7 +58,9 @@ def test_kernels_make_the_decisions_of_eager() -> None:
 @with_triton
 @pytest.mark.slow
 def test_kernels_fit_compute_capability_9() -> None:
-    """The published and the default networks: shared memory for two blocks at once, no register spilled, no NaN replaced by a bound."""
+    """The published and the default networks: shared memory for two blocks at once, no register
+    spilled, no NaN replaced by a bound.
+    """
     found = lines("fused_compile.py", TRITON_INTERPRET="0")
     assert len(found) == 2 * 3 * (13 + 3) + 2 * 3 * (8 + 3)
     assert not [case for case in found if case[3]["shared"] > SHARED // 2]
@@ -52,20 +68,34 @@ def test_kernels_fit_compute_capability_9() -> None:
 
 
 def test_without_cuda() -> None:
-    with pytest.raises(ValueError, match=r"engine 'fused' needs a CUDA device; this policy is on cpu: policy\.to\('cuda'\) first, or engine='eager'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"engine 'fused' needs a CUDA device; this policy is on cpu: policy\.to\('cuda'\) "
+            r"first, or engine='eager'"
+        ),
+    ):
         make().compile("fused", dtype="float16")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ddice.engines.kernels", None)
     monkeypatch.delattr("ddice.engines.kernels", raising=False)
-    with pytest.raises(ImportError, match=r"engine 'fused' needs triton .*: pip install 'ddice\[triton\]'"):
+    with pytest.raises(
+        ImportError, match=r"engine 'fused' needs triton .*: pip install 'ddice\[triton\]'"
+    ):
         fused_plan(program(make()))
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference", "eager", "onnx", "graph"])
 def test_only_fused_has_other_precisions(engine: str) -> None:
-    with pytest.raises(ValueError, match=rf"engine '{engine}' computes in float32, got dtype='float16': engine='fused' offers it"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            rf"engine '{engine}' computes in float32, got dtype='float16': engine='fused' "
+            r"offers it"
+        ),
+    ):
         make().compile(engine, dtype="float16")  # type: ignore[arg-type]
 
 
@@ -81,7 +111,10 @@ def test_memory_of_a_layout() -> None:
             for term in terms:
                 taken.append((term[3], term[3] + term[1] * term[5]))
                 assert term[5] >= size
-    assert all(before[1] <= after[0] for before, after in zip(sorted(taken), sorted(taken)[1:], strict=False))
+    assert all(
+        before[1] <= after[0]
+        for before, after in zip(sorted(taken), sorted(taken)[1:], strict=False)
+    )
     assert max(end for _, end in taken) <= len(sampler.weights)
     assert all(start % layout.ALIGNED == 0 for start, _ in taken)
 
@@ -90,10 +123,19 @@ def fused_layout(policy: Any) -> layout.Layout:
     from ddice.engines.fused import _lay_out
 
     found = program(policy)
-    return _lay_out(found.generator.network, found.observations, len(found.generator.times), "float32")  # type: ignore[union-attr]
+    return _lay_out(
+        found.generator.network, found.observations, len(found.generator.times), "float32"
+    )  # type: ignore[union-attr]
 
 
 def test_blocks_cover_all_candidates_and_columns() -> None:
-    """Tiles of 16 x 32 over 40 candidates and 50 columns of 3 members: 3 * 2 * 3; beside it 64 x 16 over 40 and 16: 1."""
+    """Tiles of 16 x 32 over 40 candidates and 50 columns of 3 members: 3 * 2 * 3; beside it 64 x
+    16 over 40 and 16: 1.
+    """
     task = partial(layout.Tree, layout.Tree(), layout.Tree())
-    assert layout.blocks(layout.Tree(task(50, 16, 32, 3, layout.Tree()), task(16, 64, 16, 1, layout.Tree())), 40) == 18 + 1
+    assert (
+        layout.blocks(
+            layout.Tree(task(50, 16, 32, 3, layout.Tree()), task(16, 64, 16, 1, layout.Tree())), 40
+        )
+        == 18 + 1
+    )

@@ -58,7 +58,10 @@ def test_every_form_of_a_source(form: str, data: Transitions, tmp_path: Path) ->
     assert backend.log_ratio(batch)[0] == -torch.inf
     sampled = data.sample(50, seed=0, step=0)
     np.testing.assert_allclose(backend.ratio(sampled), WEIGHTS[sampled.rows.numpy()])
-    np.testing.assert_allclose(backend.ratio(data.subset(0.5, seed=0).full()), WEIGHTS[data.subset(0.5, seed=0).rows.numpy()])
+    np.testing.assert_allclose(
+        backend.ratio(data.subset(0.5, seed=0).full()),
+        WEIGHTS[data.subset(0.5, seed=0).rows.numpy()],
+    )
 
 
 def test_several_seeds(data: Transitions) -> None:
@@ -70,8 +73,13 @@ def test_several_seeds(data: Transitions) -> None:
 
 
 def test_what_it_offers(data: Transitions) -> None:
-    without, given = GivenRatio(source=WEIGHTS).build(data.spec), GivenRatio(source=WEIGHTS, q=q_function).build(data.spec)
-    named = GivenRatio(source=WEIGHTS, q=f"{HERE}:q_function", ratio_kind="state-action").build(data.spec)
+    without, given = (
+        GivenRatio(source=WEIGHTS).build(data.spec),
+        GivenRatio(source=WEIGHTS, q=q_function).build(data.spec),
+    )
+    named = GivenRatio(source=WEIGHTS, q=f"{HERE}:q_function", ratio_kind="state-action").build(
+        data.spec
+    )
     assert (without.has_q, given.has_q, named.has_q) == (False, True, True)
     assert (without.ratio_kind, named.ratio_kind) == ("action", "state-action")
     assert named.q(torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])).tolist() == [[1, 2]]
@@ -139,7 +147,9 @@ def test_pickled_arrays_are_refused(data: Transitions, tmp_path: Path) -> None:
 
 
 def test_the_digest_follows_the_values() -> None:
-    one, same, other = (GivenRatio(source=w).digest() for w in (WEIGHTS, WEIGHTS.copy(), WEIGHTS + 1))
+    one, same, other = (
+        GivenRatio(source=w).digest() for w in (WEIGHTS, WEIGHTS.copy(), WEIGHTS + 1)
+    )
     assert one == same != other
     assert GivenRatio(source=by_reward).digest() != GivenRatio(source=q_function).digest()
 

@@ -1,4 +1,6 @@
-"""The graph engine's buckets, its buffers with a recording that only calls again, and memory that runs out."""
+"""The graph engine's buckets, its buffers with a recording that only calls again, and memory
+that runs out.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ GUIDED = Diffusion(
 
 def make(sampler: AnySampler = GUIDED, rule: str = "mean") -> Policy:
     q = QConfig(critic=MLP(hidden=(8,)), members=3, value=MLP(hidden=(8,)))
-    config = PolicyConfig(sampler=sampler, candidates=4, selection=Selection(rule=rule, temperature=0.1), q=q)  # type: ignore[arg-type]
+    config = PolicyConfig(
+        sampler=sampler, candidates=4, selection=Selection(rule=rule, temperature=0.1), q=q
+    )  # type: ignore[arg-type]
     return Policy(config, SPEC, sampler.build(SPEC), q.build(SPEC))
 
 
@@ -73,9 +77,21 @@ class Recorder:
         return replay
 
 
-def graph(policy: Policy, *, batch_sizes: tuple[int, ...] = (1, 4), rows_per_call: int = 1000, capture: Recorder | None = None) -> GraphEngine:
+def graph(
+    policy: Policy,
+    *,
+    batch_sizes: tuple[int, ...] = (1, 4),
+    rows_per_call: int = 1000,
+    capture: Recorder | None = None,
+) -> GraphEngine:
     runner = partial(EagerEngine, program(policy), rows_per_call=rows_per_call)
-    return GraphEngine(runner, capture or Recorder(), batch_sizes=batch_sizes, rows_per_call=rows_per_call, device=CPU)
+    return GraphEngine(
+        runner,
+        capture or Recorder(),
+        batch_sizes=batch_sizes,
+        rows_per_call=rows_per_call,
+        device=CPU,
+    )
 
 
 def same(got: Choice, expected: Choice) -> None:
@@ -91,22 +107,33 @@ def test_buckets() -> None:
     assert buckets((64, 8), 1) == (1,)
 
 
-@pytest.mark.parametrize("sampler", [GUIDED, Gaussian(network=MLP(hidden=(8,)))], ids=lambda config: config.kind)
+@pytest.mark.parametrize(
+    "sampler", [GUIDED, Gaussian(network=MLP(hidden=(8,)))], ids=lambda config: config.kind
+)
 @pytest.mark.parametrize("rule", ["mean", "softmax"])
 def test_padded_recordings_make_the_decisions_of_eager(sampler: AnySampler, rule: str) -> None:
-    """States below, at, between and above the buckets, so that others are left in the padding; above, the next power of two is recorded."""
+    """States below, at, between and above the buckets, so that others are left in the padding;
+    above, the next power of two is recorded.
+    """
     policy, recorder, kinds = make(sampler, rule), Recorder(), 2 if rule == "softmax" else 1
     engine, eager = graph(policy, capture=recorder), policy.compile("eager")
-    assert (recorder.captures, recorder.replays) == (2 * kinds, 2 * kinds)  # both sizes were prepared; only a softmax reads random numbers
+    assert (recorder.captures, recorder.replays) == (
+        2 * kinds,
+        2 * kinds,
+    )  # both sizes were prepared; only a softmax reads random numbers
     for batch in (4, 3, 1, 2, 11, 9, 16):
         observations, noise, uniform = inputs(batch, seed=batch)
         same(engine.decide(observations, noise, None), eager.decide(observations, noise))
-        same(engine.decide(observations, noise, uniform), eager.decide(observations, noise, uniform))
+        same(
+            engine.decide(observations, noise, uniform), eager.decide(observations, noise, uniform)
+        )
     assert (recorder.captures, recorder.replays) == (3 * kinds, 2 * kinds + 2 * 7)
     assert {size for size, _ in engine._buckets} == {1, 4, 16}
 
 
-@pytest.mark.parametrize(("which", "shape"), [(0, (3, 5)), (1, (3, 1, 2)), (1, (3, 4, 1)), (2, (3, 1))])
+@pytest.mark.parametrize(
+    ("which", "shape"), [(0, (3, 5)), (1, (3, 1, 2)), (1, (3, 4, 1)), (2, (3, 1))]
+)
 def test_other_shapes_than_the_recorded(which: int, shape: tuple[int, ...]) -> None:
     """A buffer would take them, spread over itself."""
     engine, given = graph(make(rule="softmax")), list(inputs(3))
@@ -125,7 +152,9 @@ def test_a_choice_outlives_the_next_call() -> None:
 
 @pytest.mark.parametrize(("name", "policy"), [pytest.param(*case, id=case[0]) for case in cases()])
 def test_a_decision_needs_nothing_of_the_host(name: str, policy: Policy) -> None:
-    """Without numbers there is nothing that the host could read, and a tensor on another device would be refused: so it can be recorded."""
+    """Without numbers there is nothing that the host could read, and a tensor on another device
+    would be refused: so it can be recorded.
+    """
     config, meta = policy.config, torch.device("meta")
     policy = copy.deepcopy(policy)
     policy.sampler.to(meta)
@@ -136,7 +165,11 @@ def test_a_decision_needs_nothing_of_the_host(name: str, policy: Policy) -> None
         given = [tensor.to(meta) for tensor in engine_inputs(policy, batch)]
         choice = EagerEngine(found, rows_per_call=1000).run(*given)
         assert all(tensor.device == meta for tensor in choice)
-        assert [tuple(tensor.shape) for tensor in choice] == [(batch, 2), (batch, config.candidates, 2), (batch,)]
+        assert [tuple(tensor.shape) for tensor in choice] == [
+            (batch, 2),
+            (batch, config.candidates, 2),
+            (batch,),
+        ]
 
 
 def test_buffers_are_let_go_of_at_once() -> None:
@@ -162,7 +195,9 @@ def test_rows_per_call_bounds_the_buckets() -> None:
 
 
 def test_a_bad_row_spoils_no_other() -> None:
-    """`act` refuses NaN; below it, a row of NaN stays by itself, and leaves nothing behind for the next call."""
+    """`act` refuses NaN; below it, a row of NaN stays by itself, and leaves nothing behind for
+    the next call.
+    """
     policy = make()
     engine, (observations, noise, _) = graph(policy), inputs(3)
     expected = policy.decide(observations, noise)
@@ -170,7 +205,10 @@ def test_a_bad_row_spoils_no_other() -> None:
     bad[1] = torch.nan
     got = engine.decide(bad, noise, None)
     assert got.candidates[1].isnan().any()
-    same(Choice(*(tensor[[0, 2]] for tensor in got)), Choice(*(tensor[[0, 2]] for tensor in expected)))
+    same(
+        Choice(*(tensor[[0, 2]] for tensor in got)),
+        Choice(*(tensor[[0, 2]] for tensor in expected)),
+    )
     same(engine.decide(observations, noise, None), expected)
 
 
@@ -195,7 +233,13 @@ def test_two_threads_at_once() -> None:
 
 
 def test_without_cuda() -> None:
-    with pytest.raises(ValueError, match=r"engine 'graph' needs a CUDA device; this policy is on cpu: policy\.to\('cuda'\) first, or engine='eager'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"engine 'graph' needs a CUDA device; this policy is on cpu: policy\.to\('cuda'\) "
+            r"first, or engine='eager'"
+        ),
+    ):
         make().compile("graph")
 
 
@@ -212,7 +256,9 @@ def test_bad_input(name: str) -> None:
 
 
 class Small(Engine):
-    """An engine on a device that holds so many rows: its actions are the observations' first numbers plus the first candidates'."""
+    """An engine on a device that holds so many rows: its actions are the observations' first
+    numbers plus the first candidates'.
+    """
 
     name = "small"
 
@@ -228,14 +274,24 @@ class Small(Engine):
         self.calls.append(len(noise))
         if count > self.rows:
             raise torch.OutOfMemoryError(f"tried to allocate {count} rows")
-        return Choice(observations[:, :1] + noise[:, 0], noise, torch.zeros(len(noise), dtype=torch.int64))
+        return Choice(
+            observations[:, :1] + noise[:, 0], noise, torch.zeros(len(noise), dtype=torch.int64)
+        )
 
 
 def test_memory_that_runs_out() -> None:
-    """Chunks are halved until they fit, the answer is that of one call, later calls begin with what fitted, and one warning says so."""
+    """Chunks are halved until they fit, the answer is that of one call, later calls begin with
+    what fitted, and one warning says so.
+    """
     observations, noise, _ = inputs(21)
     small = Small(rows=13)
-    with pytest.warns(UserWarning, match=r"21 states x 4 candidates: engine 'small' goes on with at most 10 at once, .* rows_per_call=40 ") as caught:
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"21 states x 4 candidates: engine 'small' goes on with at most 10 at once, .* "
+            r"rows_per_call=40 "
+        ),
+    ) as caught:
         got = small.decide(observations, noise, None)
     assert len(caught) == 1
     expected = Small(rows=1000).decide(observations, noise, None)
@@ -271,7 +327,13 @@ def test_results_of_chunks_are_copied_and_let_go_of() -> None:
 def test_memory_for_no_state_at_all() -> None:
     with (
         pytest.warns(UserWarning, match="out of memory"),
-        pytest.raises(torch.OutOfMemoryError, match=r"one state with its 4 candidates does not fit into memory: .*tried to allocate 4 rows"),
+        pytest.raises(
+            torch.OutOfMemoryError,
+            match=(
+                r"one state with its 4 candidates does not fit into memory: .*tried to "
+                r"allocate 4 rows"
+            ),
+        ),
     ):
         Small(rows=3).decide(*inputs(3)[:2], None)
 

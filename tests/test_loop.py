@@ -18,7 +18,9 @@ from ddice.loop import Checkpoint, MetricsFile, TrainingDiverged, resolve_device
 
 
 class Toy:
-    """Momentum descent towards a target that moves at random: each step depends on the state and on the step's own noise."""
+    """Momentum descent towards a target that moves at random: each step depends on the state and
+    on the step's own noise.
+    """
 
     def __init__(self) -> None:
         self.x, self.momentum = torch.ones(3), torch.zeros(3)
@@ -45,7 +47,16 @@ STEPS = 60
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Toy, list[dict]]:
     """The state after all steps, and the metrics on the way, of a run that nothing disturbs."""
     toy, path = Toy(), tmp_path_factory.mktemp("loop") / "metrics.jsonl"
-    run(toy.step, toy, start=0, stop=STEPS, name="toy", progress=False, metrics=MetricsFile(path, "toy"), log_every=5)
+    run(
+        toy.step,
+        toy,
+        start=0,
+        stop=STEPS,
+        name="toy",
+        progress=False,
+        metrics=MetricsFile(path, "toy"),
+        log_every=5,
+    )
     return toy, records(path)
 
 
@@ -55,9 +66,23 @@ def records(path: Path) -> list[dict]:
 
 def go(toy: Toy, folder: Path, step=None, **options) -> None:
     """The same run with a checkpoint every 10 steps and metrics every 5, both in `folder`."""
-    settings = {"checkpoint_every": 10, "log_every": 5, "start": 0, "stop": STEPS, "progress": False, **options}
+    settings = {
+        "checkpoint_every": 10,
+        "log_every": 5,
+        "start": 0,
+        "stop": STEPS,
+        "progress": False,
+        **options,
+    }
     checkpoint = Checkpoint(folder / "checkpoint", "toy")
-    run(step or toy.step, toy, name="toy", checkpoint=checkpoint, metrics=MetricsFile(folder / "metrics.jsonl", "toy"), **settings)
+    run(
+        step or toy.step,
+        toy,
+        name="toy",
+        checkpoint=checkpoint,
+        metrics=MetricsFile(folder / "metrics.jsonl", "toy"),
+        **settings,
+    )
 
 
 def assert_same(toy: Toy, folder: Path, uninterrupted: tuple[Toy, list[dict]]) -> None:
@@ -89,7 +114,9 @@ def test_metrics_are_written_at_the_log_points(uninterrupted: tuple[Toy, list[di
 
 
 @pytest.mark.parametrize("at", [0, 3, 10, 37, 59])
-def test_a_run_that_breaks_goes_on_from_its_checkpoint(at: int, tmp_path: Path, uninterrupted: tuple[Toy, list[dict]]) -> None:
+def test_a_run_that_breaks_goes_on_from_its_checkpoint(
+    at: int, tmp_path: Path, uninterrupted: tuple[Toy, list[dict]]
+) -> None:
     broken = Toy()
     with pytest.raises(RuntimeError, match="gone"):
         go(broken, tmp_path, failing(broken, at))
@@ -112,19 +139,32 @@ def step(number):
     return toy.step(number)
 go(toy, Path(sys.argv[2]), step)
 """
-    process = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], check=False, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert [record["step"] for record in records(tmp_path / "metrics.jsonl")][-1] == 35  # five steps past the checkpoint
+    assert [record["step"] for record in records(tmp_path / "metrics.jsonl")][
+        -1
+    ] == 35  # five steps past the checkpoint
     toy = Toy()
     go(toy, tmp_path)
     assert toy.steps[0] == 30
     assert_same(toy, tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
 @pytest.mark.parametrize("at", [0, 23, STEPS - 1])
 def test_a_signal_stops_between_two_steps_and_loses_nothing(
-    number: signal.Signals, error: type[BaseException], at: int, tmp_path: Path, uninterrupted: tuple[Toy, list[dict]]
+    number: signal.Signals,
+    error: type[BaseException],
+    at: int,
+    tmp_path: Path,
+    uninterrupted: tuple[Toy, list[dict]],
 ) -> None:
     toy = Toy()
 
@@ -134,7 +174,13 @@ def test_a_signal_stops_between_two_steps_and_loses_nothing(
         return toy.step(current)
 
     before = signal.getsignal(number)
-    with pytest.raises(error, match=rf"toy stopped at step {at + 1}: saved in .*checkpoint; run the same command again to go on"):
+    with pytest.raises(
+        error,
+        match=(
+            rf"toy stopped at step {at + 1}: saved in .*checkpoint; run the same command again "
+            r"to go on"
+        ),
+    ):
         go(toy, tmp_path, step)
     assert signal.getsignal(number) is before
     assert toy.steps[-1] == at
@@ -145,8 +191,12 @@ def test_a_signal_stops_between_two_steps_and_loses_nothing(
 
 
 @pytest.mark.parametrize("at", [20, STEPS])
-def test_a_signal_while_saving_is_not_lost_and_not_misreported(at: int, tmp_path: Path, uninterrupted: tuple[Toy, list[dict]]) -> None:
-    """It comes after the loop has looked for signals: the message may only name a step whose state is in the file."""
+def test_a_signal_while_saving_is_not_lost_and_not_misreported(
+    at: int, tmp_path: Path, uninterrupted: tuple[Toy, list[dict]]
+) -> None:
+    """It comes after the loop has looked for signals: the message may only name a step whose
+    state is in the file.
+    """
 
     class Interrupted(Toy):
         saves = 0
@@ -166,7 +216,9 @@ def test_a_signal_while_saving_is_not_lost_and_not_misreported(at: int, tmp_path
     assert_same(toy, tmp_path, uninterrupted)
 
 
-def test_a_signal_while_metrics_are_written_is_saved_before_it_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_metrics_are_written_is_saved_before_it_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = MetricsFile.write
 
     def interrupted(self: MetricsFile, step: int, values: Mapping) -> None:
@@ -205,7 +257,9 @@ def test_an_interrupt_without_a_checkpoint_says_so() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         return toy.step(current)
 
-    with pytest.raises(KeyboardInterrupt, match="toy stopped at step 1: no checkpoint was asked for"):
+    with pytest.raises(
+        KeyboardInterrupt, match="toy stopped at step 1: no checkpoint was asked for"
+    ):
         run(step, toy, start=0, stop=5, name="toy", progress=False)
 
 
@@ -218,16 +272,27 @@ def test_outside_the_main_thread(tmp_path: Path, uninterrupted: tuple[Toy, list[
     assert_same(toy, tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("bad", [torch.tensor(torch.nan), torch.tensor(torch.inf), torch.tensor([1.0, -torch.inf])], ids=["nan", "inf", "one seed"])
-def test_a_metric_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(bad: Tensor, tmp_path: Path) -> None:
-    """It turns bad between two log points: what was saved before stays, nothing is saved after, nothing is logged."""
+@pytest.mark.parametrize(
+    "bad",
+    [torch.tensor(torch.nan), torch.tensor(torch.inf), torch.tensor([1.0, -torch.inf])],
+    ids=["nan", "inf", "one seed"],
+)
+def test_a_metric_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    bad: Tensor, tmp_path: Path
+) -> None:
+    """It turns bad between two log points: what was saved before stays, nothing is saved after,
+    nothing is logged.
+    """
     toy = Toy()
 
     def step(current: int) -> dict[str, Tensor]:
         values = toy.step(current)
         return {**values, "td_error": bad} if current >= 17 else values
 
-    message = r"toy: td_error is .* at step 19; the last good checkpoint is .*checkpoint\. Usual causes: a learning rate"
+    message = (
+        r"toy: td_error is .* at step 19; the last good checkpoint is .*checkpoint\. Usual "
+        r"causes: a learning rate"
+    )
     with pytest.raises(TrainingDiverged, match=message):
         go(toy, tmp_path, step, log_every=10)
     assert toy.steps[-1] == 19
@@ -257,7 +322,12 @@ def test_metrics_are_looked_at_only_when_needed() -> None:
 
     toy, seen = Toy(), list[int]()
     options = {"start": 0, "stop": 25, "name": "toy", "progress": False, "log_every": 10}
-    run(lambda step: Watched(toy.step(step)), toy, on_step=lambda step, _: seen.append(step), **options)
+    run(
+        lambda step: Watched(toy.step(step)),
+        toy,
+        on_step=lambda step, _: seen.append(step),
+        **options,
+    )
     assert looked == [9, 19, 24]
     assert seen == list(range(25))
 
@@ -266,8 +336,22 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     toy = Toy()
     go(toy, tmp_path, stop=10)
     content = (tmp_path / "checkpoint").read_bytes()
-    with pytest.raises(ValueError, match=r"belongs to another run: its configuration, data, seed or number of steps differs\. Give another path, or"):
-        run(toy.step, toy, start=0, stop=20, name="toy", progress=False, checkpoint=Checkpoint(tmp_path / "checkpoint", "other"))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"belongs to another run: its configuration, data, seed or number of steps "
+            r"differs\. Give another path, or"
+        ),
+    ):
+        run(
+            toy.step,
+            toy,
+            start=0,
+            stop=20,
+            name="toy",
+            progress=False,
+            checkpoint=Checkpoint(tmp_path / "checkpoint", "other"),
+        )
     assert toy.steps == list(range(10))
     assert (tmp_path / "checkpoint").read_bytes() == content
 
@@ -281,7 +365,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     assert not toy.steps
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Toy, list[dict]]) -> None:
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[Toy, list[dict]]
+) -> None:
     toy, replace = Toy(), os.replace
 
     def full(source: str, target: str) -> None:
@@ -318,7 +404,15 @@ def test_a_run_can_be_made_longer(tmp_path: Path, uninterrupted: tuple[Toy, list
 def test_a_start_past_the_checkpoint_wins(tmp_path: Path) -> None:
     """Training that goes on in memory is not thrown back."""
     toy = Toy()
-    run(toy.step, toy, start=40, stop=45, name="toy", progress=False, checkpoint=Checkpoint(tmp_path / "checkpoint", "toy"))
+    run(
+        toy.step,
+        toy,
+        start=40,
+        stop=45,
+        name="toy",
+        progress=False,
+        checkpoint=Checkpoint(tmp_path / "checkpoint", "toy"),
+    )
     assert toy.steps == list(range(40, 45))
     assert Checkpoint(tmp_path / "checkpoint", "toy").load(Toy()) == 45
 
@@ -331,8 +425,12 @@ def half_written(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-@pytest.mark.parametrize("rest", ['{"stage": "toy", "st', "", "\x00\x00"], ids=["half a line", "nothing", "zeros"])
-def test_a_half_written_last_line_is_dropped(rest: str, half_written: Path, uninterrupted: tuple[Toy, list[dict]]) -> None:
+@pytest.mark.parametrize(
+    "rest", ['{"stage": "toy", "st', "", "\x00\x00"], ids=["half a line", "nothing", "zeros"]
+)
+def test_a_half_written_last_line_is_dropped(
+    rest: str, half_written: Path, uninterrupted: tuple[Toy, list[dict]]
+) -> None:
     with half_written.open("a") as file:
         file.write(rest)
     toy = Toy()
@@ -340,7 +438,9 @@ def test_a_half_written_last_line_is_dropped(rest: str, half_written: Path, unin
     assert_same(toy, half_written.parent, uninterrupted)
 
 
-def test_a_lost_newline_does_not_join_two_lines(half_written: Path, uninterrupted: tuple[Toy, list[dict]]) -> None:
+def test_a_lost_newline_does_not_join_two_lines(
+    half_written: Path, uninterrupted: tuple[Toy, list[dict]]
+) -> None:
     lines = half_written.read_text().splitlines()[:6]  # up to step 30, the step of the checkpoint
     half_written.write_text("\n".join(lines))
     toy = Toy()
@@ -358,7 +458,9 @@ def test_lines_of_other_stages_stay(tmp_path: Path, uninterrupted: tuple[Toy, li
     assert records(tmp_path / "metrics.jsonl") == [other, *uninterrupted[1]]
 
 
-def test_the_progress_bar_shows_where_a_resumed_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_shows_where_a_resumed_run_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     go(Toy(), tmp_path, stop=30, progress=True)
     assert "30/30" in capsys.readouterr().err
     go(Toy(), tmp_path, stop=30, progress=False)

@@ -1,4 +1,6 @@
-"""Broken on purpose, the package turns its tests red: four mutants in the ordinary run, all others with -m slow."""
+"""Broken on purpose, the package turns its tests red: four mutants in the ordinary run, all
+others with -m slow.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,9 @@ def test_a_mutation_that_no_longer_fits_is_an_error() -> None:
         mutated(Mutant("stale", "guidance.py", "no such line", "", ""))
 
 
-@pytest.mark.parametrize("mutant", [pytest.param(m, id=m.name, marks=() if m.name in FAST else pytest.mark.slow) for m in MUTANTS])
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(m, id=m.name, marks=() if m.name in FAST else pytest.mark.slow) for m in MUTANTS],
+)
 def test_the_mutant_is_killed(mutant: Mutant, tmp_path: Path) -> None:
     check(mutant, tmp_path)

@@ -10,7 +10,15 @@ from oracles import run_plan
 from torch import Tensor
 from torch.nn import functional
 
-from ddice.networks import MLP, FlattenEncoder, FourierTime, Network, PublishedScore, ResidualScore, SmoothTime
+from ddice.networks import (
+    MLP,
+    FlattenEncoder,
+    FourierTime,
+    Network,
+    PublishedScore,
+    ResidualScore,
+    SmoothTime,
+)
 
 F, A, T = 5, 3, 4  # features, actions, time
 Seed = int | Sequence[int]
@@ -30,29 +38,44 @@ FAMILIES: dict[str, Callable[[Seed], Network]] = {
     "silu norm": lambda seed: mlp(seed, activation="silu", layer_norm=True),
     "relu members": lambda seed: mlp(seed, (3,)),
     "silu norm members": lambda seed: mlp(seed, (2, 3), activation="silu", layer_norm=True),
-    "residual": lambda seed: ResidualScore(width=16, blocks=2).build(F, A, seed=seed, stream="test"),
-    "residual fourier": lambda seed: ResidualScore(width=16, blocks=2, time=FourierTime(size=8, scale=0.5)).build(F, A, seed=seed, stream="test"),
-    "published": lambda seed: PublishedScore(widths=(24, 12, 6), condition=10, embedding=8).build(F, A, seed=seed, stream="test"),
-    "published smooth": lambda seed: PublishedScore(widths=(24, 12, 6), condition=10, time=SmoothTime()).build(F, A, seed=seed, stream="test"),
+    "residual": lambda seed: ResidualScore(width=16, blocks=2).build(
+        F, A, seed=seed, stream="test"
+    ),
+    "residual fourier": lambda seed: ResidualScore(
+        width=16, blocks=2, time=FourierTime(size=8, scale=0.5)
+    ).build(F, A, seed=seed, stream="test"),
+    "published": lambda seed: PublishedScore(widths=(24, 12, 6), condition=10, embedding=8).build(
+        F, A, seed=seed, stream="test"
+    ),
+    "published smooth": lambda seed: PublishedScore(
+        widths=(24, 12, 6), condition=10, time=SmoothTime()
+    ).build(F, A, seed=seed, stream="test"),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 one_seed_or_two = pytest.mark.parametrize("seed", [4, (4, 9)], ids=["one seed", "two seeds"])
 
 
 def perturbed(network: Network) -> Network:
-    """In double precision and with no parameter left at its special initial value (zero biases, unit scales)."""
+    """In double precision and with no parameter left at its special initial value (zero biases,
+    unit scales).
+    """
     generator = torch.Generator().manual_seed(1)
     network.double()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                parameter.add_(
+                    0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                )
     return network
 
 
 def inputs(*batch: int, members: tuple[int, ...] = (), seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*members, *batch, size, generator=generator, dtype=torch.float64) for size in INPUTS.values()]
+    return [
+        torch.randn(*members, *batch, size, generator=generator, dtype=torch.float64)
+        for size in INPUTS.values()
+    ]
 
 
 def single(network: Network, index: tuple[int, ...]) -> list[tuple]:
@@ -61,7 +84,10 @@ def single(network: Network, index: tuple[int, ...]) -> list[tuple]:
     def pick(tensor: Tensor | None) -> np.ndarray | None:
         return None if tensor is None else tensor.detach().numpy()[index]
 
-    return [(layer.op, layer.inputs, layer.output, pick(layer.weight), pick(layer.bias)) for layer in network.plan()]
+    return [
+        (layer.op, layer.inputs, layer.output, pick(layer.weight), pick(layer.bias))
+        for layer in network.plan()
+    ]
 
 
 @pytest.mark.oracle
@@ -73,7 +99,10 @@ def test_an_independent_interpreter_of_the_plan_reproduces_forward(family, seed:
     output = network(*arguments)
     assert output.shape[:-1] == (*network.members, 4, 7)
     for index in np.ndindex(network.members):
-        expected = run_plan(single(network, index), {name: x.numpy()[index] for name, x in zip(INPUTS, arguments, strict=True)})
+        expected = run_plan(
+            single(network, index),
+            {name: x.numpy()[index] for name, x in zip(INPUTS, arguments, strict=True)},
+        )
         np.testing.assert_allclose(output[index].detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -115,29 +144,41 @@ def test_features_of_one_state_serve_all_its_candidates(family) -> None:
     members, (_, actions, _) = network.members, inputs(4, 6, members=network.members)
     features, _, time = inputs(4, 1, members=members, seed=1)
     repeated = [features.expand(*members, 4, 6, F), actions, time.expand(*members, 4, 6, T)]
-    torch.testing.assert_close(network(features, actions, time), network(*repeated), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        network(features, actions, time), network(*repeated), rtol=1e-12, atol=1e-12
+    )
     with torch.no_grad():
         for got, expected in zip(
-            network.value_and_gradient(features, actions, time, wrt="actions"), network.value_and_gradient(*repeated, wrt="actions"), strict=True
+            network.value_and_gradient(features, actions, time, wrt="actions"),
+            network.value_and_gradient(*repeated, wrt="actions"),
+            strict=True,
         ):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @every_family
 def test_several_seeds_are_the_single_seeds_side_by_side(family) -> None:
-    """The axis of the seeds comes first, and initial values and outputs of seed i are those that seed i has alone."""
+    """The axis of the seeds comes first, and initial values and outputs of seed i are those that
+    seed i has alone.
+    """
     together, seeds = family((4, 9, 0)), (4, 9, 0)
     arguments = inputs(5, members=together.members)
     output = together.double()(*arguments)
     for i, seed in enumerate(seeds):
         alone = family(seed)
-        for (name, mine), (other_name, theirs) in zip(alone.named_parameters(), together.named_parameters(), strict=True):
+        for (name, mine), (other_name, theirs) in zip(
+            alone.named_parameters(), together.named_parameters(), strict=True
+        ):
             assert name == other_name
             assert torch.equal(mine, theirs[i].float())
-        torch.testing.assert_close(output[i], alone.double()(*(x[i] for x in arguments)), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            output[i], alone.double()(*(x[i] for x in arguments)), rtol=1e-12, atol=1e-12
+        )
 
 
-@pytest.mark.parametrize("fields", [{}, {"layer_norm": True, "activation": "silu"}], ids=["plain", "norm"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"layer_norm": True, "activation": "silu"}], ids=["plain", "norm"]
+)
 def test_a_member_is_a_network_of_its_own(fields) -> None:
     ensemble, one = perturbed(mlp(3, (4,), **fields)), mlp(0, **fields).double()
     arguments = inputs(5)
@@ -168,7 +209,9 @@ def fill(network: Network, **values: list) -> None:
 
 @pytest.mark.oracle
 def test_affine_by_hand() -> None:
-    """(1, 2) beside (3): 1*1 + 2*2 + 3*3 + 10 = 24; the gradient in the second input is its row of the weight."""
+    """(1, 2) beside (3): 1*1 + 2*2 + 3*3 + 10 = 24; the gradient in the second input is its row
+    of the weight.
+    """
     network = MLP(hidden=()).build({"a": 2, "b": 1}, 1, seed=0, stream="test")
     fill(network, linear_0_weight=[[1.0], [2.0], [3.0]], linear_0_bias=[10.0])
     a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])
@@ -183,11 +226,17 @@ def test_affine_by_hand() -> None:
     [
         ("relu", False, 2 * 5 + 0 + 1),  # hidden (5, -4) -> (5, 0)
         ("silu", False, 2 * 5 / (1 + math.exp(-5)) - 3 * 4 / (1 + math.exp(4)) + 1),
-        ("relu", True, 2 * 4.5 / math.sqrt(4.5**2 + 1e-5) + 1),  # (5, -4) has mean 0.5 and deviation 4.5
+        (
+            "relu",
+            True,
+            2 * 4.5 / math.sqrt(4.5**2 + 1e-5) + 1,
+        ),  # (5, -4) has mean 0.5 and deviation 4.5
     ],
 )
 def test_two_layers_by_hand(activation: str, norm: bool, expected: float) -> None:
-    network = MLP(hidden=(2,), activation=activation, layer_norm=norm).build({"x": 2}, 1, seed=0, stream="test")
+    network = MLP(hidden=(2,), activation=activation, layer_norm=norm).build(
+        {"x": 2}, 1, seed=0, stream="test"
+    )
     last = "linear_3" if norm else "linear_2"
     fill(network, linear_0_weight=[[1.0, -1.0], [2.0, -2.0]], linear_0_bias=[0.0, 1.0])
     fill(network, **{f"{last}_weight": [[2.0], [3.0]], f"{last}_bias": [1.0]})
@@ -214,7 +263,9 @@ def layers_of(network: Network) -> Iterator[Callable[[Tensor], Tensor]]:
         elif layer.op == "layer_norm":
             yield lambda x, w=layer.weight, b=layer.bias: functional.layer_norm(x, w.shape, w, b)
         elif layer.op == "fourier":
-            yield lambda t, w=layer.weight: torch.cat([torch.sin(t[..., :1] * w), torch.cos(t[..., :1] * w)], -1)
+            yield lambda t, w=layer.weight: torch.cat(
+                [torch.sin(t[..., :1] * w), torch.cos(t[..., :1] * w)], -1
+            )
 
 
 @pytest.mark.oracle
@@ -227,14 +278,22 @@ def test_the_residual_network_written_out() -> None:
         norm, first, second = next(layer), next(layer), next(layer)
         x = x + second(silu(first(norm(x))))
     norm, last = next(layer), next(layer)
-    torch.testing.assert_close(network(features, actions, time), last(silu(norm(x))), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        network(features, actions, time), last(silu(norm(x))), rtol=1e-12, atol=1e-12
+    )
     assert not list(layer)
 
 
 @pytest.mark.oracle
 def test_the_published_network_written_out() -> None:
-    """The state and the frozen frequencies of time make the condition; it shifts each block of a U-net whose skips are concatenated."""
-    network = perturbed(PublishedScore(widths=(24, 12, 6), condition=10, embedding=8, time=FourierTime(size=6)).build(F, A, seed=0, stream="test"))
+    """The state and the frozen frequencies of time make the condition; it shifts each block of a
+    U-net whose skips are concatenated.
+    """
+    network = perturbed(
+        PublishedScore(
+            widths=(24, 12, 6), condition=10, embedding=8, time=FourierTime(size=6)
+        ).build(F, A, seed=0, stream="test")
+    )
     features, actions, time = inputs(7)
     layer, silu = layers_of(network), functional.silu
     state = silu(next(layer)(features))
@@ -260,7 +319,9 @@ def test_the_published_network_written_out() -> None:
 
 def test_uniform_initialisation() -> None:
     network = MLP(hidden=(400,)).build({"a": 100, "b": 44}, 300, seed=0, stream="test")
-    for layer, fan_in in zip((x for x in network.plan() if x.op == "linear"), (144, 400), strict=True):
+    for layer, fan_in in zip(
+        (x for x in network.plan() if x.op == "linear"), (144, 400), strict=True
+    ):
         bound = 1 / math.sqrt(fan_in)
         for values in (layer.weight, layer.bias):
             assert values.abs().max() <= bound
@@ -270,8 +331,12 @@ def test_uniform_initialisation() -> None:
 
 
 def test_kaiming_initialisation() -> None:
-    network = MLP(hidden=(400,), initialisation="kaiming").build({"x": 144}, 300, seed=0, stream="test", members=(2,))
-    for layer, fan_in in zip((x for x in network.plan() if x.op == "linear"), (144, 400), strict=True):
+    network = MLP(hidden=(400,), initialisation="kaiming").build(
+        {"x": 144}, 300, seed=0, stream="test", members=(2,)
+    )
+    for layer, fan_in in zip(
+        (x for x in network.plan() if x.op == "linear"), (144, 400), strict=True
+    ):
         assert layer.weight.mean().item() == pytest.approx(0, abs=0.02 * math.sqrt(2 / fan_in))
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
         assert not layer.bias.any()
@@ -293,7 +358,9 @@ def test_layer_norm_starts_as_the_identity() -> None:
 
 
 def test_the_published_network_has_the_published_size() -> None:
-    """1.63 M parameters for the 17 observations and 6 actions of HalfCheetah, the 16 frozen frequencies among them."""
+    """1.63 M parameters for the 17 observations and 6 actions of HalfCheetah, the 16 frozen
+    frequencies among them.
+    """
     network = PublishedScore().build(17, 6, seed=0, stream="prior")
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
@@ -301,7 +368,9 @@ def test_the_published_network_has_the_published_size() -> None:
 
 
 def test_a_wrong_number_of_inputs_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected the inputs \('features', 'actions', 'time'\), got 2 tensors"):
+    with pytest.raises(
+        TypeError, match=r"expected the inputs \('features', 'actions', 'time'\), got 2 tensors"
+    ):
         mlp(0)(*(x.float() for x in inputs(2)[:2]))
 
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_follows_from_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("off_policy_report", ROOT / "benchmarks" / "off_policy_report.py")
+    spec = importlib.util.spec_from_file_location(
+        "off_policy_report", ROOT / "benchmarks" / "off_policy_report.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -19,4 +21,6 @@ def test_the_page_follows_from_the_results(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "docs").mkdir()
     monkeypatch.setattr(script, "ROOT", tmp_path)
     script.main()
-    assert (tmp_path / "docs" / "off_policy.md").read_text() == (ROOT / "docs" / "off_policy.md").read_text()
+    assert (tmp_path / "docs" / "off_policy.md").read_text() == (
+        ROOT / "docs" / "off_policy.md"
+    ).read_text()

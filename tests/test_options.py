@@ -52,8 +52,14 @@ def test_flags_become_a_tree(tokens: list[str], tree: dict[str, Any]) -> None:
         (["-s", "1"], "expected an option such as .* got '-s'"),
         (["--seed"], "option --seed needs a value"),
         (["--fast", "--seed", "1"], "option --fast needs a value, got the option --seed"),
-        (["--a", "1", "--a.b", "2"], "option --a.b sets a field of something that another option gave as a whole"),
-        (["--a.b", "2", "--a", "1"], "option --a gives as a whole what another option sets a field of"),
+        (
+            ["--a", "1", "--a.b", "2"],
+            "option --a.b sets a field of something that another option gave as a whole",
+        ),
+        (
+            ["--a.b", "2", "--a", "1"],
+            "option --a gives as a whole what another option sets a field of",
+        ),
     ],
 )
 def test_flags_that_make_no_sense(tokens: list[str], message: str) -> None:
@@ -67,7 +73,11 @@ def test_flags_that_make_no_sense(tokens: list[str], message: str) -> None:
         ({"a": 1, "b": 2}, {"b": 3}, {"a": 1, "b": 3}),
         ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, {"a": {"b": 1, "c": 3}}),
         ({"a": {"kind": "x", "b": 1}}, {"a": {"kind": "y", "c": 2}}, {"a": {"kind": "y", "c": 2}}),
-        ({"a": {"kind": "x", "b": 1}}, {"a": {"kind": "x", "c": 2}}, {"a": {"kind": "x", "b": 1, "c": 2}}),
+        (
+            {"a": {"kind": "x", "b": 1}},
+            {"a": {"kind": "x", "c": 2}},
+            {"a": {"kind": "x", "b": 1, "c": 2}},
+        ),
         ({"a": {"kind": "x", "b": 1}}, {"a": {"b": 2}}, {"a": {"kind": "x", "b": 2}}),
         ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
@@ -81,22 +91,49 @@ def test_merge(base: Any, changes: Any, merged: Any) -> None:
 
 
 def test_fields_that_are_not_named_keep_the_default_of_their_place() -> None:
-    """Not the default of their class: PiecewiseF documents a value network with layer norm, an MLP as such has none."""
-    assert PiecewiseF.model_validate({"value": {"hidden": [8]}}).value == MLP(hidden=(8,), layer_norm=True)
-    assert OptiDice.model_validate({"value": {"hidden": [8]}}).value == MLP(hidden=(8,), layer_norm=False)
-    assert WeightedBC.model_validate({"optimizer": {"learning_rate": 1}}).optimizer == Optimizer(learning_rate=1, decay="cosine")
-    recipe = Recipe.model_validate({"prior": {"network": {"width": 3}}, "extractor": {"guidance": {"network": {"hidden": [4]}}}})
-    assert (recipe.prior.network.kind, recipe.prior.network.width, recipe.prior.network.blocks) == ("residual", 3, 3)
-    assert recipe.extractor.guidance.network == MLP(hidden=(4,), activation="silu", initialisation="kaiming")
+    """Not the default of their class: PiecewiseF documents a value network with layer norm, an
+    MLP as such has none.
+    """
+    assert PiecewiseF.model_validate({"value": {"hidden": [8]}}).value == MLP(
+        hidden=(8,), layer_norm=True
+    )
+    assert OptiDice.model_validate({"value": {"hidden": [8]}}).value == MLP(
+        hidden=(8,), layer_norm=False
+    )
+    assert WeightedBC.model_validate({"optimizer": {"learning_rate": 1}}).optimizer == Optimizer(
+        learning_rate=1, decay="cosine"
+    )
+    recipe = Recipe.model_validate(
+        {
+            "prior": {"network": {"width": 3}},
+            "extractor": {"guidance": {"network": {"hidden": [4]}}},
+        }
+    )
+    assert (recipe.prior.network.kind, recipe.prior.network.width, recipe.prior.network.blocks) == (
+        "residual",
+        3,
+        3,
+    )
+    assert recipe.extractor.guidance.network == MLP(
+        hidden=(4,), activation="silu", initialisation="kaiming"
+    )
 
 
 def test_another_kind_starts_from_its_own_defaults() -> None:
-    recipe = Recipe.model_validate({"prior": {"network": {"kind": "published", "time": {"size": 16}}}})
+    recipe = Recipe.model_validate(
+        {"prior": {"network": {"kind": "published", "time": {"size": 16}}}}
+    )
     assert recipe.prior.network == PublishedScore(time=FourierTime(size=16))
-    grid = {"backends": {"piecewise_f": {"value": {"hidden": [8]}}}, "extractors": {"weighted_bc": {"solver": {"evaluations": 3}}}}
+    grid = {
+        "backends": {"piecewise_f": {"value": {"hidden": [8]}}},
+        "extractors": {"weighted_bc": {"solver": {"evaluations": 3}}},
+    }
     comparison = Comparison.model_validate(grid)
     assert comparison.backends["piecewise_f"].value == MLP(hidden=(8,), layer_norm=True)
-    assert (comparison.extractors["weighted_bc"].solver.kind, comparison.extractors["weighted_bc"].solver.evaluations) == ("single_step", 3)
+    assert (
+        comparison.extractors["weighted_bc"].solver.kind,
+        comparison.extractors["weighted_bc"].solver.evaluations,
+    ) == ("single_step", 3)
 
 
 def test_read_config(tmp_path: Path) -> None:
@@ -104,7 +141,9 @@ def test_read_config(tmp_path: Path) -> None:
     path.write_text('{"seed": 3}')
     assert read_config(path) == {"seed": 3}
     path.write_text('{"seed": ')
-    with pytest.raises(ValueError, match=r"--config .*c\.json is not valid JSON: Expecting value: line 1 column 10"):
+    with pytest.raises(
+        ValueError, match=r"--config .*c\.json is not valid JSON: Expecting value: line 1 column 10"
+    ):
         read_config(path)
     path.write_text("[1]")
     with pytest.raises(ValueError, match=r"must hold a JSON object, got list"):
@@ -115,21 +154,39 @@ def test_read_config(tmp_path: Path) -> None:
 
 # -- the help text, against an independent walk over the models
 
-Leaf = tuple[str, tuple[str, ...], Any]  # dotted name, the kinds chosen on the way, the default in force
+Leaf = tuple[
+    str, tuple[str, ...], Any
+]  # dotted name, the kinds chosen on the way, the default in force
 
 
 def members(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [option for option in options if get_origin(option) is None and isinstance(option, type) and issubclass(option, BaseModel)]
+    options = (
+        get_args(annotation)
+        if get_origin(annotation) in (Union, types.UnionType)
+        else (annotation,)
+    )
+    return [
+        option
+        for option in options
+        if get_origin(option) is None and isinstance(option, type) and issubclass(option, BaseModel)
+    ]
 
 
-def leaves(model: type[BaseModel], default: Any = None, prefix: str = "", kinds: tuple[str, ...] = ()) -> Iterator[Leaf]:
+def leaves(
+    model: type[BaseModel], default: Any = None, prefix: str = "", kinds: tuple[str, ...] = ()
+) -> Iterator[Leaf]:
     for name, field in model.model_fields.items():
         if name == "kind":
             continue
-        value = "required" if field.is_required() else field.get_default(call_default_factory=True) if default is None else getattr(default, name)
+        value = (
+            "required"
+            if field.is_required()
+            else field.get_default(call_default_factory=True)
+            if default is None
+            else getattr(default, name)
+        )
         inner = members(field.annotation)
         if not inner:
             yield f"{prefix}{name}", kinds, value
@@ -139,13 +196,20 @@ def leaves(model: type[BaseModel], default: Any = None, prefix: str = "", kinds:
             yield f"{prefix}{name}.kind", kinds, value.kind
             for member in inner:
                 kind = member.model_fields["kind"].default
-                yield from leaves(member, value if isinstance(value, member) else None, f"{prefix}{name}.", (*kinds, kind))
+                yield from leaves(
+                    member,
+                    value if isinstance(value, member) else None,
+                    f"{prefix}{name}.",
+                    (*kinds, kind),
+                )
 
 
 def shown(value: Any) -> str:
     """A default as the help text should write it."""
     if isinstance(value, tuple):
-        value = [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
+        value = [
+            item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value
+        ]
     return json.dumps(value)
 
 
@@ -162,9 +226,15 @@ def test_the_help_lists_every_leaf_with_the_default_in_force(model: type[BaseMod
             assert any(line.endswith(f"}} = {default}") for line in mine), (name, default, mine)
         else:
             assert any(f" = {shown(default)}" in line for line in mine), (name, default, mine)
-    # and nothing else: every line is a leaf, the description of a group of leaves, or the heading of a kind
+    # and nothing else: every line is a leaf, the description of a group of leaves, or the heading
+    # of a kind
     known = {f"--{name}" for name, _, _ in every}
-    kinds = {kind for line in lines if ".kind  {" in line for kind in line.partition("{")[2].partition("}")[0].split(",")}
+    kinds = {
+        kind
+        for line in lines
+        if ".kind  {" in line
+        for kind in line.partition("{")[2].partition("}")[0].split(",")
+    }
     for line in map(str.strip, lines):
         first = line.split()[0]
         group = first.endswith(".*") and any(name.startswith(first[:-1]) for name in known)
@@ -194,13 +264,21 @@ def test_every_leaf_of_the_default_can_be_set_by_its_flag(model: type[BaseModel]
 
 def test_the_help_of_a_choice_names_its_kinds_and_what_each_adds() -> None:
     lines = [line.strip() for line in describe_fields(Recipe)]
-    start = lines.index("--backend.kind  {piecewise_f,f_dice,deterministic,orthogonal,optidice,given} = piecewise_f")
-    section = lines[start : next(i for i, line in enumerate(lines) if line.startswith("--extractor.kind"))]
+    start = lines.index(
+        "--backend.kind  {piecewise_f,f_dice,deterministic,orthogonal,optidice,given} = piecewise_f"
+    )
+    section = lines[
+        start : next(i for i, line in enumerate(lines) if line.startswith("--extractor.kind"))
+    ]
     orthogonal = next(i for i, line in enumerate(section) if line.startswith("orthogonal: "))
     assert section[orthogonal + 1].startswith("--backend.trade_off  float = 0.6  ")
     opti = next(i for i, line in enumerate(section) if line.startswith("optidice: "))
-    assert any(line.startswith("--backend.value.layer_norm  bool = false") for line in section[opti:])  # another default than before
-    assert not any(line.startswith("--backend.discount") for line in section[opti:])  # the same as before
+    assert any(
+        line.startswith("--backend.value.layer_norm  bool = false") for line in section[opti:]
+    )  # another default than before
+    assert not any(
+        line.startswith("--backend.discount") for line in section[opti:]
+    )  # the same as before
 
 
 def test_plain_values_of_every_python() -> None:
@@ -217,40 +295,104 @@ def test_plain_values_of_every_python() -> None:
 
 MISTAKES = [
     ({"sed": 1}, "unknown field of Recipe 'sed': did you mean 'seed'? known are backend, "),
-    ({"steps": {"prio": 1}}, "steps: unknown field of Steps 'prio': did you mean 'prior'? known are backend, extractor, prior"),
+    (
+        {"steps": {"prio": 1}},
+        "steps: unknown field of Steps 'prio': did you mean 'prior'? known are backend, "
+        "extractor, prior",
+    ),
     ({"data": {"gaol": 1}}, "data: unknown field of DataSource 'gaol': did you mean 'goal'? "),
-    ({"backend": {"temprature": 1}}, "backend: unknown field of PiecewiseF 'temprature': did you mean 'temperature'? "),
-    ({"backend": {"kind": "optidice", "divergense": "kl"}}, "backend: unknown field of OptiDice 'divergense': did you mean 'divergence'? "),
-    ({"backend": {"value": {"hiden": [1]}}}, "backend.value: unknown field of MLP 'hiden': did you mean 'hidden'? "),
-    ({"extractor": {"solver": {"evaluation": 3}}}, "extractor.solver: unknown field of SingleStep 'evaluation': did you mean 'evaluations'? "),
+    (
+        {"backend": {"temprature": 1}},
+        "backend: unknown field of PiecewiseF 'temprature': did you mean 'temperature'? ",
+    ),
+    (
+        {"backend": {"kind": "optidice", "divergense": "kl"}},
+        "backend: unknown field of OptiDice 'divergense': did you mean 'divergence'? ",
+    ),
+    (
+        {"backend": {"value": {"hiden": [1]}}},
+        "backend.value: unknown field of MLP 'hiden': did you mean 'hidden'? ",
+    ),
+    (
+        {"extractor": {"solver": {"evaluation": 3}}},
+        "extractor.solver: unknown field of SingleStep 'evaluation': did you mean 'evaluations'? ",
+    ),
     (
         {"extractor": {"guidance": {"time": {"kind": "fourier", "sise": 3}}}},
-        "extractor.guidance.time: unknown field of FourierTime 'sise': did you mean 'size'? known are kind, scale, size",
+        "extractor.guidance.time: unknown field of FourierTime 'sise': did you mean 'size'? "
+        "known are kind, scale, size",
     ),
-    ({"backend": {"rewards": ["standardise"]}}, "backend.rewards.0: unknown reward transform 'standardise': did you mean 'standardize'? "),
-    ({"backend": {"rewards": [{"kind": "scale", "factr": 2}]}}, "backend.rewards.0: unknown field of Scale 'factr': did you mean 'factor'? "),
-    ({"backend": {"kind": "optidise"}}, "backend: unknown kind 'optidise': did you mean 'optidice'? known are deterministic, f_dice, "),
-    ({"backend": {"kind": "f_dice", "divergence": "kll"}}, "backend.divergence: unknown divergence 'kll': did you mean 'kl'? "),
-    ({"backend": {"kind": "f_dice", "divergence": {"kind": "kll"}}}, "backend.divergence: unknown kind 'kll': did you mean 'kl'? "),
-    ({"extractor": {"solver": {"kind": "dim"}}}, "extractor.solver: unknown kind 'dim': did you mean 'ddim'? known are ddim, multi_step, single"),
-    ({"backend": "optidice"}, "backend: expected fields, got 'optidice': a kind is chosen with --backend.kind"),
-    ({"seed": "x"}, "seed: Input should be a valid integer, unable to parse string as an integer (got 'x')"),
-    ({"seed": 1.5}, "seed: Input should be a valid integer, got a number with a fractional part (got 1.5)"),
-    ({"data": {"source": 5}}, "data.source: Input should be a valid string; or Input should be a valid tuple (got 5)"),
+    (
+        {"backend": {"rewards": ["standardise"]}},
+        "backend.rewards.0: unknown reward transform 'standardise': did you mean 'standardize'? ",
+    ),
+    (
+        {"backend": {"rewards": [{"kind": "scale", "factr": 2}]}},
+        "backend.rewards.0: unknown field of Scale 'factr': did you mean 'factor'? ",
+    ),
+    (
+        {"backend": {"kind": "optidise"}},
+        "backend: unknown kind 'optidise': did you mean 'optidice'? known are deterministic, "
+        "f_dice, ",
+    ),
+    (
+        {"backend": {"kind": "f_dice", "divergence": "kll"}},
+        "backend.divergence: unknown divergence 'kll': did you mean 'kl'? ",
+    ),
+    (
+        {"backend": {"kind": "f_dice", "divergence": {"kind": "kll"}}},
+        "backend.divergence: unknown kind 'kll': did you mean 'kl'? ",
+    ),
+    (
+        {"extractor": {"solver": {"kind": "dim"}}},
+        "extractor.solver: unknown kind 'dim': did you mean 'ddim'? known are ddim, "
+        "multi_step, single",
+    ),
+    (
+        {"backend": "optidice"},
+        "backend: expected fields, got 'optidice': a kind is chosen with --backend.kind",
+    ),
+    (
+        {"seed": "x"},
+        "seed: Input should be a valid integer, unable to parse string as an integer (got 'x')",
+    ),
+    (
+        {"seed": 1.5},
+        "seed: Input should be a valid integer, got a number with a fractional part (got 1.5)",
+    ),
+    (
+        {"data": {"source": 5}},
+        "data.source: Input should be a valid string; or Input should be a valid tuple (got 5)",
+    ),
     ({"data": {"fraction": 0}}, "data.fraction: Input should be greater than 0 (got 0)"),
     ({"schedule": "jiont"}, "schedule: Input should be 'staged' or 'joint' (got 'jiont')"),
-    ({"backend": {"temperature": "abc"}}, "backend.temperature: expected a positive number or a target effective sample size such as"),
-    ({"backend": {"temperature": -1}}, "backend.temperature: the temperature must be positive, got -1"),
+    (
+        {"backend": {"temperature": "abc"}},
+        "backend.temperature: expected a positive number or a target effective sample size such as",
+    ),
+    (
+        {"backend": {"temperature": -1}},
+        "backend.temperature: the temperature must be positive, got -1",
+    ),
     (
         {"backend": {"value_weight": "x"}},
-        "backend.value_weight: Input should be a valid number, unable to parse string as a number; or Input should be 'one_minus_discount' (got 'x')",
+        "backend.value_weight: Input should be a valid number, unable to parse string as a "
+        "number; or Input should be 'one_minus_discount' (got 'x')",
     ),
-    ({"backend": {"rewards": [{"kind": "scale", "factor": -1}]}}, "backend.rewards.0.factor: Input should be greater than 0 (got -1)"),
-    ({"schedule": "joint", "extractor": {"kind": "select_only"}}, "joint training needs an extractor that learns from ratios: use schedule "),
+    (
+        {"backend": {"rewards": [{"kind": "scale", "factor": -1}]}},
+        "backend.rewards.0.factor: Input should be greater than 0 (got -1)",
+    ),
+    (
+        {"schedule": "joint", "extractor": {"kind": "select_only"}},
+        "joint training needs an extractor that learns from ratios: use schedule ",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "expected"), MISTAKES, ids=[json.dumps(changes) for changes, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("changes", "expected"), MISTAKES, ids=[json.dumps(changes) for changes, _ in MISTAKES]
+)
 def test_a_mistake_is_explained_in_one_line(changes: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(merge(Recipe().model_dump(mode="json"), changes))
@@ -270,10 +412,15 @@ def test_several_mistakes_are_several_lines() -> None:
 def test_mistakes_in_a_grid_are_named_by_its_keys() -> None:
     with pytest.raises(ValidationError) as caught:
         Comparison.model_validate(
-            {"backends": {"mine": {"kind": "optidise"}, "optidice": {"discont": 1}}, "extractors": {"a": {"kind": "weighted_bc", "batch_size": 0}}}
+            {
+                "backends": {"mine": {"kind": "optidise"}, "optidice": {"discont": 1}},
+                "extractors": {"a": {"kind": "weighted_bc", "batch_size": 0}},
+            }
         )
     lines = explain(caught.value, Comparison).splitlines()
     assert lines[0].startswith("backends.mine: unknown kind 'optidise': did you mean 'optidice'?")
-    assert lines[1].startswith("backends.optidice: unknown field of OptiDice 'discont': did you mean 'discount'?")
+    assert lines[1].startswith(
+        "backends.optidice: unknown field of OptiDice 'discont': did you mean 'discount'?"
+    )
     assert lines[2] == "extractors.a.batch_size: Input should be greater than or equal to 1 (got 0)"
     assert len(lines) == 3

@@ -1,4 +1,6 @@
-"""The phases of a program, carried out here one by one: what they compute is the program's body, and no phase waits for itself."""
+"""The phases of a program, carried out here one by one: what they compute is the program's body,
+and no phase waits for itself.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from ddice.solvers import DDIM
 
 def programs(policy: Policy) -> list[Program]:
     found = decision(policy.parts)
-    return [program for program in (found.generator.network, found.q) if program is not None and program.body]
+    return [
+        program
+        for program in (found.generator.network, found.q)
+        if program is not None and program.body
+    ]
 
 
 def slope(kind: str, x: Tensor) -> Tensor:
@@ -45,14 +51,18 @@ def apply(step: Step, y: Tensor, a: list[Tensor]) -> Tensor:
     if step.op == "layer_norm_gradient":
         x = a[0].clone().requires_grad_()
         with torch.enable_grad():
-            return torch.autograd.grad(functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), x, (y * a[1]).expand_as(x))[0]
+            return torch.autograd.grad(
+                functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), x, (y * a[1]).expand_as(x)
+            )[0]
     if step.op == "clean":
         return (a[0] * a[1] - y * a[2]).clamp(-1, 1)
     return y * slope(step.op[:4], a[0])
 
 
 def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:
-    """The output (*M, N, n) for x (N, A) and the rows (*M, N or 1, n) of this evaluation. A phase reads what phases before it stored, and x."""
+    """The output (*M, N, n) for x (N, A) and the rows (*M, N or 1, n) of this evaluation. A
+    phase reads what phases before it stored, and x.
+    """
     stored: dict[str, Tensor] = {"x": x}
 
     def read(view: View) -> Tensor:
@@ -66,14 +76,22 @@ def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:
         now: dict[str, Tensor] = {}
         for task in phase:
             known = carry_out_task(task, read)
-            now |= {name: value for name, value in known.items() if name in found.stored or name == found.output}
+            now |= {
+                name: value
+                for name, value in known.items()
+                if name in found.stored or name == found.output
+            }
         stored |= now
     return stored[found.output]
 
 
 def carry_out_task(task: Task, read: Callable[[View], Tensor]) -> dict[str, Tensor]:
     """Everything that a task knows by a name."""
-    y = sum((read(term.view) @ term.weight for term in task.terms), torch.zeros(())) if task.start is None else read(task.start)
+    y = (
+        sum((read(term.view) @ term.weight for term in task.terms), torch.zeros(()))
+        if task.start is None
+        else read(task.start)
+    )
     known = {task.first: y}
     for step in task.steps:
         y = apply(step, y, [read(view) for view in step.operands])
@@ -91,11 +109,19 @@ def test_phases_compute_the_body(name: str, policy: Policy) -> None:
         times = max(value.shape[-3] for value in setup.values())
         for i in {0, times - 1}:
             values = {**setup, **found.constants}
-            at = {key: value[..., i if value.shape[-3] > 1 else 0, :, :] for key, value in values.items()}
-            rows = {key: v if v.shape[-2] == 1 else v.repeat_interleave(noise.shape[1], -2) for key, v in at.items()}
+            at = {
+                key: value[..., i if value.shape[-3] > 1 else 0, :, :]
+                for key, value in values.items()
+            }
+            rows = {
+                key: v if v.shape[-2] == 1 else v.repeat_interleave(noise.shape[1], -2)
+                for key, v in at.items()
+            }
             expected = body.run(x, body.rows(setup), i)
             scale = float(expected.abs().max().clamp(min=1))
-            torch.testing.assert_close(carry_out(found, x, rows), expected, rtol=0, atol=5e-5 * scale)  # clipping hides larger numbers
+            torch.testing.assert_close(
+                carry_out(found, x, rows), expected, rtol=0, atol=5e-5 * scale
+            )  # clipping hides larger numbers
 
 
 def text(task: Task) -> str:
@@ -104,8 +130,14 @@ def text(task: Task) -> str:
 
 
 def test_the_published_networks_in_thirteen_phases() -> None:
-    """Two layers a block, six blocks and the last layer; the guidance, four layers forwards and four backwards, goes beside them."""
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["published"]), guidance=GUIDANCES["published"], solver=DDIM(evaluations=2))
+    """Two layers a block, six blocks and the last layer; the guidance, four layers forwards and
+    four backwards, goes beside them.
+    """
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=SCORES["published"]),
+        guidance=GUIDANCES["published"],
+        solver=DDIM(evaluations=2),
+    )
     found = phases(programs(make(sampler))[0])
     assert [[text(task) for task in phase] for phase in found.phases] == [
         ["2>16 add silu add", "2>16 add", "2>16 add silu"],
@@ -136,7 +168,9 @@ def test_a_wide_normalisation_is_a_task_of_its_own() -> None:
     def of(size: int) -> int:
         program = start(size)
         hidden = linear(program, linear(program, "x", 2), size)
-        program.output = program.emit("layer_norm", (hidden,), size, weights=(torch.ones(size), torch.zeros(size)))
+        program.output = program.emit(
+            "layer_norm", (hidden,), size, weights=(torch.ones(size), torch.zeros(size))
+        )
         return len(phases(program).phases)
 
     assert (of(FUSED_ROW), of(FUSED_ROW + 1)) == (2, 3)
@@ -150,7 +184,9 @@ def test_what_is_not_covered_is_said() -> None:
     with pytest.raises(NotCovered, match="not covered: fourier of candidates"):
         phases(program)
     program = start()
-    program.output = program.emit("silu", (program.emit("concat", ("x", program.constant(torch.ones(1, 1, 2))), 4),), 4)
+    program.output = program.emit(
+        "silu", (program.emit("concat", ("x", program.constant(torch.ones(1, 1, 2))), 4),), 4
+    )
     with pytest.raises(NotCovered, match="not covered: silu of a concat"):
         phases(program)
     program = start()
@@ -167,30 +203,40 @@ def test_what_is_not_covered_is_said() -> None:
         phases(program)
     program = start()
     program.output = program.emit("silu", (linear(program, "x", 2),), 2)
-    with pytest.raises(NotCovered, match="a last layer that reads the candidates, which it also replaces"):
+    with pytest.raises(
+        NotCovered, match="a last layer that reads the candidates, which it also replaces"
+    ):
         phases(program)
     assert len(phases(program, moves_x=False).phases) == 1  # a Q does not replace them
 
 
 def test_a_sum_forgets_no_value_that_is_read_again() -> None:
-    """a = l(x), e = (a + x) + m(x), output = n(e, silu(a)): a stays known where sums of products become one task."""
+    """a = l(x), e = (a + x) + m(x), output = n(e, silu(a)): a stays known where sums of products
+    become one task.
+    """
     program = start()
     a = linear(program, "x", 2)
     e = program.emit("add", (program.emit("add", (a, "x"), 2), linear(program, "x", 2)), 2)
-    program.output = program.emit("linear", (e, program.emit("silu", (a,), 2)), 2, weights=(torch.eye(2), torch.eye(2)))
+    program.output = program.emit(
+        "linear", (e, program.emit("silu", (a,), 2)), 2, weights=(torch.eye(2), torch.eye(2))
+    )
     x = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
     torch.testing.assert_close(carry_out(phases(program), x, {}), 3 * x + functional.silu(x))
 
 
 def test_a_value_may_meet_itself() -> None:
-    """h + h, silu(h) silu'(h), and slices of one value: nothing reads numbers of its own chain before they are stored."""
+    """h + h, silu(h) silu'(h), and slices of one value: nothing reads numbers of its own chain
+    before they are stored.
+    """
     program = start()
     h = linear(program, "x", 2)
     twice = program.emit("add", (h, h), 2)
     product = program.emit("silu_backward", (h, program.emit("silu", (h,), 2)), 2)
     halves = [program.emit("slice", (twice,), 1, columns=(i, i + 1)) for i in range(2)]
     both = program.emit("add", tuple(halves), 1)
-    program.output = program.emit("linear", (both, product), 2, weights=(torch.ones(1, 2), torch.eye(2)))
+    program.output = program.emit(
+        "linear", (both, product), 2, weights=(torch.ones(1, 2), torch.eye(2))
+    )
     x = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
     expected = 2 * x.sum(-1, keepdim=True) + functional.silu(x) * slope("silu", x)
     torch.testing.assert_close(carry_out(phases(program), x, {}), expected)

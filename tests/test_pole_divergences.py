@@ -1,4 +1,6 @@
-"""Divergences with a pole, sparse ones and numeric ones in a backend: a bandit, whose ratios bisection finds from the printed formulas."""
+"""Divergences with a pole, sparse ones and numeric ones in a backend: a bandit, whose ratios
+bisection finds from the printed formulas.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,24 @@ CASES = {
     "le_cam": ("le_cam", 1.0, lambda y: np.maximum(0, 2 * (1 - y) ** -0.5 - 1)),
     "alpha=0.5": (Alpha(order=0.5), 2.0, lambda y: (1 - 0.5 * y) ** -2.0),
     "alpha=1.5": (Alpha(order=1.5), math.inf, lambda y: np.maximum(0, 1 + 0.5 * y) ** 2),
-    "total_variation": (TotalVariation(smoothing=1), 0.5, lambda y: np.where(y > -(0.125**0.5), 1 + 2 * y / np.sqrt(1 - 4 * y.clip(-0.4) ** 2), 0)),
+    "total_variation": (
+        TotalVariation(smoothing=1),
+        0.5,
+        lambda y: np.where(y > -(0.125**0.5), 1 + 2 * y / np.sqrt(1 - 4 * y.clip(-0.4) ** 2), 0),
+    ),
     "numeric": (NumericDivergence(function=SquaredHellinger().f), 1.0, lambda y: (1 - y) ** -2.0),
 }
 
 
 def bandit() -> tuple[ddice.data.Transitions, Array, Array]:
-    """One row per (state, action), each ending its episode; with rewards (S, A) and behaviour probabilities (S, A)."""
+    """One row per (state, action), each ending its episode; with rewards (S, A) and behaviour
+    probabilities (S, A).
+    """
     rng = np.random.default_rng(0)
-    rewards, behaviour = rng.normal(size=(STATES, ACTIONS)), rng.dirichlet(np.full(ACTIONS, 3.0), STATES)
+    rewards, behaviour = (
+        rng.normal(size=(STATES, ACTIONS)),
+        rng.dirichlet(np.full(ACTIONS, 3.0), STATES),
+    )
     state, pair = np.repeat(np.arange(STATES), ACTIONS), np.arange(STATES * ACTIONS)
     one_hot = np.eye(STATES, dtype=np.float32)
     arrays = {
@@ -51,7 +62,9 @@ def bandit() -> tuple[ddice.data.Transitions, Array, Array]:
 
 
 def exact_ratios(ratio, pole: float, rewards: Array, behaviour: Array) -> Array:
-    """w (S, A) with sum_a pi_D(a | s) w(a | s) = 1: V by bisection between the pole and a V above all rewards."""
+    """w (S, A) with sum_a pi_D(a | s) w(a | s) = 1: V by bisection between the pole and a V
+    above all rewards.
+    """
     low = rewards.max(1) - min(pole, 100.0) * TEMPERATURE * (1 - 1e-12)
     high = rewards.max(1) + 100 * TEMPERATURE
     for _ in range(200):
@@ -69,7 +82,14 @@ def test_a_bandit_against_bisection(case: str) -> None:
     data, rewards, behaviour = bandit()
     optimizer = Optimizer(learning_rate=0.1, decay="cosine")
     config = FDice(
-        divergence=divergence, critic=TABLE, value=TABLE, encoder=RAW, optimizer=optimizer, polyak=0.3, temperature=TEMPERATURE, discount=0.0
+        divergence=divergence,
+        critic=TABLE,
+        value=TABLE,
+        encoder=RAW,
+        optimizer=optimizer,
+        polyak=0.3,
+        temperature=TEMPERATURE,
+        discount=0.0,
     )
     backend, batch, steps = config.build(data.spec), data.full(), 600
     backend.horizon = steps
@@ -80,7 +100,9 @@ def test_a_bandit_against_bisection(case: str) -> None:
         cut_rates.append(metrics["cut_rate"].item())
     expected = exact_ratios(ratio, pole, rewards, behaviour)
     np.testing.assert_allclose((behaviour * expected).sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(backend.ratio(batch).reshape(STATES, ACTIONS), expected, atol=2e-3 * expected.max())
+    np.testing.assert_allclose(
+        backend.ratio(batch).reshape(STATES, ACTIONS), expected, atol=2e-3 * expected.max()
+    )
     assert cut_rates[-1] == 0
     assert (max(cut_rates) > 0) == (pole < 2)
 
@@ -89,7 +111,15 @@ def test_a_bandit_against_bisection(case: str) -> None:
 def test_in_the_dual_too(case: str) -> None:
     """OptiDICE on the same data: everything stays finite, and the mean ratio nears 1."""
     data, *_ = bandit()
-    config = OptiDice(divergence=CASES[case][0], value=TABLE, encoder=RAW, rewards=(), expectation="sample", temperature=2.0, discount=0.5)
+    config = OptiDice(
+        divergence=CASES[case][0],
+        value=TABLE,
+        encoder=RAW,
+        rewards=(),
+        expectation="sample",
+        temperature=2.0,
+        discount=0.5,
+    )
     config = config.model_copy(update={"optimizer": Optimizer(learning_rate=0.05, decay="cosine")})
     backend = config.build(data.spec)
     backend.horizon = 400

@@ -28,7 +28,11 @@ LOW, HIGH = (-2.0, 0.0), (4.0, 0.5)
 def spec_of(nested: bool = False) -> Spec:
     rng = np.random.default_rng(0)
     position, goal = rng.normal(size=(20, 2)), rng.normal(size=(20, 1))
-    observations = {"position": position, "goal": {"x": goal}} if nested else np.concatenate([goal, position], 1)
+    observations = (
+        {"position": position, "goal": {"x": goal}}
+        if nested
+        else np.concatenate([goal, position], 1)
+    )
     arrays = {
         "observations": observations,
         "actions": rng.uniform(LOW, HIGH, (20, 2)),
@@ -69,16 +73,38 @@ class Spy:
 
 
 def affine(candidates: int = 1, q=None, **settings) -> Policy:
-    return make_policy(SPEC, Affine(), candidates=candidates, selection=settings.pop("selection", Selection()), q=q, **settings)
+    return make_policy(
+        SPEC,
+        Affine(),
+        candidates=candidates,
+        selection=settings.pop("selection", Selection()),
+        q=q,
+        **settings,
+    )
 
 
-def whole(candidates: int = 3, rule: str = "mean", spec: Spec = SPEC, kind: str = "gaussian") -> Policy:
-    """A whole, untrained policy with its own Q, of two members and a value. (An untrained diffusion model ends at the bounds.)"""
+def whole(
+    candidates: int = 3, rule: str = "mean", spec: Spec = SPEC, kind: str = "gaussian"
+) -> Policy:
+    """A whole, untrained policy with its own Q, of two members and a value. (An untrained
+    diffusion model ends at the bounds.)
+    """
     small = MLP(hidden=(8,))
     q = QConfig(critic=small, members=2, value=small).build(spec, seed=1)
-    config = Gaussian(network=small) if kind == "gaussian" else Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)))
+    config = (
+        Gaussian(network=small)
+        if kind == "gaussian"
+        else Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)))
+    )
     sampler = config.build(spec)
-    return make_policy(spec, sampler, candidates=candidates, selection=Selection(rule=rule), q=q, notes={"from": "a test"})
+    return make_policy(
+        spec,
+        sampler,
+        candidates=candidates,
+        selection=Selection(rule=rule),
+        q=q,
+        notes={"from": "a test"},
+    )
 
 
 OBSERVATIONS = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
@@ -103,7 +129,9 @@ def test_the_published_order_scores_first() -> None:
 
 
 def test_the_clip_rate_is_counted() -> None:
-    """Latents -0.05 ... 0.05 times 10 plus the observation 0.8: 0.3, 0.55, 0.8, 1.05, 1.3, so two of five leave the bounds."""
+    """Latents -0.05 ... 0.05 times 10 plus the observation 0.8: 0.3, 0.55, 0.8, 1.05, 1.3, so
+    two of five leave the bounds.
+    """
     policy = affine(candidates=5, q=Spy())
     assert policy.clip_rate == 0
     policy.act(np.array([[0.8, 0, 0]]), deterministic=True)
@@ -118,7 +146,11 @@ def test_the_clip_rate_counts_the_calls_of_all_threads() -> None:
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: policy.decide(torch.zeros(1, 3), torch.ones(1, 1, 2)), range(1000)))
+            list(
+                pool.map(
+                    lambda _: policy.decide(torch.zeros(1, 3), torch.ones(1, 1, 2)), range(1000)
+                )
+            )
     finally:
         sys.setswitchinterval(before)
     assert policy.clip_rate == 1
@@ -129,9 +161,15 @@ def test_the_best_candidate_is_played_in_the_units_of_the_environment() -> None:
     """Unit actions 0.3 and 0.5: low + (a + 1) / 2 (high - low)."""
     policy = affine(candidates=2, q=Spy())
     actions = policy.act(np.array([[0.0, 0, 0], [-0.2, 0, 0]]), deterministic=True)
-    np.testing.assert_allclose(actions, [[-2 + 0.75 * 6, 0.75 * 0.5], [-2 + 0.65 * 6, 0.65 * 0.5]], rtol=1e-6)
-    worst = affine(candidates=2, q=lambda observations, actions: -actions[:, 0])  # one member may be (B,)
-    np.testing.assert_allclose(worst.act(np.zeros(3), deterministic=True), [-2 + 0.25 * 6, 0.25 * 0.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        actions, [[-2 + 0.75 * 6, 0.75 * 0.5], [-2 + 0.65 * 6, 0.65 * 0.5]], rtol=1e-6
+    )
+    worst = affine(
+        candidates=2, q=lambda observations, actions: -actions[:, 0]
+    )  # one member may be (B,)
+    np.testing.assert_allclose(
+        worst.act(np.zeros(3), deterministic=True), [-2 + 0.25 * 6, 0.25 * 0.5], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rule", ["mean", "minimum", "softmax"])
@@ -140,17 +178,25 @@ def test_deterministic_actions_do_not_depend_on_the_batch(rule: str) -> None:
     together = policy.act(OBSERVATIONS, deterministic=True)
     assert np.array_equal(together, policy.act(OBSERVATIONS, deterministic=True))
     for row, observation in zip(together, OBSERVATIONS, strict=True):
-        np.testing.assert_allclose(policy.act(observation, deterministic=True), row, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            policy.act(observation, deterministic=True), row, rtol=1e-4, atol=1e-5
+        )
     assert len(np.unique(together, axis=0)) == 6
 
 
 @pytest.mark.parametrize("rule", ["mean", "softmax"])
 def test_a_seed_per_row(rule: str) -> None:
-    """Row i depends on seed[i] alone; the same number in another row of another batch is the same action."""
+    """Row i depends on seed[i] alone; the same number in another row of another batch is the
+    same action.
+    """
     policy = whole(rule=rule)
     together = policy.act(OBSERVATIONS, seed=[5, 6, 7, 8, 9, 5])
-    np.testing.assert_allclose(policy.act(OBSERVATIONS[2:4], seed=[7, 8]), together[2:4], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(policy.act(OBSERVATIONS[[2, 0]], seed=[0, 5])[1], together[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        policy.act(OBSERVATIONS[2:4], seed=[7, 8]), together[2:4], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        policy.act(OBSERVATIONS[[2, 0]], seed=[0, 5])[1], together[0], rtol=1e-4, atol=1e-5
+    )
     same = policy.act(np.repeat(OBSERVATIONS[:1], 2, 0), seed=[5, 6])
     assert not np.allclose(same[0], same[1])
     with pytest.raises(ValueError, match="one for each of the 6 observations, got 2"):
@@ -161,7 +207,9 @@ def test_seeds_of_every_integer_type() -> None:
     policy = whole()
     expected = policy.act(OBSERVATIONS, seed=3)
     assert np.array_equal(policy.act(OBSERVATIONS, seed=np.int64(3)), expected)
-    assert np.array_equal(policy.act(OBSERVATIONS, seed=np.arange(6)), policy.act(OBSERVATIONS, seed=list(range(6))))
+    assert np.array_equal(
+        policy.act(OBSERVATIONS, seed=np.arange(6)), policy.act(OBSERVATIONS, seed=list(range(6)))
+    )
     assert not np.array_equal(policy.act(OBSERVATIONS, seed=4), expected)
     assert not np.array_equal(policy.act(OBSERVATIONS), policy.act(OBSERVATIONS))
 
@@ -184,8 +232,14 @@ def test_shapes_and_types() -> None:
     tensor = policy.act(torch.from_numpy(OBSERVATIONS), deterministic=True)
     assert isinstance(tensor, Tensor)
     np.testing.assert_array_equal(tensor, policy.act(OBSERVATIONS, deterministic=True))
-    np.testing.assert_array_equal(policy.act(OBSERVATIONS.astype(np.float64), deterministic=True), policy.act(OBSERVATIONS, deterministic=True))
-    np.testing.assert_array_equal(policy.act(OBSERVATIONS.tolist(), deterministic=True), policy.act(OBSERVATIONS, deterministic=True))
+    np.testing.assert_array_equal(
+        policy.act(OBSERVATIONS.astype(np.float64), deterministic=True),
+        policy.act(OBSERVATIONS, deterministic=True),
+    )
+    np.testing.assert_array_equal(
+        policy.act(OBSERVATIONS.tolist(), deterministic=True),
+        policy.act(OBSERVATIONS, deterministic=True),
+    )
 
 
 def test_predict_is_the_habit_of_stable_baselines() -> None:
@@ -199,12 +253,21 @@ def test_observations_of_nested_dicts() -> None:
     spec = spec_of(nested=True)
     policy = whole(spec=spec)
     assert [part.path for part in spec.observations.parts] == ["goal/x", "position"]
-    native = {"position": OBSERVATIONS[:, 1:], "goal": {"x": OBSERVATIONS[:, :1]}, "unused": np.zeros((6, 9))}
+    native = {
+        "position": OBSERVATIONS[:, 1:],
+        "goal": {"x": OBSERVATIONS[:, :1]},
+        "unused": np.zeros((6, 9)),
+    }
     expected = whole().act(OBSERVATIONS, deterministic=True)
     np.testing.assert_allclose(policy.act(native, deterministic=True), expected, rtol=1e-5)
     single = {"position": OBSERVATIONS[0, 1:], "goal": {"x": OBSERVATIONS[0, :1]}}
-    np.testing.assert_allclose(policy.act(single, deterministic=True), expected[0], rtol=1e-4, atol=1e-5)
-    tensors = {"position": torch.from_numpy(OBSERVATIONS[:, 1:]), "goal": {"x": torch.from_numpy(OBSERVATIONS[:, :1])}}
+    np.testing.assert_allclose(
+        policy.act(single, deterministic=True), expected[0], rtol=1e-4, atol=1e-5
+    )
+    tensors = {
+        "position": torch.from_numpy(OBSERVATIONS[:, 1:]),
+        "goal": {"x": torch.from_numpy(OBSERVATIONS[:, :1])},
+    }
     assert isinstance(policy.act(tensors), Tensor)
     with pytest.raises(ValueError, match="'position'"):
         policy.act({"goal": {"x": OBSERVATIONS[0, :1]}})
@@ -234,7 +297,9 @@ def test_nan_is_no_action(engine) -> None:
     policy = whole(kind="diffusion")
     policy.sampler.encoder.mean[0], policy.sampler.encoder.std[0] = 0, 1e-38
     huge = np.float32([[0, 0, 0], [3e38, 0, 0]])
-    with pytest.raises(ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"):
+    with pytest.raises(
+        ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"
+    ):
         policy.compile(engine).act(huge)
     assert np.isfinite(policy.compile(engine).act(huge[:1])).all()
 
@@ -261,17 +326,37 @@ def test_a_copy_owns_its_networks() -> None:
 def test_settings_of_acting_need_no_training() -> None:
     """The same networks with another solver, scale and K are a policy that was built with these."""
     guidance = Guidance(network=MLP(hidden=(8,), activation="silu"))
-    sampler = Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)), guidance=guidance)
-    built, q = sampler.build(SPEC), QConfig(critic=MLP(hidden=(8,)), value=MLP(hidden=(8,))).build(SPEC)
+    sampler = Diffusion(
+        prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)), guidance=guidance
+    )
+    built, q = (
+        sampler.build(SPEC),
+        QConfig(critic=MLP(hidden=(8,)), value=MLP(hidden=(8,))).build(SPEC),
+    )
     policy = make_policy(SPEC, built, candidates=5, selection=Selection(), q=q).compile("eager")
-    changed = policy.with_settings(solver=FEW_STEPS, guidance_scale=2.5, candidates=3, selection=Selection(rule="minimum"))
-    other = DiffusionSampler(sampler.model_copy(update={"solver": FEW_STEPS, "guidance_scale": 2.5}), built.encoder, built.network, built.guidance)
-    expected = make_policy(SPEC, other, candidates=3, selection=Selection(rule="minimum"), q=q).compile("eager")
+    changed = policy.with_settings(
+        solver=FEW_STEPS, guidance_scale=2.5, candidates=3, selection=Selection(rule="minimum")
+    )
+    other = DiffusionSampler(
+        sampler.model_copy(update={"solver": FEW_STEPS, "guidance_scale": 2.5}),
+        built.encoder,
+        built.network,
+        built.guidance,
+    )
+    expected = make_policy(
+        SPEC, other, candidates=3, selection=Selection(rule="minimum"), q=q
+    ).compile("eager")
     assert (changed.config, changed.engine.name) == (expected.config, "eager")
     observations = np.random.default_rng(0).normal(size=(6, 3))
-    np.testing.assert_array_equal(changed.act(observations, seed=0), expected.act(observations, seed=0))
-    assert not np.array_equal(changed.act(observations, deterministic=True), policy.act(observations, deterministic=True))
-    np.testing.assert_array_equal(policy.with_settings().act(observations, seed=0), policy.act(observations, seed=0))
+    np.testing.assert_array_equal(
+        changed.act(observations, seed=0), expected.act(observations, seed=0)
+    )
+    assert not np.array_equal(
+        changed.act(observations, deterministic=True), policy.act(observations, deterministic=True)
+    )
+    np.testing.assert_array_equal(
+        policy.with_settings().act(observations, seed=0), policy.act(observations, seed=0)
+    )
 
 
 def test_settings_that_a_policy_has_no_use_for() -> None:
@@ -287,7 +372,9 @@ def test_settings_that_a_policy_has_no_use_for() -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, torch.OutOfMemoryError])
-def test_a_policy_stays_where_its_engine_runs(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_stays_where_its_engine_runs(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, moved = whole(), []
     monkeypatch.setattr(policy, "_move", lambda device: moved.append(device.type))
 
@@ -301,7 +388,10 @@ def test_a_policy_stays_where_its_engine_runs(kind: type[Exception], monkeypatch
 
 
 def test_a_policy_owns_its_networks() -> None:
-    sampler, q = Gaussian(network=MLP(hidden=(4,))).build(SPEC), QConfig(critic=MLP(hidden=(4,))).build(SPEC)
+    sampler, q = (
+        Gaussian(network=MLP(hidden=(4,))).build(SPEC),
+        QConfig(critic=MLP(hidden=(4,))).build(SPEC),
+    )
     policy = make_policy(SPEC, sampler, candidates=4, selection=Selection(), q=q)
     before = policy.act(OBSERVATIONS, deterministic=True)
     with torch.no_grad():
@@ -316,13 +406,18 @@ def test_a_policy_owns_its_networks() -> None:
 def test_saved_and_loaded_bit_for_bit(candidates: int, kind: str, tmp_path: Path) -> None:
     policy = whole(candidates, kind=kind)
     policy.save(tmp_path / "policy")
-    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"policy.json", "policy.safetensors"}
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {
+        "policy.json",
+        "policy.safetensors",
+    }
     loaded = load_policy(tmp_path / "policy", device="cpu")
     assert loaded.config == policy.config
     assert loaded.spec == policy.spec
     assert loaded.config.notes == {"from": "a test"}
     for arguments in ({"seed": 3}, {"deterministic": True}, {"seed": list(range(6))}):
-        assert np.array_equal(loaded.act(OBSERVATIONS, **arguments), policy.act(OBSERVATIONS, **arguments))
+        assert np.array_equal(
+            loaded.act(OBSERVATIONS, **arguments), policy.act(OBSERVATIONS, **arguments)
+        )
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,10 +462,16 @@ def edited(content: str, **changes) -> str:
         (lambda text: "", "truncated or foreign"),
         (lambda text: "[]", "policy"),
         (lambda text: "{}", "expected .* to hold a policy"),
-        (lambda text: edited(text, kind="checkpoint"), "expected .* to hold a policy, got a checkpoint"),
+        (
+            lambda text: edited(text, kind="checkpoint"),
+            "expected .* to hold a policy, got a checkpoint",
+        ),
         (lambda text: edited(text, schema=99), "schema 99"),
         (lambda text: json.dumps({"kind": "policy", "schema": 1}), "policy"),
-        (lambda text: edited(text, policy={**json.loads(text)["policy"], "candidate": 3}), "did you mean 'candidates'"),
+        (
+            lambda text: edited(text, policy={**json.loads(text)["policy"], "candidate": 3}),
+            "did you mean 'candidates'",
+        ),
     ],
     ids=["truncated", "empty", "list", "foreign", "kind", "schema", "no content", "misspelt"],
 )
@@ -408,8 +509,16 @@ def test_the_largest_actions_lie_within_the_bounds() -> None:
     """Also after rounding: an environment that checks its action space would refuse them."""
     rng = np.random.default_rng(0)
     for _ in range(200):
-        low, high = np.sort(rng.normal(size=(2, 2)) * 10 ** rng.uniform(-3, 3, (2, 2)), axis=0).astype(np.float32)
-        spec = SPEC.model_copy(update={"actions": SPEC.actions.model_copy(update={"low": tuple(low.tolist()), "high": tuple(high.tolist())})})
+        low, high = np.sort(
+            rng.normal(size=(2, 2)) * 10 ** rng.uniform(-3, 3, (2, 2)), axis=0
+        ).astype(np.float32)
+        spec = SPEC.model_copy(
+            update={
+                "actions": SPEC.actions.model_copy(
+                    update={"low": tuple(low.tolist()), "high": tuple(high.tolist())}
+                )
+            }
+        )
         policy = make_policy(spec, Affine(), candidates=1, selection=Selection(), q=None)
         for edge in (-50.0, 50.0):
             action = policy.act(np.array([edge, 0, 0]), deterministic=True)
@@ -419,7 +528,11 @@ def test_the_largest_actions_lie_within_the_bounds() -> None:
 
 @pytest.mark.parametrize("shape", [(48, 1), (48, 2), (2, 6, 8), (47,)])
 def test_a_critic_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    """Members come first: (48, 2) in place of (2, 48) would otherwise be read in the wrong order, silently."""
+    """Members come first: (48, 2) in place of (2, 48) would otherwise be read in the wrong
+    order, silently.
+    """
     policy = affine(candidates=8, q=lambda observations, actions: torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"expected q\(observations, actions\) of shape \(M, 48\) or \(48,\), got "):
+    with pytest.raises(
+        ValueError, match=r"expected q\(observations, actions\) of shape \(M, 48\) or \(48,\), got "
+    ):
         policy.act(OBSERVATIONS)

@@ -1,4 +1,6 @@
-"""The presets against the numbers of the public implementation of Diffusion-DICE, written out here a second time."""
+"""The presets against the numbers of the public implementation of Diffusion-DICE, written out
+here a second time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ OFFICIAL, PAPER = PRESETS["official"], PRESETS["paper"]
 
 # Settings of the public implementation (arXiv 2407.20109), by dotted name.
 PUBLISHED: dict[str, Any] = {
-    # prior: VP with beta 0.1 .. 20, t in [1e-3, 1]; Adam 1e-4, batch 4096, 600k steps, no average, nothing normalised
+    # prior: VP with beta 0.1 .. 20, t in [1e-3, 1]; Adam 1e-4, batch 4096, 600k steps, no average,
+    # nothing normalised
     "prior.schedule.kind": "vp",
     "prior.schedule.beta_min": 0.1,
     "prior.schedule.beta_max": 20.0,
@@ -42,7 +45,8 @@ PUBLISHED: dict[str, Any] = {
     "prior.network.time.size": 32,
     "prior.network.time.scale": 30.0,
     "steps.prior": 600_000,
-    # critic and guidance: one million joint steps, batch 512, AdamW 3e-4 with decay 1e-4, gamma 0.99, Polyak 0.005
+    # critic and guidance: one million joint steps, batch 512, AdamW 3e-4 with decay 1e-4, gamma
+    # 0.99, Polyak 0.005
     "schedule": "joint",
     "steps.backend": 1_000_000,
     "extractor.guidance.batch_size": 512,
@@ -56,7 +60,8 @@ PUBLISHED: dict[str, Any] = {
     "backend.discount": 0.99,
     "backend.polyak": 0.005,
     "backend.encoder.normalize": False,
-    # twin Q 256 x 2 relu; V 256 x 2 relu with layer norm; ten members for selection; g 4 x 256 silu on a Fourier embedding of 32
+    # twin Q 256 x 2 relu; V 256 x 2 relu with layer norm; ten members for selection; g 4 x 256 silu
+    # on a Fourier embedding of 32
     "backend.critic_members": 2,
     "backend.critic.hidden": (256, 256),
     "backend.critic.activation": "relu",
@@ -71,7 +76,8 @@ PUBLISHED: dict[str, Any] = {
     "extractor.guidance.network.layer_norm": False,
     "extractor.guidance.time.kind": "fourier",
     "extractor.guidance.time.size": 32,
-    # V: coefficient 1; ratios in [1e-40, 100], not normalised; 16 noises; rescaled by the batch's maximum with a cap of 80
+    # V: coefficient 1; ratios in [1e-40, 100], not normalised; 16 noises; rescaled by the batch's
+    # maximum with a cap of 80
     "backend.value_weight": 1.0,
     "backend.warm_start_steps": 0,
     "extractor.guidance.normalize": False,
@@ -79,7 +85,8 @@ PUBLISHED: dict[str, Any] = {
     "extractor.guidance.time_power": 1.0,
     "extractor.guidance.rescale": "batch_max",
     "extractor.guidance.exponent_cut": 80.0,
-    # acting: temperature 0.5 and K = 1 of the command line, scale 4 (medium), argmax of the mean, candidates not clipped before scoring
+    # acting: temperature 0.5 and K = 1 of the command line, scale 4 (medium), argmax of the mean,
+    # candidates not clipped before scoring
     "backend.temperature": 0.5,
     "extractor.kind": "guide_then_select",
     "extractor.candidates": 1,
@@ -116,7 +123,11 @@ def test_official_clamps_ratios_as_published_and_scales_rewards_of_locomotion() 
 def test_paper_differs_from_official_in_the_printed_equations_only() -> None:
     """c = 1 - gamma instead of 1, no rescaling of the loss, and the theory's guidance scale."""
     found = differences(OFFICIAL.model_dump(mode="json"), PAPER.model_dump(mode="json"))
-    assert found == ["backend.value_weight", "extractor.guidance.rescale", "extractor.guidance_scale"]
+    assert found == [
+        "backend.value_weight",
+        "extractor.guidance.rescale",
+        "extractor.guidance_scale",
+    ]
     assert PAPER.backend.value_weight == "one_minus_discount"
     assert PAPER.extractor.guidance.rescale == "none"
     assert PAPER.extractor.guidance_scale == 1.0
@@ -125,10 +136,16 @@ def test_paper_differs_from_official_in_the_printed_equations_only() -> None:
 def test_default_is_the_recipe_without_arguments() -> None:
     assert PRESETS["default"] == Recipe()
     assert list(PRESETS)[:3] == ["default", "official", "paper"]
-    assert set(PRESETS) == {"default", "official", "paper", *(f"official/{name}" for name in PUBLISHED_TASKS)}
+    assert set(PRESETS) == {
+        "default",
+        "official",
+        "paper",
+        *(f"official/{name}" for name in PUBLISHED_TASKS),
+    }
 
 
-# task -> guidance scale, score of Diffusion-DICE, best other score: the public implementation, and table 1 of the paper
+# task -> guidance scale, score of Diffusion-DICE, best other score: the public implementation, and
+# table 1 of the paper
 PUBLISHED_TASKS: dict[str, tuple[float, float, float]] = {
     "halfcheetah-medium-v2": (4, 60.0, 54.1),
     "halfcheetah-medium-replay-v2": (4, 49.2, 47.8),
@@ -146,8 +163,20 @@ PUBLISHED_TASKS: dict[str, tuple[float, float, float]] = {
     "antmaze-large-play-v2": (4, 68.6, 66.6),
     "antmaze-large-diverse-v2": (4, 72.0, 67.9),
 }
-LOCOMOTION = {"noises": 16, "rewards": "return_range", "rule": "mean", "selector": "ensemble", "episodes": 10}
-ANTMAZE = {"noises": 32, "rewards": "minus_one_zero", "rule": "softmax", "selector": "critic", "episodes": 50}
+LOCOMOTION = {
+    "noises": 16,
+    "rewards": "return_range",
+    "rule": "mean",
+    "selector": "ensemble",
+    "episodes": 10,
+}
+ANTMAZE = {
+    "noises": 32,
+    "rewards": "minus_one_zero",
+    "rule": "softmax",
+    "selector": "critic",
+    "episodes": 50,
+}
 
 
 @pytest.mark.parametrize("task", PUBLISHED_TASKS)
@@ -168,8 +197,14 @@ def test_a_task_has_its_published_settings_and_nothing_else(task: str) -> None:
     assert (TASKS[task].temperature, TASKS[task].candidates) == (None, None)
     assert (recipe.backend.temperature, recipe.extractor.candidates) == (0.5, 1)
     set_by_tasks = {"data", "backend.rewards", "backend.selector", "evaluation.episodes"}
-    set_by_tasks |= {"extractor.selection", "extractor.guidance_scale", "extractor.guidance.noises_per_action"}
-    assert {reason(field) for field in fields_that_differ("official", f"official/{task}")} <= set_by_tasks
+    set_by_tasks |= {
+        "extractor.selection",
+        "extractor.guidance_scale",
+        "extractor.guidance.noises_per_action",
+    }
+    assert {
+        reason(field) for field in fields_that_differ("official", f"official/{task}")
+    } <= set_by_tasks
 
 
 def test_the_published_scores_have_the_published_averages() -> None:
@@ -186,7 +221,11 @@ def fields_that_differ(one: str, two: str) -> list[str]:
 
 
 def test_every_difference_has_a_reason_and_every_reason_a_difference() -> None:
-    pairs = [("official", "default"), ("official", "paper"), *(("official", name) for name in PRESETS if name.startswith("official/"))]
+    pairs = [
+        ("official", "default"),
+        ("official", "paper"),
+        *(("official", name) for name in PRESETS if name.startswith("official/")),
+    ]
     fields = {field for pair in pairs for field in fields_that_differ(*pair)}
     assert {reason(field) for field in fields} == set(REASONS)
     with pytest.raises(KeyError, match=r"expected one reason for 'backend\.polyak' .*found 0"):
@@ -217,7 +256,9 @@ def test_the_list_has_one_line_for_each(run: Run) -> None:
     lines = output.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     assert [line.split(maxsplit=1)[1] for line in lines] == [describe(name) for name in PRESETS]
-    assert "published score 100.2, best other method 98.0 (arXiv 2407.20109, table 1)" in describe("official/hopper-medium-v2")
+    assert "published score 100.2, best other method 98.0 (arXiv 2407.20109, table 1)" in describe(
+        "official/hopper-medium-v2"
+    )
 
 
 @pytest.mark.parametrize("name", ["default", "official/antmaze-large-play-v2"])
@@ -232,17 +273,27 @@ def test_what_is_shown_can_be_read_back(name: str, run: Run) -> None:
 def test_a_diff_says_every_field_both_values_and_why(run: Run) -> None:
     status, output, _ = run("presets", "diff", "official", "paper")
     assert status == 0
-    blocks = [block.splitlines() for block in output.removeprefix("official -> paper\n").strip().split("\n\n")]
+    blocks = [
+        block.splitlines()
+        for block in output.removeprefix("official -> paper\n").strip().split("\n\n")
+    ]
     assert [block[:-1] for block in blocks] == [
         ['backend.value_weight: 1.0 -> "one_minus_discount"'],
         ["extractor.guidance_scale: 4.0 -> 1.0"],
         ['extractor.guidance.rescale: "batch_max" -> "none"'],
     ]
     assert [block[-1].strip() for block in blocks] == [
-        REASONS[name] for name in ("backend.value_weight", "extractor.guidance_scale", "extractor.guidance.rescale")
+        REASONS[name]
+        for name in (
+            "backend.value_weight",
+            "extractor.guidance_scale",
+            "extractor.guidance.rescale",
+        )
     ]
     _, output, _ = run("presets", "diff", "official", "default")
-    shown = {line.split(": ")[0] for line in output.splitlines()[1:] if line and not line.startswith(" ")}
+    shown = {
+        line.split(": ")[0] for line in output.splitlines()[1:] if line and not line.startswith(" ")
+    }
     assert shown == set(fields_that_differ("official", "default"))
     assert "prior.network.blocks: (no such field) -> 3\n" in output
     assert "extractor.guidance.log_cap: 4.605170185988092 -> null\n" in output
@@ -253,22 +304,29 @@ def test_training_says_which_settings_are_not_the_papers(run: Run) -> None:
     recipe = PRESETS["official/hopper-medium-v2"]
     assert unpublished("default", PRESETS["default"]) == []
     assert unpublished("official/hopper-medium-v2", recipe) == [
-        "official/hopper-medium-v2: --backend.temperature 0.5 is not the paper's: the temperature of each task was never published; "
-        "0.5 is the default of the public command line",
-        "official/hopper-medium-v2: --extractor.candidates 1 is not the paper's: K of each task was never published; "
-        "1 is the default of the public command line",
+        "official/hopper-medium-v2: --backend.temperature 0.5 is not the paper's: the "
+        "temperature of each task was never published; 0.5 is the default of the public "
+        "command line",
+        "official/hopper-medium-v2: --extractor.candidates 1 is not the paper's: K of each "
+        "task was never published; 1 is the default of the public command line",
     ]
-    status, _, errors = run("train", "--preset", "official/hopper-medium-v2", "--backend.temperature", "2")
+    status, _, errors = run(
+        "train", "--preset", "official/hopper-medium-v2", "--backend.temperature", "2"
+    )
     assert status == 1
     first, second = errors.splitlines()
-    assert first.startswith("official/hopper-medium-v2: --extractor.candidates 1 is not the paper's")
+    assert first.startswith(
+        "official/hopper-medium-v2: --extractor.candidates 1 is not the paper's"
+    )
     assert second.startswith("error: ")
     assert "hopper-medium-v2.hdf5" in second
 
 
 @pytest.fixture(scope="module")
 def locomotion() -> Any:
-    """A set of the shape of halfcheetah's, S = 17 and A = 6, whose episodes have different returns."""
+    """A set of the shape of halfcheetah's, S = 17 and A = 6, whose episodes have different
+    returns.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = 120
     arrays = {
@@ -277,15 +335,22 @@ def locomotion() -> Any:
         "rewards": torch.randn(rows, generator=generator).numpy(),
         "terminations": torch.arange(rows).remainder(10).eq(9).numpy(),
     }
-    return load_dataset({**arrays, "episode_ids": torch.arange(rows).div(10, rounding_mode="floor").numpy()}, action_bounds=(-1, 1))
+    return load_dataset(
+        {**arrays, "episode_ids": torch.arange(rows).div(10, rounding_mode="floor").numpy()},
+        action_bounds=(-1, 1),
+    )
 
 
 def test_official_networks_have_the_published_sizes(locomotion: Any) -> None:
     prior = OFFICIAL.prior.build(locomotion.spec)
-    trained = sum(parameter.numel() for parameter in prior.network.parameters() if parameter.requires_grad)
+    trained = sum(
+        parameter.numel() for parameter in prior.network.parameters() if parameter.requires_grad
+    )
     assert round(trained / 1e6, 2) == 1.63
     guidance = OFFICIAL.extractor.build(locomotion.spec, prior=prior).network
-    trained = sum(parameter.numel() for parameter in guidance.parameters() if parameter.requires_grad)
+    trained = sum(
+        parameter.numel() for parameter in guidance.parameters() if parameter.requires_grad
+    )
     # inputs 17 + 6 + 32, four layers of 256, one output
     assert trained == (55 * 256 + 256) + 3 * (256 * 256 + 256) + 257
     assert round(trained / 1e6, 2) == 0.21
@@ -296,14 +361,24 @@ def test_presets_train_a_few_steps_with_their_own_networks(
     name: str, locomotion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path))
-    changes = {"steps": {"prior": 1, "backend": 2}, "evaluation": {"episodes": 0}, "prior": {"batch_size": 64}, "extractor": {"candidates": 3}}
+    changes = {
+        "steps": {"prior": 1, "backend": 2},
+        "evaluation": {"episodes": 0},
+        "prior": {"batch_size": 64},
+        "extractor": {"candidates": 3},
+    }
     recipe = Recipe.model_validate(small.merge(PRESETS[name].model_dump(mode="json"), changes))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trained, _ = train(recipe, tmp_path / "run", data=locomotion, progress=False, say=lambda _: None)
+        trained, _ = train(
+            recipe, tmp_path / "run", data=locomotion, progress=False, say=lambda _: None
+        )
     about_value_weight = [str(one.message) for one in caught if "value_weight" in str(one.message)]
     assert len(about_value_weight) == (1 if name == "paper" else 0)
-    assert all("value_weight 1 - discount forces a mean ratio of 0.01 in every state" in message for message in about_value_weight)
+    assert all(
+        "value_weight 1 - discount forces a mean ratio of 0.01 in every state" in message
+        for message in about_value_weight
+    )
     assert (trained.prior.step, trained.backend.step, trained.extractor.step) == (1, 2, 2)
     assert trained.policy.q.config.members == 10
     actions = trained.policy.act(locomotion.observations[:2], seed=0)
@@ -312,4 +387,3 @@ def test_presets_train_a_few_steps_with_their_own_networks(
     lines = (tmp_path / "run" / "metrics" / "joint.jsonl").read_text()
     expected = 1.0 if name == "official" else 0.01
     assert f'"backend/mean_ratio_expected": {torch.tensor(expected).item()}' in lines
-

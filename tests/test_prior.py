@@ -22,22 +22,33 @@ def states_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_denoising_loss_by_hand() -> None:
-    predicted, noise = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 1.0]])
+    predicted, noise = (
+        torch.tensor([[1.0, 2.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 0.0], [3.0, 1.0]]),
+    )
     weights = torch.tensor([3.0, 1.0])
     assert denoising_loss(predicted, noise, weights).item() == pytest.approx((3 * 5 + 10) / 4)
-    assert denoising_loss(predicted, noise, weights, torch.tensor([2.0, 0.5])).item() == pytest.approx((3 * 2 * 5 + 0.5 * 10) / 4)
+    assert denoising_loss(
+        predicted, noise, weights, torch.tensor([2.0, 0.5])
+    ).item() == pytest.approx((3 * 2 * 5 + 0.5 * 10) / 4)
     copies = [0, 0, 0, 1]
-    assert denoising_loss(predicted[copies], noise[copies], torch.ones(4)).item() == pytest.approx((3 * 5 + 10) / 4)
+    assert denoising_loss(predicted[copies], noise[copies], torch.ones(4)).item() == pytest.approx(
+        (3 * 5 + 10) / 4
+    )
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("state", [-1.0, 1.0])
 def test_the_denoiser_predicts_the_mean_noise(state: float) -> None:
-    """E[noise | a_t, s] is known; the noise itself has a deviation up to 1. Measured: 0.005 to 0.04."""
+    """E[noise | a_t, s] is known; the noise itself has a deviation up to 1. Measured: 0.005 to
+    0.04.
+    """
     denoiser = prior().denoiser(prior().encoder(torch.tensor([[state]])))
     for t in TIMES:
         x = grid(state, t)
-        error = denoiser(x, torch.tensor(t)).detach() - behaviour(state).noise_prediction(x, torch.tensor(t))
+        error = denoiser(x, torch.tensor(t)).detach() - behaviour(state).noise_prediction(
+            x, torch.tensor(t)
+        )
         assert error.square().mean().sqrt() < 0.08, t
 
 
@@ -47,7 +58,9 @@ def test_the_loss_reaches_what_no_model_can_go_below() -> None:
     times = np.linspace(1e-3, 1, 4001)
     floor = np.mean([(VP().alpha(t) * STD / behaviour(1.0).deviation(t)) ** 2 for t in times])
     with torch.no_grad():
-        losses = [prior().loss(data().sample(512, seed=9, step=k), 10_000 + k).item() for k in range(200)]
+        losses = [
+            prior().loss(data().sample(512, seed=9, step=k), 10_000 + k).item() for k in range(200)
+        ]
     noise = np.std(losses) / 200**0.5
     assert abs(np.mean(losses) - floor) < 4 * noise + 0.02 * floor
 
@@ -55,7 +68,9 @@ def test_the_loss_reaches_what_no_model_can_go_below() -> None:
 @pytest.mark.oracle
 def test_samples_follow_the_exact_map() -> None:
     """From the same noise to the same action; measured: 0.01, a twentieth of the deviation."""
-    sampler = DiffusionSampler(Diffusion(prior=prior().config, solver=FINE), prior().encoder, prior().averaged, None)
+    sampler = DiffusionSampler(
+        Diffusion(prior=prior().config, solver=FINE), prior().encoder, prior().averaged, None
+    )
     with torch.no_grad():
         actions = sampler(STATES, CENTRAL[None, :, None].expand(2, -1, -1))[..., 0]
     for i, state in enumerate((-1.0, 1.0)):
@@ -73,7 +88,9 @@ def test_the_average_by_hand() -> None:
         part.update(data().sample(16, seed=0, step=step), step=step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * getattr(part.network, name).detach().double()
-    torch.testing.assert_close(getattr(part.averaged, name).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        getattr(part.averaged, name).double(), expected, rtol=1e-5, atol=1e-6
+    )
     assert not torch.equal(getattr(part.averaged, name), getattr(part.network, name))
 
 
@@ -87,7 +104,9 @@ def test_only_the_live_network_is_trained() -> None:
     part = TINY.build(data().spec)
     before = [p.clone() for p in part.averaged.parameters()]
     part.descend(part.loss(data().sample(16, seed=0, step=0), 0), 0)
-    assert all(torch.equal(old, new) for old, new in zip(before, part.averaged.parameters(), strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, part.averaged.parameters(), strict=True)
+    )
 
 
 @pytest.mark.oracle
@@ -113,14 +132,23 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="stopped at step 26"):
         TINY.fit(data(), steps=60, progress=False, on_step=interrupt, checkpoint=tmp_path / "prior")
     steps: list[int] = []
-    resumed = TINY.fit(data(), steps=60, progress=False, on_step=lambda step, metrics: steps.append(step), checkpoint=tmp_path / "prior")
+    resumed = TINY.fit(
+        data(),
+        steps=60,
+        progress=False,
+        on_step=lambda step, metrics: steps.append(step),
+        checkpoint=tmp_path / "prior",
+    )
     assert steps == list(range(26, 60))
     assert states_equal(whole.state(), resumed.state())
 
 
 def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
     TINY.fit(data(), steps=2, progress=False, checkpoint=tmp_path / "prior")
-    for other in (TINY.model_copy(update={"ema": 0.5}), TINY.model_copy(update={"optimizer": Optimizer(learning_rate=0.1)})):
+    for other in (
+        TINY.model_copy(update={"ema": 0.5}),
+        TINY.model_copy(update={"optimizer": Optimizer(learning_rate=0.1)}),
+    ):
         with pytest.raises(ValueError, match="belongs to another run"):
             other.fit(data(), steps=2, progress=False, checkpoint=tmp_path / "prior")
     with pytest.raises(ValueError, match="belongs to another run"):
@@ -132,7 +160,10 @@ def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
 def test_training_goes_on() -> None:
     """With a constant rate two calls are one; the cosine of the default ends with each call."""
     steady = TINY.model_copy(update={"optimizer": Optimizer(learning_rate=1e-3)})
-    whole, parts = steady.fit(data(), steps=20, progress=False), steady.fit(data(), steps=8, progress=False)
+    whole, parts = (
+        steady.fit(data(), steps=20, progress=False),
+        steady.fit(data(), steps=8, progress=False),
+    )
     parts.fit(data(), steps=12, progress=False)
     assert states_equal({**whole.state(), "horizon": torch.tensor(20)}, parts.state())
 
@@ -144,7 +175,11 @@ def test_the_state_of_another_part_is_refused() -> None:
 
 
 def test_the_learning_rate_falls_as_a_cosine() -> None:
-    part = TINY.model_copy(update={"optimizer": Optimizer(learning_rate=0.1, decay="cosine")}).build(data().spec)
+    part = TINY.model_copy(
+        update={"optimizer": Optimizer(learning_rate=0.1, decay="cosine")}
+    ).build(data().spec)
     assert part.learning_rate(123) == 0.1
     part.horizon = 100
-    assert [part.learning_rate(step) for step in (0, 25, 50, 100, 200)] == pytest.approx([0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0, 0])
+    assert [part.learning_rate(step) for step in (0, 25, 50, 100, 200)] == pytest.approx(
+        [0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0, 0]
+    )

@@ -9,7 +9,9 @@ from torch import Tensor
 from ddice.engines import products
 from ddice.engines.products import NARROW, WORTH_PACKING, Products
 
-with_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch comes without oneDNN")
+with_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch comes without oneDNN"
+)
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=with_onednn)], ids=["plain", "packed"])
@@ -28,7 +30,9 @@ def random(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shared", [False, True], ids=["own x", "one x"])
 @pytest.mark.parametrize("plus", [None, "row", "rows"])
 @pytest.mark.parametrize("outputs", [1, NARROW, NARROW + 1, 40])
-def test_a_product(packed: bool, members: tuple[int, ...], shared: bool, plus: str | None, outputs: int) -> None:
+def test_a_product(
+    packed: bool, members: tuple[int, ...], shared: bool, plus: str | None, outputs: int
+) -> None:
     """x @ weight + plus; twice, and the second leaves the first as it was."""
     weight, make = random(*members, 24, outputs), Products()
     row = (*members, 1, outputs) if members else (outputs,)
@@ -37,7 +41,12 @@ def test_a_product(packed: bool, members: tuple[int, ...], shared: bool, plus: s
     found = []
     for sign in (1, -1):
         x = sign * random(*(() if shared else members), 7, 24)
-        found.append((product(x, added), (x.double() @ weight.double() + (0 if added is None else added.double())).float()))
+        found.append(
+            (
+                product(x, added),
+                (x.double() @ weight.double() + (0 if added is None else added.double())).float(),
+            )
+        )
     for got, expected in found:
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert make.packs(weight, 7) == (packed and outputs > NARROW)
@@ -49,7 +58,12 @@ def test_silu_within_a_packed_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "WORTH_PACKING", 0)
     x, weight, row = 5 * random(7, 24), random(24, 40), random(40)
     got = Products().make(weight, 7, silu=True)(x, row)
-    torch.testing.assert_close(got, torch.nn.functional.silu(x.double() @ weight.double() + row.double()).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got,
+        torch.nn.functional.silu(x.double() @ weight.double() + row.double()).float(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @with_onednn
@@ -77,7 +91,9 @@ def test_only_large_products_are_packed(monkeypatch: pytest.MonkeyPatch) -> None
     assert not Products.packs(weight, rows)
 
 
-@pytest.mark.parametrize(("packed", "expected"), [(0.5, True), (1 / products.PACKED_GAIN, False), (2.0, False)])
+@pytest.mark.parametrize(
+    ("packed", "expected"), [(0.5, True), (1 / products.PACKED_GAIN, False), (2.0, False)]
+)
 def test_packing_must_pay(packed: float, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Timed at 1 against these seconds; found out once."""
     if not torch.backends.mkldnn.is_available():

@@ -1,4 +1,6 @@
-"""The public names as documented: the long example, the loop below it, and what every `fit` takes."""
+"""The public names as documented: the long example, the loop below it, and what every `fit`
+takes.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ from ddice.dice_backends import AnyBackend, GivenRatio, PiecewiseF
 from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
 from ddice.recipe import Recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped", "ignore:the guidance network is constant")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*rows dropped", "ignore:the guidance network is constant"
+)
 
-EXAMPLE = '''
+EXAMPLE = """
 import ddice
 from ddice.dice_backends import PiecewiseF, FDice, OrthogonalDice, OptiDice, GivenRatio
 from ddice.extractors import GuideThenSelect, WeightedBC, SelectOnly
@@ -34,8 +38,8 @@ action  = policy.act(observation)
 action, _ = policy.predict(observation, deterministic=True)   # the Stable-Baselines3 habit
 result  = ddice.evaluate(policy, episodes=100, seed=0)        # env=None: the evaluation env recorded with the dataset
 policy.save("runs/umaze/policy"); policy = ddice.load_policy("runs/umaze/policy", device="cuda")
-'''
-LOOP = '''
+"""
+LOOP = """
 prior     = DiffusionPrior().build(spec, seed=0)              # config -> trainable part
 backend   = PiecewiseF().build(spec, seed=0)
 extractor = GuideThenSelect().build(spec, seed=0, prior=prior)
@@ -44,7 +48,7 @@ for step in range(n):
     prior.update(batch, step=step); backend.update(batch, step=step)
     extractor.update(batch, log_ratio=backend.log_ratio(batch), step=step)
 policy = extractor.policy(q=backend.q)
-'''
+"""
 MAZE = "ddice/pointmaze-umaze-2k-v0"
 
 
@@ -85,42 +89,72 @@ NAMES = [config.kind for config in EVERY]
 
 
 def test_no_kind_is_forgotten_here() -> None:
-    known = [cls.model_fields["kind"].default for union in (AnyBackend, AnyExtractor) for cls in kinds(union)]
+    known = [
+        cls.model_fields["kind"].default
+        for union in (AnyBackend, AnyExtractor)
+        for cls in kinds(union)
+    ]
     assert ["diffusion", *known] == NAMES
 
 
 def test_the_public_names() -> None:
-    assert sorted(ddice.__all__) == ["DiffusionPrior", "Policy", "evaluate", "load_dataset", "load_policy"]
+    assert sorted(ddice.__all__) == [
+        "DiffusionPrior",
+        "Policy",
+        "evaluate",
+        "load_dataset",
+        "load_policy",
+    ]
     assert all(getattr(ddice, name).__doc__ for name in ddice.__all__)
     assert Path(ddice.__file__).with_name("py.typed").exists()
 
 
 def test_the_example(maze: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, but for the dataset's name, fewer steps and episodes, and a device that is there."""
+    """As written, but for the dataset's name, fewer steps and episodes, and a device that is
+    there.
+    """
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(maze))
     monkeypatch.chdir(tmp_path)
-    changes = {"D4RL/pointmaze/umaze-v2": MAZE, "20_000": "3", "episodes=100": "episodes=1", '"cuda"': '"cpu"'}
+    changes = {
+        "D4RL/pointmaze/umaze-v2": MAZE,
+        "20_000": "3",
+        "episodes=100": "episodes=1",
+        '"cuda"': '"cpu"',
+    }
     code = EXAMPLE
     for old, new in changes.items():
         assert old in code
         code = code.replace(old, new)
-    observation = {"observation": np.zeros(4), "achieved_goal": np.zeros(2), "desired_goal": np.zeros(2)}
+    observation = {
+        "observation": np.zeros(4),
+        "achieved_goal": np.zeros(2),
+        "desired_goal": np.zeros(2),
+    }
     names: dict[str, Any] = {"observation": observation}
     exec(code, names)
     assert names["action"].shape == (2,)
     assert names["action"].dtype == np.float32
     assert names["result"].lengths == (300,)
-    np.testing.assert_array_equal(names["policy"].act(observation, deterministic=True), names["action"])
+    np.testing.assert_array_equal(
+        names["policy"].act(observation, deterministic=True), names["action"]
+    )
     assert (tmp_path / "runs" / "umaze" / "policy" / "policy.json").exists()
     # the same numbers by the same seeds, in a part that the example does not name
     again = ddice.DiffusionPrior().fit(names["data"], steps=3, seed=0, device="cpu", progress=False)
-    assert all(torch.equal(value, again.state()[name]) for name, value in names["prior"].state().items())
+    assert all(
+        torch.equal(value, again.state()[name]) for name, value in names["prior"].state().items()
+    )
 
 
 def test_the_low_level_loop(data: Transitions) -> None:
     from ddice import DiffusionPrior
 
-    names: dict[str, Any] = {"data": data, "spec": data.spec, "n": 3, "DiffusionPrior": DiffusionPrior}
+    names: dict[str, Any] = {
+        "data": data,
+        "spec": data.spec,
+        "n": 3,
+        "DiffusionPrior": DiffusionPrior,
+    }
     names |= {"PiecewiseF": PiecewiseF, "GuideThenSelect": GuideThenSelect}
     exec(LOOP, names)
     assert (names["prior"].step, names["backend"].step, names["extractor"].step) == (3, 3, 3)
@@ -132,7 +166,9 @@ def test_the_low_level_loop(data: Transitions) -> None:
     names["prior"].update(batch, step=3)
     names["backend"].update(batch, step=3)
     names["extractor"].update(batch, log_ratio=names["backend"].log_ratio(batch), step=3)
-    np.testing.assert_array_equal(names["policy"].act(data.observations[:5].numpy(), seed=0), actions)
+    np.testing.assert_array_equal(
+        names["policy"].act(data.observations[:5].numpy(), seed=0), actions
+    )
 
 
 @pytest.mark.parametrize("config", EVERY, ids=NAMES)
@@ -142,7 +178,11 @@ def test_every_fit_takes_the_same_arguments(config: Any) -> None:
     expected = {"seed": 0, "device": "auto", "progress": True, "on_step": None, "checkpoint": None}
     assert {name: parameters[name].default for name in expected} == expected
     assert parameters["steps"].default in (inspect.Parameter.empty, 0)
-    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for name, parameter in parameters.items() if name != "data")
+    assert all(
+        parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        for name, parameter in parameters.items()
+        if name != "data"
+    )
 
 
 def fit(config: Any, data: Transitions, parts: tuple[Any, Any], **options: Any) -> Any:
@@ -165,7 +205,14 @@ def test_every_fit_calls_on_step_and_shows_progress(
     config: Any, data: Transitions, parts: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[int, list[str]]] = []
-    fit(config, data, parts, steps=3, on_step=lambda step, metrics: seen.append((step, list(metrics))), progress=True)
+    fit(
+        config,
+        data,
+        parts,
+        steps=3,
+        on_step=lambda step, metrics: seen.append((step, list(metrics))),
+        progress=True,
+    )
     trains = config.kind not in ("given", "select_only")
     assert [step for step, _ in seen] == ([0, 1, 2] if trains else [])
     assert all(any(name.endswith("loss") for name in names) for _, names in seen)
@@ -175,7 +222,9 @@ def test_every_fit_calls_on_step_and_shows_progress(
 
 
 @pytest.mark.parametrize("config", EVERY, ids=NAMES)
-def test_every_fit_resumes_from_its_checkpoint(config: Any, data: Transitions, parts: tuple[Any, Any], tmp_path: Path) -> None:
+def test_every_fit_resumes_from_its_checkpoint(
+    config: Any, data: Transitions, parts: tuple[Any, Any], tmp_path: Path
+) -> None:
     if config.kind in ("given", "select_only"):
         pytest.skip("nothing is trained")
     expected = numbers(fit(config, data, parts, steps=6), data)
@@ -189,16 +238,25 @@ def test_every_fit_resumes_from_its_checkpoint(config: Any, data: Transitions, p
         from ddice import loop
 
         run = loop.run
-        patch.setattr(loop, "run", lambda *args, **options: run(*args, **{**options, "checkpoint_every": 2}))
+        patch.setattr(
+            loop, "run", lambda *args, **options: run(*args, **{**options, "checkpoint_every": 2})
+        )
         with pytest.raises(KeyboardInterrupt):
             fit(config, data, parts, steps=6, checkpoint=path, on_step=stop)
     steps: list[int] = []
-    again = fit(config, data, parts, steps=6, checkpoint=path, on_step=lambda step, _: steps.append(step))
+    again = fit(
+        config, data, parts, steps=6, checkpoint=path, on_step=lambda step, _: steps.append(step)
+    )
     assert steps == [2, 3, 4, 5]
     np.testing.assert_array_equal(numbers(again, data), expected)
     for change in ({"seed": 1}, {"steps": 7}):
         given = of_seed(1, data) if "seed" in change else parts
-        with pytest.raises(ValueError, match="belongs to another run: its configuration, data, seed or number of steps differs"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                "belongs to another run: its configuration, data, seed or number of steps differs"
+            ),
+        ):
             fit(config, data, given, **{"steps": 6, "checkpoint": path, **change})
 
 
@@ -210,23 +268,37 @@ def of_seed(seed: Any, data: Transitions) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["guide_then_select", "weighted_bc", "gaussian_bc"])
-def test_a_checkpoint_of_other_ratios_is_foreign(kind: str, data: Transitions, parts: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_ratios_is_foreign(
+    kind: str, data: Transitions, parts: tuple[Any, Any], tmp_path: Path
+) -> None:
     """The same extractor after another backend would otherwise be taken for trained."""
     config = EVERY[NAMES.index(kind)]
     fit(config, data, parts, steps=3, checkpoint=tmp_path / "c")
     backend = parts[1].config
-    for other in (backend.model_copy(update={"temperature": 0.1}).fit(data, steps=3, progress=False), backend.fit(data, steps=4, progress=False)):
+    for other in (
+        backend.model_copy(update={"temperature": 0.1}).fit(data, steps=3, progress=False),
+        backend.fit(data, steps=4, progress=False),
+    ):
         with pytest.raises(ValueError, match="belongs to another run"):
             fit(config, data, (parts[0], other), steps=3, checkpoint=tmp_path / "c")
     steps: list[int] = []
-    fit(config, data, (parts[0], backend.fit(data, steps=3, progress=False)), steps=3, checkpoint=tmp_path / "c", on_step=lambda *_: steps.append(1))
+    fit(
+        config,
+        data,
+        (parts[0], backend.fit(data, steps=3, progress=False)),
+        steps=3,
+        checkpoint=tmp_path / "c",
+        on_step=lambda *_: steps.append(1),
+    )
     assert steps == []
 
 
 @pytest.mark.parametrize("config", EVERY[:-4], ids=NAMES[:-4])
 def test_a_part_goes_on(config: Any, data: Transitions, parts: tuple[Any, Any]) -> None:
     if config.kind == "diffusion":
-        config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"decay": "constant"})})  # cosine ends with each fit
+        config = config.model_copy(
+            update={"optimizer": config.optimizer.model_copy(update={"decay": "constant"})}
+        )  # cosine ends with each fit
     whole = fit(config, data, parts, steps=5)
     halves = fit(config, data, parts, steps=2)
     assert halves.fit(data, steps=3, progress=False) is halves
@@ -247,8 +319,18 @@ def test_several_seeds_at_once_are_each_alone(config: Any, data: Transitions) ->
 
 
 @pytest.mark.parametrize("backend", [None, "without q"])
-@pytest.mark.parametrize("config", [WeightedBC(candidates=1), GaussianBC(candidates=1), GuideThenSelect(candidates=1), SelectOnly(candidates=1)])
-def test_one_candidate_needs_no_q(config: Any, backend: str | None, data: Transitions, parts: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        WeightedBC(candidates=1),
+        GaussianBC(candidates=1),
+        GuideThenSelect(candidates=1),
+        SelectOnly(candidates=1),
+    ],
+)
+def test_one_candidate_needs_no_q(
+    config: Any, backend: str | None, data: Transitions, parts: tuple[Any, Any]
+) -> None:
     given = None if backend is None else GivenRatio(source=np.ones(data.spec.source_rows)).fit(data)
     call = {"prior": parts[0], "backend": given, "steps": 1, "progress": False}
     if given is None and config.needs_ratio:
@@ -258,7 +340,9 @@ def test_one_candidate_needs_no_q(config: Any, backend: str | None, data: Transi
     policy = config.fit(data, **call)
     assert policy.q is None
     assert policy.act(np.zeros(3)).shape == (1,)
-    with pytest.raises(ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"):
+    with pytest.raises(
+        ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"
+    ):
         config.model_copy(update={"candidates": 2}).fit(data, **call)
 
 
@@ -284,8 +368,14 @@ def test_arrays_and_tensors_one_and_many(data: Transitions, parts: tuple[Any, An
     assert isinstance(several, np.ndarray)
     assert isinstance(policy.act(observations, deterministic=True), torch.Tensor)
     for row in range(4):
-        np.testing.assert_allclose(policy.act(observations[row].numpy(), deterministic=True), several[row], atol=1e-5)
-        np.testing.assert_allclose(policy.predict(observations[row].numpy(), deterministic=True)[0], several[row], atol=1e-5)
+        np.testing.assert_allclose(
+            policy.act(observations[row].numpy(), deterministic=True), several[row], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            policy.predict(observations[row].numpy(), deterministic=True)[0],
+            several[row],
+            atol=1e-5,
+        )
     assert policy.predict(observations.numpy())[1] is None
 
 
@@ -293,7 +383,11 @@ def test_save_load_and_evaluate(data: Transitions, parts: tuple[Any, Any], tmp_p
     policy = fit(EVERY[NAMES.index("weighted_bc")], data, parts, steps=2)
     policy.save(tmp_path / "p")
     again = ddice.load_policy(tmp_path / "p", device="cpu")
-    mine, theirs = (ddice.evaluate(one, episodes=3, seed=1, progress=False) for one in (policy, again))
+    mine, theirs = (
+        ddice.evaluate(one, episodes=3, seed=1, progress=False) for one in (policy, again)
+    )
     assert mine.returns == theirs.returns
     assert mine.lengths == (20, 20, 20)
-    assert ddice.evaluate(policy, episodes=3, seed=1, parallel=1, progress=False).returns == pytest.approx(mine.returns, rel=1e-4)
+    assert ddice.evaluate(
+        policy, episodes=3, seed=1, parallel=1, progress=False
+    ).returns == pytest.approx(mine.returns, rel=1e-4)

@@ -34,7 +34,13 @@ def test_the_global_generator_is_left_alone(draw) -> None:
 @every_draw
 def test_each_of_the_three_names_matters(draw) -> None:
     base = draw(1, "a", 2)
-    for other in (draw(2, "a", 2), draw(1, "b", 2), draw(1, "a", 3), draw(12, "a", 2), draw(-1, "a", 2)):
+    for other in (
+        draw(2, "a", 2),
+        draw(1, "b", 2),
+        draw(1, "a", 3),
+        draw(12, "a", 2),
+        draw(-1, "a", 2),
+    ):
         assert not torch.equal(other, base)
 
 
@@ -55,7 +61,9 @@ def test_seed_shape() -> None:
 
 
 def test_the_numbers_behind_a_name_never_change() -> None:
-    """A checkpoint of today must resume in a later release: the derivation of the seed is part of the format."""
+    """A checkpoint of today must resume in a later release: the derivation of the seed is part
+    of the format.
+    """
     digest = hashlib.blake2b(b"3/batch/17", digest_size=7).digest()
     assert generator(3, "batch", 17).initial_seed() == int.from_bytes(digest, "little") == PINNED
 
@@ -66,7 +74,18 @@ PINNED = 15174908728707327
 @pytest.mark.oracle
 def test_streams_and_steps_are_uncorrelated() -> None:
     count = 4000
-    names = [(0, "a", 0), (0, "a", 1), (0, "a", 2), (0, "b", 0), (0, "b", 1), (1, "a", 0), (1, "a", 1), (1, "b", 0), (2, "a", 0), (0, "aa", 0)]
+    names = [
+        (0, "a", 0),
+        (0, "a", 1),
+        (0, "a", 2),
+        (0, "b", 0),
+        (0, "b", 1),
+        (1, "a", 0),
+        (1, "a", 1),
+        (1, "b", 0),
+        (2, "a", 0),
+        (0, "aa", 0),
+    ]
     numbers = torch.stack([randn(*name, (count,)).double() for name in names])
     correlation = torch.corrcoef(numbers) - torch.eye(len(names))
     assert correlation.abs().max() < 5 / count**0.5

@@ -48,8 +48,18 @@ def test_every_combination_round_trips_through_json(backend: Any, extractor: Any
 
 def test_every_field_off_its_default_survives() -> None:
     recipe = Recipe(
-        data=DataSource(source=("a.npz", "b.npz"), goal="observed", action_bounds=(-2, 2), out_of_bounds="clip", reference_scores=(0, 1)),
-        backend=FDice(divergence=KL(), temperature="ess:0.3", rewards=("standardize", {"kind": "scale", "factor": 2})),
+        data=DataSource(
+            source=("a.npz", "b.npz"),
+            goal="observed",
+            action_bounds=(-2, 2),
+            out_of_bounds="clip",
+            reference_scores=(0, 1),
+        ),
+        backend=FDice(
+            divergence=KL(),
+            temperature="ess:0.3",
+            rewards=("standardize", {"kind": "scale", "factor": 2}),
+        ),
         extractor=WeightedBC(candidates=3, init="fresh"),
         steps=Steps(prior=1, backend=2, extractor=3),
         schedule="joint",
@@ -59,7 +69,10 @@ def test_every_field_off_its_default_survives() -> None:
         batch_size=5,
     )
     content = json.loads(recipe.model_dump_json())
-    assert content["backend"]["rewards"] == [{"kind": "standardize"}, {"kind": "scale", "factor": 2.0}]
+    assert content["backend"]["rewards"] == [
+        {"kind": "standardize"},
+        {"kind": "scale", "factor": 2.0},
+    ]
     assert content["backend"]["temperature"] == "ess:0.3"
     assert content["data"]["source"] == ["a.npz", "b.npz"]
     assert Recipe.model_validate(content) == recipe
@@ -69,7 +82,13 @@ def test_every_field_off_its_default_survives() -> None:
 
 def test_joint_training_needs_an_extractor_that_learns_from_ratios() -> None:
     Recipe(schedule="joint", extractor=GaussianBC())
-    with pytest.raises(ValidationError, match='joint training needs an extractor that learns from ratios: use schedule "staged" with select_only'):
+    with pytest.raises(
+        ValidationError,
+        match=(
+            'joint training needs an extractor that learns from ratios: use schedule "staged" '
+            "with select_only"
+        ),
+    ):
         Recipe(schedule="joint", extractor=SelectOnly())
 
 
@@ -88,7 +107,9 @@ def test_joint_training_needs_an_extractor_that_learns_from_ratios() -> None:
     ids=json.dumps,
 )
 def test_values_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
-    (path,) = [[name, *(value if isinstance(value, dict) else ())] for name, value in changes.items()]
+    (path,) = [
+        [name, *(value if isinstance(value, dict) else ())] for name, value in changes.items()
+    ]
     with pytest.raises(ValidationError) as caught:
         Recipe.model_validate(changes)
     assert {error["loc"][: len(path)] for error in caught.value.errors()} == {tuple(path)}
@@ -105,15 +126,25 @@ def test_recipes_are_frozen_and_compare_by_content() -> None:
 def test_the_data_are_loaded_as_the_fields_say(npz: Path, tmp_path: Path) -> None:
     data = DataSource(source=str(npz), env=small.ENV).load()
     assert data.spec.env is not None
-    assert (data.spec.env.id, data.spec.actions.low, data.spec.actions.high) == (small.ENV, (-2.0,), (2.0,))
-    assert len(data) == small.EPISODES * small.LENGTH - 8  # eight of twelve episodes are cut and lose their last row
-    both = DataSource(source=(str(npz), str(small.write_npz(tmp_path / "other.npz", seed=1))), env=small.ENV).load()
+    assert (data.spec.env.id, data.spec.actions.low, data.spec.actions.high) == (
+        small.ENV,
+        (-2.0,),
+        (2.0,),
+    )
+    assert (
+        len(data) == small.EPISODES * small.LENGTH - 8
+    )  # eight of twelve episodes are cut and lose their last row
+    both = DataSource(
+        source=(str(npz), str(small.write_npz(tmp_path / "other.npz", seed=1))), env=small.ENV
+    ).load()
     assert len(both) == 2 * len(data)
     half = DataSource(source=str(npz), env=small.ENV, fraction=0.5).load()
     assert half.spec.episodes == small.EPISODES // 2
     other = DataSource(source=str(npz), env=small.ENV, fraction=0.5, fraction_seed=1).load()
     assert half.spec.fingerprint != other.spec.fingerprint
-    bounds = DataSource(source=str(npz), action_bounds=(-4, 4), reference_scores=(-10, 30)).load().spec
+    bounds = (
+        DataSource(source=str(npz), action_bounds=(-4, 4), reference_scores=(-10, 30)).load().spec
+    )
     assert (bounds.actions.low, bounds.actions.high) == ((-4.0,), (4.0,))
     assert bounds.reference is not None
     assert (bounds.reference.random, bounds.reference.expert) == (-10.0, 30.0)
@@ -122,11 +153,21 @@ def test_the_data_are_loaded_as_the_fields_say(npz: Path, tmp_path: Path) -> Non
 
 def test_evaluation_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("ddice.evaluation.evaluate", lambda *args, **options: seen.append((args, options)) or "scores")
+    monkeypatch.setattr(
+        "ddice.evaluation.evaluate",
+        lambda *args, **options: seen.append((args, options)) or "scores",
+    )
     settings = EvaluationSettings(episodes=3, seed=4, parallel=5, deterministic=True)
     policy: Any = object()
     assert settings.evaluate(policy, progress=False, on_step=seen.append) == "scores"
-    expected = {"episodes": 3, "seed": 4, "parallel": 5, "deterministic": True, "progress": False, "on_step": seen.append}
+    expected = {
+        "episodes": 3,
+        "seed": 4,
+        "parallel": 5,
+        "deterministic": True,
+        "progress": False,
+        "on_step": seen.append,
+    }
     assert seen == [((policy,), expected)]
     assert EvaluationSettings(episodes=0).evaluate(policy) is None
     assert len(seen) == 1

@@ -9,7 +9,9 @@ from ddice.data.spec import RewardSummary
 from ddice.dice_backends import PiecewiseF
 from ddice.dice_backends.rewards import MinusOneZero, ReturnRange, Rewards, Scale, Standardize
 
-REWARDS = np.array([1.0, 0.0, -2.0, 3.0, 0.0, 0.0, 0.0, 0.5])  # episodes of 3 and 5 steps: returns -1 and 3.5
+REWARDS = np.array(
+    [1.0, 0.0, -2.0, 3.0, 0.0, 0.0, 0.0, 0.5]
+)  # episodes of 3 and 5 steps: returns -1 and 3.5
 ENDS = np.array([0, 0, 1, 0, 0, 0, 0, 1], bool)
 
 
@@ -17,7 +19,10 @@ def dataset(rewards: np.ndarray = REWARDS) -> ddice.data.Transitions:
     count = len(rewards)
     observations = np.arange(count, dtype=np.float32)[:, None]
     ends = {"terminations": ENDS[:count], "truncations": np.zeros(count, bool)}
-    return ddice.load_dataset({"observations": observations, "actions": np.zeros((count, 1)), "rewards": rewards, **ends}, action_bounds=(-1, 1))
+    return ddice.load_dataset(
+        {"observations": observations, "actions": np.zeros((count, 1)), "rewards": rewards, **ends},
+        action_bounds=(-1, 1),
+    )
 
 
 def summary(rewards: np.ndarray) -> RewardSummary:
@@ -86,7 +91,9 @@ def test_order_and_absorbing_reward() -> None:
     ids=lambda steps: "+".join(step.kind for step in steps),
 )
 def test_constants_of_a_composition_are_those_of_the_transformed_data(transforms) -> None:
-    """The closed-form summary after each transform equals the summary measured on a dataset with the transformed rewards."""
+    """The closed-form summary after each transform equals the summary measured on a dataset with
+    the transformed rewards.
+    """
     known = summary(REWARDS)
     for count, transform in enumerate(transforms, start=1):
         known = transform.summarise(known)
@@ -98,7 +105,9 @@ def test_constants_of_a_composition_are_those_of_the_transformed_data(transforms
 
 def test_return_range_of_costs() -> None:
     """Returns of -1/0 rewards are minus the steps without reward: 2 and 3 of them here."""
-    np.testing.assert_allclose(transformed(MinusOneZero(), ReturnRange())[1], np.where(REWARDS > 0, 0, -1) * 1000 / (3 - 2))
+    np.testing.assert_allclose(
+        transformed(MinusOneZero(), ReturnRange())[1], np.where(REWARDS > 0, 0, -1) * 1000 / (3 - 2)
+    )
     alike = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 3.0, 2.0, 1.0])
     with pytest.raises(ValueError, match="different returns, all are -2"):
         Rewards((MinusOneZero(), ReturnRange()), summary(alike))
@@ -152,6 +161,8 @@ def test_shapes_and_types_are_kept() -> None:
     assert got.tolist() == [[0], [-2]]
 
 
-@pytest.mark.parametrize("given", ["standardize", {"kind": "standardize"}, ["standardize"], (Standardize(),)])
+@pytest.mark.parametrize(
+    "given", ["standardize", {"kind": "standardize"}, ["standardize"], (Standardize(),)]
+)
 def test_one_transform_needs_no_list(given) -> None:
     assert PiecewiseF(rewards=given).rewards == (Standardize(),)

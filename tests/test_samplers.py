@@ -21,7 +21,9 @@ TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
 
 # Selection.
 
-Q = torch.tensor([[[1.0, 2.0, 6.0]], [[3.0, 4.0, -1.0]]])  # (2 members, 1 state, 3 candidates): means 2, 3, 2.5, minima 1, 2, -1
+Q = torch.tensor(
+    [[[1.0, 2.0, 6.0]], [[3.0, 4.0, -1.0]]]
+)  # (2 members, 1 state, 3 candidates): means 2, 3, 2.5, minima 1, 2, -1
 
 
 def test_mean_and_minimum_by_hand() -> None:
@@ -45,18 +47,26 @@ def test_without_random_numbers_a_softmax_is_an_argmax() -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
 def test_softmax_frequencies(temperature: float) -> None:
-    """Probabilities exp(mean / T) / sum, from the equally spaced uniform numbers that are each interval's share exactly."""
+    """Probabilities exp(mean / T) / sum, from the equally spaced uniform numbers that are each
+    interval's share exactly.
+    """
     count = 10_000
     uniform = (torch.arange(count) + 0.5) / count
-    picked = Selection(rule="softmax", temperature=temperature).select(Q.expand(2, count, 3), uniform)
+    picked = Selection(rule="softmax", temperature=temperature).select(
+        Q.expand(2, count, 3), uniform
+    )
     weights = np.exp(np.array([2, 3, 2.5]) / temperature)
-    np.testing.assert_allclose(np.bincount(picked, minlength=3) / count, weights / weights.sum(), atol=2 / count)
+    np.testing.assert_allclose(
+        np.bincount(picked, minlength=3) / count, weights / weights.sum(), atol=2 / count
+    )
 
 
 def test_softmax_at_the_edges() -> None:
     rule = Selection(rule="softmax", temperature=1e-3)
     edges = torch.tensor([0.0, 1.0 - 2**-24])
-    assert rule.select(torch.tensor([[[1e4, -1e4, 1e4 - 50], [0.0, 0.0, 0.0]]]), edges).tolist() == [0, 2]
+    assert rule.select(
+        torch.tensor([[[1e4, -1e4, 1e4 - 50], [0.0, 0.0, 0.0]]]), edges
+    ).tolist() == [0, 2]
     assert rule.select(torch.full((1, 2, 3), -1e30), edges).tolist() == [0, 2]
 
 
@@ -64,7 +74,9 @@ def test_softmax_at_the_edges() -> None:
 
 
 class Known(nn.Module):
-    """A network that predicts the noise of a point mass at `scale` * feature: every solver is exact for it."""
+    """A network that predicts the noise of a point mass at `scale` * feature: every solver is
+    exact for it.
+    """
 
     def __init__(self, scale: float):
         super().__init__()
@@ -79,11 +91,20 @@ class Known(nn.Module):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("solver", [PUBLISHED, DDIM(evaluations=3), FINE], ids=lambda s: s.kind)
 def test_states_and_candidates_stand_where_they_belong(solver, clip: bool) -> None:
-    """Each of B states and K candidates: the exact map alpha' x0 + sigma' / sigma (x - alpha x0), where x0 is clipped to [-1, 1] or not."""
+    """Each of B states and K candidates: the exact map alpha' x0 + sigma' / sigma (x - alpha
+    x0), where x0 is clipped to [-1, 1] or not.
+    """
     encoder = TINY.encoder.build(data().spec.normalizer.mean, data().spec.normalizer.std)
-    sampler = DiffusionSampler(Diffusion(prior=TINY, solver=solver, clip_denoised=clip), encoder, Known(3.0 if clip else 0.1), None)
+    sampler = DiffusionSampler(
+        Diffusion(prior=TINY, solver=solver, clip_denoised=clip),
+        encoder,
+        Known(3.0 if clip else 0.1),
+        None,
+    )
     noise = torch.randn(2, 5, 1, generator=torch.Generator().manual_seed(0))
-    clean = (3.0 if clip else 0.1) * ((STATES - data().spec.normalizer.mean[0]) / data().spec.normalizer.std[0])[:, None]
+    clean = (3.0 if clip else 0.1) * (
+        (STATES - data().spec.normalizer.mean[0]) / data().spec.normalizer.std[0]
+    )[:, None]
     assert (clean.abs() > 1).any() == clip
     clean = clean.clamp(-1, 1)
     end, start = VP().sigma(1e-3), VP().sigma(1.0)
@@ -93,19 +114,31 @@ def test_states_and_candidates_stand_where_they_belong(solver, clip: bool) -> No
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_row_does_not_depend_on_its_batch(guided: bool) -> None:
-    config = Diffusion(prior=TINY, guidance=Guidance(network=MLP(hidden=(8,), activation="silu")) if guided else None)
+    config = Diffusion(
+        prior=TINY,
+        guidance=Guidance(network=MLP(hidden=(8,), activation="silu")) if guided else None,
+    )
     sampler = config.build(data().spec)
     observations = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(7, 3, 1, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         together = sampler(observations, noise)
-        torch.testing.assert_close(sampler(observations[2:3], noise[2:3]), together[2:3], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(sampler(observations, noise[:, 1:2]), together[:, 1:2], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            sampler(observations[2:3], noise[2:3]), together[2:3], rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            sampler(observations, noise[:, 1:2]), together[:, 1:2], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_guidance_enters_with_its_scale() -> None:
     """g = c a has the gradient c: noise - sigma kappa c at every call, here of one DDIM step."""
-    config = Diffusion(prior=TINY, guidance=Guidance(network=MLP(hidden=())), guidance_scale=2.0, solver=DDIM(evaluations=1))
+    config = Diffusion(
+        prior=TINY,
+        guidance=Guidance(network=MLP(hidden=())),
+        guidance_scale=2.0,
+        solver=DDIM(evaluations=1),
+    )
     sampler = config.build(data().spec)
     plain = DiffusionSampler(config, sampler.encoder, sampler.network, None)
     slope = dict(sampler.guidance.named_parameters())["linear_0_weight"][1].item()
@@ -114,7 +147,9 @@ def test_guidance_enters_with_its_scale() -> None:
         moved = sampler(STATES, noise) - plain(STATES, noise)
     alpha, sigma, end = VP().alpha(1.0), VP().sigma(1.0), 1e-3
     step = VP().alpha(end) - VP().sigma(end) / sigma * alpha  # the coefficient of the clean action
-    torch.testing.assert_close(moved, torch.full_like(moved, step * sigma**2 / alpha * 2.0 * slope), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        moved, torch.full_like(moved, step * sigma**2 / alpha * 2.0 * slope), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "gaussian"])
@@ -138,7 +173,9 @@ def test_the_density_of_the_gaussian() -> None:
     sampler = Gaussian(network=MLP(hidden=(8,))).build(data().spec)
     actions = torch.tensor([[0.3], [-0.9]])
     mean, log_std = (x.detach() for x in sampler.mean_and_log_std(STATES))
-    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(-1) + 0.5 * np.log(2 * np.pi)
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(
+        -1
+    ) + 0.5 * np.log(2 * np.pi)
     torch.testing.assert_close(sampler.log_density(STATES, actions).detach(), expected)
     assert (mean.abs() < 1).all()
     assert ((log_std > LOG_STD[0]) & (log_std < LOG_STD[1])).all()
@@ -149,11 +186,16 @@ def test_candidates_of_the_gaussian() -> None:
     sampler = Gaussian(network=MLP(hidden=(8,))).build(data().spec)
     noise = torch.tensor([[[0.0], [1.0], [-2.0]], [[0.5], [0.0], [3.0]]])
     mean, log_std = sampler.mean_and_log_std(STATES)
-    torch.testing.assert_close(sampler(STATES, noise), mean[:, None] + log_std.exp()[:, None] * noise)
+    torch.testing.assert_close(
+        sampler(STATES, noise), mean[:, None] + log_std.exp()[:, None] * noise
+    )
 
 
 def test_configurations_survive_json() -> None:
     adapter = TypeAdapter(AnySampler)
-    for config in (Diffusion(prior=TINY, guidance=Guidance(), solver=FINE), Gaussian(network=MLP(hidden=(3,)))):
+    for config in (
+        Diffusion(prior=TINY, guidance=Guidance(), solver=FINE),
+        Gaussian(network=MLP(hidden=(3,))),
+    ):
         assert adapter.validate_json(config.model_dump_json()) == config
     assert NoiseSchedule() == TINY.schedule

@@ -1,4 +1,6 @@
-"""The state factor on top of an action ratio, against the exact occupancy of the policy pi proportional to pi_D w."""
+"""The state factor on top of an action ratio, against the exact occupancy of the policy pi
+proportional to pi_D w.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,14 @@ from ddice.testing import (
 )
 
 TEMPERATURE, DISCOUNT = 0.7, 0.9
-CONFIG = StateCorrection(discount=DISCOUNT, potential=TABLE, factor=TABLE, encoder=RAW, optimizer=quick(0.05))
+CONFIG = StateCorrection(
+    discount=DISCOUNT, potential=TABLE, factor=TABLE, encoder=RAW, optimizer=quick(0.05)
+)
 
 
-def corrected(problem: Problem, w: np.ndarray, config: StateCorrection = CONFIG, steps: int = 1000) -> CorrectedRatio:
+def corrected(
+    problem: Problem, w: np.ndarray, config: StateCorrection = CONFIG, steps: int = 1000
+) -> CorrectedRatio:
     """The correction of the given table w (S, A) of action ratios."""
     spec = problem.data().spec
     part = config.build(spec, backend=GivenRatio(source=w[problem.s, problem.a]).build(spec))
@@ -39,11 +45,24 @@ def corrected(problem: Problem, w: np.ndarray, config: StateCorrection = CONFIG,
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("divergence", ["soft_chi2", pytest.param("kl", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("problem", [random_problem(1, states=50, actions=5, terminate=0.3), random_problem(3)], ids=["terminations", "endless"])
+@pytest.mark.parametrize(
+    "problem",
+    [random_problem(1, states=50, actions=5, terminate=0.3), random_problem(3)],
+    ids=["terminations", "endless"],
+)
 def test_it_reaches_the_exact_occupancy(problem: Problem, divergence: str) -> None:
-    """Whatever the divergence, and whatever positive factor of the state the action ratios carry."""
-    w = semi_gradient(problem, "piecewise", TEMPERATURE, DISCOUNT).w * np.random.default_rng(0).uniform(0.5, 1.5, problem.states)[:, None]
-    part = corrected(problem, w, CONFIG.model_copy(update={"divergence": StateCorrection(divergence=divergence).divergence}))
+    """Whatever the divergence, and whatever positive factor of the state the action ratios
+    carry.
+    """
+    w = (
+        semi_gradient(problem, "piecewise", TEMPERATURE, DISCOUNT).w
+        * np.random.default_rng(0).uniform(0.5, 1.5, problem.states)[:, None]
+    )
+    part = corrected(
+        problem,
+        w,
+        CONFIG.model_copy(update={"divergence": StateCorrection(divergence=divergence).divergence}),
+    )
     exact = state_action_ratio(problem, policy_of(problem, w), DISCOUNT)[problem.s, problem.a]
     got = part.ratio(problem.data().full())
     assert relative_error(got, exact) < 0.01
@@ -53,7 +72,9 @@ def test_it_reaches_the_exact_occupancy(problem: Problem, divergence: str) -> No
 
 @pytest.mark.oracle
 def test_what_terminates_leaves() -> None:
-    """0 -> 1 -> end, one action: d(0) = 1 - gamma, d(1) = gamma (1 - gamma), d^D uniform; the mass is (1 - gamma) (1 + gamma), not 1."""
+    """0 -> 1 -> end, one action: d(0) = 1 - gamma, d(1) = gamma (1 - gamma), d^D uniform; the
+    mass is (1 - gamma) (1 + gamma), not 1.
+    """
     data = ddice.load_dataset(
         {
             "observations": np.eye(2, dtype=np.float32),
@@ -78,17 +99,27 @@ def test_zeros_of_the_action_ratio_stay_zeros() -> None:
     w = semi_gradient(problem, "half_pearson", 0.2, DISCOUNT).w
     assert (w == 0).any()
     part = corrected(problem, w, steps=5)
-    assert torch.equal(part.log_ratio(problem.data().full()) == -torch.inf, torch.from_numpy(w[problem.s, problem.a] == 0))
+    assert torch.equal(
+        part.log_ratio(problem.data().full()) == -torch.inf,
+        torch.from_numpy(w[problem.s, problem.a] == 0),
+    )
 
 
 def test_the_loss_by_hand() -> None:
     """0.1 + (1 * 2 * 0.5 + 3 * 1 * (-1)) / 4 for weights 1 and 3."""
-    got = correction_loss(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 1.0]), torch.tensor(0.1), torch.tensor([1.0, 3.0]))
+    got = correction_loss(
+        torch.tensor([0.5, -1.0]),
+        torch.tensor([2.0, 1.0]),
+        torch.tensor(0.1),
+        torch.tensor([1.0, 3.0]),
+    )
     assert got.item() == pytest.approx(0.1 + (1 - 3) / 4)
 
 
 def test_several_seeds_and_a_state() -> None:
-    """Two seeds at once equal each alone; a state goes on bit for bit; the backend's discount, q and value are handed on."""
+    """Two seeds at once equal each alone; a state goes on bit for bit; the backend's discount, q
+    and value are handed on.
+    """
     problems = [random_problem(1), random_problem(2)]
     batch, spec = stacked(problems), problems[0].data().spec
     backend = PiecewiseF(**table_settings(temperature=1.0, discount=0.8)).build(spec, seed=(0, 1))
@@ -98,7 +129,9 @@ def test_several_seeds_and_a_state() -> None:
     train(part, batch, 20)
     single = config.build(spec, seed=1, backend=backend.select(1))
     train(single, problems[1].data().full(), 20)
-    torch.testing.assert_close(part.select(1).ratio(problems[1].data().full()), single.ratio(problems[1].data().full()))
+    torch.testing.assert_close(
+        part.select(1).ratio(problems[1].data().full()), single.ratio(problems[1].data().full())
+    )
     torch.testing.assert_close(part.ratio(batch)[1], single.ratio(problems[1].data().full()))
     again = config.build(spec, seed=(0, 1), backend=backend)
     again.load_state(part.state())
@@ -112,7 +145,9 @@ def test_several_seeds_and_a_state() -> None:
 
 def test_fit_on_samples() -> None:
     data = random_problem(3).episodes(20, 10, seed=0)
-    backend = PiecewiseF(**table_settings(temperature=1.0, discount=0.8)).fit(data, steps=3, progress=False, device="cpu")
+    backend = PiecewiseF(**table_settings(temperature=1.0, discount=0.8)).fit(
+        data, steps=3, progress=False, device="cpu"
+    )
     part = CONFIG.fit(data, backend=backend, steps=3, progress=False, device="cpu")
     assert part.step == 3
     assert torch.isfinite(part.log_ratio(data.full())).all()

@@ -1,4 +1,6 @@
-"""Run folders in use: what their process says of itself, how it ended, that nobody else gets in, and who listens to the metrics."""
+"""Run folders in use: what their process says of itself, how it ended, that nobody else gets in,
+and who listens to the metrics.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def options(npz: Path) -> list[str]:
 
 
 def test_time_left_is_that_of_the_pace_in_this_stage(tmp_path: Path, clock: list[float]) -> None:
-    """200 steps in 20 seconds, 700 to go: 70 seconds. Steps of before, which a resume did not repeat, do not count."""
+    """200 steps in 20 seconds, 700 to go: 70 seconds. Steps of before, which a resume did not
+    repeat, do not count.
+    """
     reporter = Reporter(tmp_path)
     clock[0] = 1010.0
     reporter("backend", 100, 1000, {"loss": 2.0})
@@ -67,7 +71,13 @@ def test_time_left_is_that_of_the_pace_in_this_stage(tmp_path: Path, clock: list
     with hold(tmp_path):
         pass
     found = reporter.status
-    assert (found.stage, found.step, found.steps, found.seconds_left, found.metrics) == ("backend", 300, 1000, 70.0, {"loss": 1.5})
+    assert (found.stage, found.step, found.steps, found.seconds_left, found.metrics) == (
+        "backend",
+        300,
+        1000,
+        70.0,
+        {"loss": 1.5},
+    )
     assert (found.started, found.updated, found.pid) == (1000.0, 1030.0, os.getpid())
     clock[0] = 1035.0
     assert describe(found).splitlines() == [
@@ -77,7 +87,9 @@ def test_time_left_is_that_of_the_pace_in_this_stage(tmp_path: Path, clock: list
     ]
 
 
-def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(tmp_path: Path, clock: list[float]) -> None:
+def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(
+    tmp_path: Path, clock: list[float]
+) -> None:
     reporter = Reporter(tmp_path)
 
     def written() -> tuple[str, int]:
@@ -85,11 +97,23 @@ def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(tmp_pa
         return content["stage"], content["step"]
 
     seen = []
-    for time, stage, step in ((0.1, "prior", 100), (0.2, "prior", 200), (1.3, "prior", 300), (1.4, "prior", 400), (1.5, "backend", 100)):
+    for time, stage, step in (
+        (0.1, "prior", 100),
+        (0.2, "prior", 200),
+        (1.3, "prior", 300),
+        (1.4, "prior", 400),
+        (1.5, "backend", 100),
+    ):
         clock[0] = 1000 + time
         reporter(stage, step, 400 if stage == "prior" else 900, {})
         seen.append(written())
-    assert seen == [("prior", 100), ("prior", 100), ("prior", 300), ("prior", 400), ("backend", 100)]
+    assert seen == [
+        ("prior", 100),
+        ("prior", 100),
+        ("prior", 300),
+        ("prior", 400),
+        ("backend", 100),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +121,11 @@ def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(tmp_pa
     [
         (None, "finished", "finished 0 s ago"),
         (ValueError("no such thing"), "failed", "failed 0 s ago: no such thing"),
-        (KeyboardInterrupt("prior stopped at step 7"), "stopped", "stopped 0 s ago: prior stopped at step 7"),
+        (
+            KeyboardInterrupt("prior stopped at step 7"),
+            "stopped",
+            "stopped 0 s ago: prior stopped at step 7",
+        ),
     ],
 )
 def test_how_it_ended(error: BaseException | None, state: str, says: str, tmp_path: Path) -> None:
@@ -117,8 +145,12 @@ def test_how_it_ended(error: BaseException | None, state: str, says: str, tmp_pa
     assert describe(found).splitlines()[0] == says
 
 
-def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last word cannot be written; the error that ended the run is the one that is raised, and the folder is free again."""
+def test_a_full_disk_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last word cannot be written; the error that ended the run is the one that is raised,
+    and the folder is free again.
+    """
 
     def full(path: Path, content: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
@@ -135,7 +167,10 @@ def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path: Path, monkeypatch: 
 
 def test_a_killed_process_lets_go_and_is_known_to_be_gone(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from ddice.status import hold\n"
-    code += "with hold(Path(sys.argv[1])) as reporter: reporter('prior', 5, 10, {}); os.kill(os.getpid(), 9)"
+    code += (
+        "with hold(Path(sys.argv[1])) as reporter: reporter('prior', 5, 10, {}); "
+        "os.kill(os.getpid(), 9)"
+    )
     process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert process.returncode == -signal.SIGKILL
     found = read_status(tmp_path)
@@ -145,31 +180,59 @@ def test_a_killed_process_lets_go_and_is_known_to_be_gone(tmp_path: Path) -> Non
         assert read_status(tmp_path).state == "running"
 
 
-def test_a_second_process_is_refused_and_readers_are_not(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_is_refused_and_readers_are_not(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     with hold(run) as reporter:
         reporter("backend", 30, 90, {})
-        for command in (["train", *options(npz)], ["compare", *small.flags(npz, None, "recipe."), "--no-progress"]):
+        for command in (
+            ["train", *options(npz)],
+            ["compare", *small.flags(npz, None, "recipe."), "--no-progress"],
+        ):
             before = small.digests(run)
             assert main([*command, "--run", str(run)]) == 1
-            assert f"{run} is in use by process {os.getpid()}, which is at backend, step 30 of 90: wait for it" in capsys.readouterr().err
+            assert (
+                f"{run} is in use by process {os.getpid()}, which is at backend, step 30 of "
+                "90: wait for it" in capsys.readouterr().err
+            )
             assert small.digests(run) == before
         assert main(["status", str(run)]) == 0
         assert capsys.readouterr().out.startswith(f"running (process {os.getpid()})")
     assert main(["train", *options(npz), "--run", str(run)]) == 0
 
 
-def test_a_second_process_is_refused_before_the_data_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_is_refused_before_the_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """There are none, and it is not that which is said."""
     run = FOLDER[0]
     with hold(run):
         for command, prefix in (("train", ""), ("compare", "recipe.")):
-            assert main([command, f"--{prefix}data.source", str(tmp_path / "missing.npz"), "--run", str(run)]) == 1
-            assert f"{run} is in use by process {os.getpid()}, which is at its start" in capsys.readouterr().err
+            assert (
+                main(
+                    [
+                        command,
+                        f"--{prefix}data.source",
+                        str(tmp_path / "missing.npz"),
+                        "--run",
+                        str(run),
+                    ]
+                )
+                == 1
+            )
+            assert (
+                f"{run} is in use by process {os.getpid()}, which is at its start"
+                in capsys.readouterr().err
+            )
 
 
-def test_who_reads_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state of a killed run is found by taking its lock for an instant; who starts in that instant gets it at the next try."""
+def test_who_reads_does_not_stand_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of a killed run is found by taking its lock for an instant; who starts in that
+    instant gets it at the next try.
+    """
     Reporter(tmp_path)
     reader = FileLock(tmp_path / status.LOCK)
     reader.acquire()
@@ -184,7 +247,9 @@ def test_who_reads_does_not_stand_in_the_way(tmp_path: Path, monkeypatch: pytest
         assert len(tries) == 1
 
 
-def test_a_folder_of_somebody_else_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its lock cannot be opened."""
     Reporter(tmp_path)
     assert read_status(tmp_path).state == "killed"
@@ -198,30 +263,60 @@ def test_a_folder_of_somebody_else_is_believed(tmp_path: Path, monkeypatch: pyte
 
 def test_status_of_a_run_that_never_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 1
-    assert f"{tmp_path} holds no run: expected a folder that was given as --run" in capsys.readouterr().err
+    assert (
+        f"{tmp_path} holds no run: expected a folder that was given as --run"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_hook_hears_what_the_metrics_file_holds(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hook_hears_what_the_metrics_file_holds(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = FOLDER[0]
     assert main(["train", *options(npz), "--run", str(run), "--hook", "test_status:listen"]) == 0
-    assert [(stage, step, steps) for stage, step, steps, *_ in HEARD] == [("prior", 12, 12), ("backend", 10, 10), ("extractor", 8, 8)]
+    assert [(stage, step, steps) for stage, step, steps, *_ in HEARD] == [
+        ("prior", 12, 12),
+        ("backend", 10, 10),
+        ("extractor", 8, 8),
+    ]
     for stage, step, _, metrics, seen in HEARD:
         (line,) = (run / "metrics" / f"{stage}.jsonl").read_text().splitlines()
         assert json.loads(line) == {"stage": stage, "step": step, **metrics}
-        assert (seen.state, seen.stage, seen.step, seen.metrics) == ("running", stage, step, metrics)
+        assert (seen.state, seen.stage, seen.step, seen.metrics) == (
+            "running",
+            stage,
+            step,
+            metrics,
+        )
     capsys.readouterr()
     assert main(["status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["state"], found["stage"], found["step"], found["steps"]) == ("finished", "evaluation", 2, 2)
+    assert (found["state"], found["stage"], found["step"], found["steps"]) == (
+        "finished",
+        "evaluation",
+        2,
+        2,
+    )
     assert main(["train", *options(npz), "--run", str(run), "--hook", "test_status:nothing"]) == 1
     assert "hook = 'test_status:nothing' cannot be imported" in capsys.readouterr().err
 
 
 def test_a_comparison_says_which_policy_it_is_at(npz: Path, tmp_path: Path) -> None:
     run = FOLDER[0]
-    flags = [*small.flags(npz, None, "recipe."), "--recipe.data.env", small.SHORT, "--seeds", "0,1", "--recipe.evaluation.episodes", "1"]
+    flags = [
+        *small.flags(npz, None, "recipe."),
+        "--recipe.data.env",
+        small.SHORT,
+        "--seeds",
+        "0,1",
+        "--recipe.evaluation.episodes",
+        "1",
+    ]
     flags += ["--no-progress", "--run", str(run), "--hook", "test_status:listen"]
-    parts = {"extractors": {"weighted_bc": small.EXTRACTORS["weighted_bc"]}, "backends": {"piecewise_f": small.FIELDS["backend"]}}
+    parts = {
+        "extractors": {"weighted_bc": small.EXTRACTORS["weighted_bc"]},
+        "backends": {"piecewise_f": small.FIELDS["backend"]},
+    }
     config = tmp_path / "c.json"
     config.write_text(json.dumps(parts))
     assert main(["compare", "--config", str(config), *flags]) == 0
@@ -236,7 +331,9 @@ def test_a_comparison_says_which_policy_it_is_at(npz: Path, tmp_path: Path) -> N
 def test_episodes_that_are_over_are_steps_of_the_evaluation() -> None:
     """Two episodes at once, of two steps and of one."""
     told: list[tuple[str, int, int]] = []
-    on_step = episodes_over(lambda stage, step, steps, metrics: told.append((stage, step, steps)), 2)
+    on_step = episodes_over(
+        lambda stage, step, steps, metrics: told.append((stage, step, steps)), 2
+    )
     for episode, step, over in ((0, 0, False), (1, 0, True), (0, 1, True)):
         on_step(Moment(episode, step, None, np.zeros(1), 0.0, None, None, over))
     assert told == [("evaluation", 0, 2), ("evaluation", 1, 2), ("evaluation", 2, 2)]
@@ -254,14 +351,20 @@ def test_tensorboard_has_every_metric(npz: Path, tmp_path: Path) -> None:
     expected = {}
     for stage in ("prior", "backend", "extractor"):
         record = json.loads((run / "metrics" / f"{stage}.jsonl").read_text())
-        expected |= {f"{stage}/{name}": (record["step"], value) for name, value in record.items() if name not in ("stage", "step")}
+        expected |= {
+            f"{stage}/{name}": (record["step"], value)
+            for name, value in record.items()
+            if name not in ("stage", "step")
+        }
     assert set(events.Tags()["scalars"]) == set(expected)
     for name, (step, value) in expected.items():
         (event,) = events.Scalars(name)
         assert (event.step, event.value) == (step, pytest.approx(value, rel=1e-6))
 
 
-def test_without_tensorboard_nothing_is_trained(npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_tensorboard_nothing_is_trained(
+    npz: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main(["train", *options(npz), "--run", str(FOLDER[0]), "--tensorboard"]) == 1
     assert "pip install 'ddice[tensorboard]'" in capsys.readouterr().err

@@ -40,7 +40,9 @@ def test_round_trip(path: Path) -> None:
 def test_views_and_parameters_are_saved_as_what_they_show(path: Path) -> None:
     """A transposed view and two names of one storage: what counts is the values."""
     base = torch.arange(6.0).reshape(2, 3)
-    save_tensors(path, "prior", {"view": base.mT, "again": base, "trained": torch.nn.Parameter(base)}, {})
+    save_tensors(
+        path, "prior", {"view": base.mT, "again": base, "trained": torch.nn.Parameter(base)}, {}
+    )
     tensors, _ = load_tensors(path, "prior")
     assert torch.equal(tensors["view"], torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]))
     assert torch.equal(tensors["again"], base)
@@ -49,13 +51,17 @@ def test_views_and_parameters_are_saved_as_what_they_show(path: Path) -> None:
 
 def test_what_was_loaded_outlives_the_file(path: Path) -> None:
     tensors, _ = load_tensors(path, "prior")
-    save_tensors(path, "prior", {name: torch.zeros_like(value) for name, value in TENSORS.items()}, META)
+    save_tensors(
+        path, "prior", {name: torch.zeros_like(value) for name, value in TENSORS.items()}, META
+    )
     path.unlink()
     torch.testing.assert_close(tensors["weight"], TENSORS["weight"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
-def test_a_crash_in_the_middle_leaves_the_old_content(path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_a_crash_in_the_middle_leaves_the_old_content(
+    path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     def crash(*_: object) -> None:
         raise OSError("No space left on device")
 
@@ -63,11 +69,15 @@ def test_a_crash_in_the_middle_leaves_the_old_content(path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         save_tensors(path, "prior", {"weight": torch.zeros(1000)}, {})
     monkeypatch.undo()
-    torch.testing.assert_close(load_tensors(path, "prior")[0]["weight"], TENSORS["weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        load_tensors(path, "prior")[0]["weight"], TENSORS["weight"], rtol=0, atol=0
+    )
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_an_interrupt_while_writing_leaves_the_old_content(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_writing_leaves_the_old_content(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = path.read_bytes()
 
     def interrupt(*_: object) -> None:
@@ -80,7 +90,9 @@ def test_an_interrupt_while_writing_leaves_the_old_content(path: Path, monkeypat
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_content_reaches_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_reaches_the_disk_before_the_name_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a power cut may leave a complete name over empty content."""
     order: list[str] = []
     replace, fsync = os.replace, os.fsync
@@ -103,7 +115,13 @@ def test_json(tmp_path: Path) -> None:
 def test_a_truncated_file(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match=r"part\.safetensors cannot be read as a prior .*truncated, or not safetensors; delete it and train again"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"part\.safetensors cannot be read as a prior .*truncated, or not safetensors; "
+            r"delete it and train again"
+        ),
+    ):
         load_tensors(path, "prior")
 
 
@@ -115,7 +133,9 @@ def test_a_file_of_another_format(path: Path) -> None:
 
 def test_a_safetensors_file_of_somebody_else(path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"is a safetensors file, but not one of ddice: expected a prior"):
+    with pytest.raises(
+        ValueError, match=r"is a safetensors file, but not one of ddice: expected a prior"
+    ):
         load_tensors(path, "prior")
     save_file({"weight": torch.zeros(2)}, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="not one of ddice"):
@@ -123,7 +143,9 @@ def test_a_safetensors_file_of_somebody_else(path: Path) -> None:
 
 
 def test_another_kind(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected .*part\.safetensors to hold a policy, got a prior"):
+    with pytest.raises(
+        ValueError, match=r"expected .*part\.safetensors to hold a policy, got a prior"
+    ):
         load_tensors(path, "policy")
 
 
@@ -131,7 +153,10 @@ def test_a_newer_schema(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "SCHEMA", 2)
     save_tensors(path, "prior", TENSORS, META)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"has schema 2, this version of ddice reads schema 1: use the version that wrote it"):
+    with pytest.raises(
+        ValueError,
+        match=r"has schema 2, this version of ddice reads schema 1: use the version that wrote it",
+    ):
         load_tensors(path, "prior")
 
 

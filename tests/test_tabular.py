@@ -1,4 +1,6 @@
-"""Backends on finite problems whose exact answers are computed apart: fixed points by value iteration, duals by L-BFGS."""
+"""Backends on finite problems whose exact answers are computed apart: fixed points by value
+iteration, duals by L-BFGS.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,20 @@ from tabular import (
 )
 
 import ddice
-from ddice.dice_backends import AdvantageHead, BackendConfig, DeterministicDice, FDice, OptiDice, PiecewiseF
+from ddice.dice_backends import (
+    AdvantageHead,
+    BackendConfig,
+    DeterministicDice,
+    FDice,
+    OptiDice,
+    PiecewiseF,
+)
 from ddice.networks import MLP
 
 HEAD = AdvantageHead(network=TABLE, members=1, clip_deviations=1000)
-CLOSE = 2e-3  # of the largest number; float32 alone would allow 1e-6, the steps below reach about 1e-3
+CLOSE = (
+    2e-3  # of the largest number; float32 alone would allow 1e-6, the steps below reach about 1e-3
+)
 TEMPERATURE, DISCOUNT = 0.7, 0.9
 COMMON = {"value": TABLE, "encoder": RAW, "temperature": TEMPERATURE, "discount": DISCOUNT}
 PAIR = {**COMMON, "critic": TABLE, "optimizer": quick(0.1), "polyak": 0.3}
@@ -49,9 +60,15 @@ class Trained:
 
     def assert_reaches(self, solutions: Sequence[Solution]) -> None:
         """Ratios, and V and Q in the units in which they are unique."""
-        states, (observations, actions) = torch.eye(self.problems[0].states), self.problems[0].query()
+        states, (observations, actions) = (
+            torch.eye(self.problems[0].states),
+            self.problems[0].query(),
+        )
         values = self.backend.value(states.expand(len(self.problems), -1, -1))
-        q = self.backend.q(observations.expand(len(self.problems), -1, -1), actions.expand(len(self.problems), -1, -1)).mean(1)
+        q = self.backend.q(
+            observations.expand(len(self.problems), -1, -1),
+            actions.expand(len(self.problems), -1, -1),
+        ).mean(1)
         for i, (problem, solution) in enumerate(zip(self.problems, solutions, strict=True)):
             shift = solution.lam / (1 - DISCOUNT)
             assert error(self.ratios[i], solution.w[problem.s, problem.a]) < CLOSE
@@ -86,63 +103,96 @@ def test_the_default_backend_on_a_larger_problem() -> None:
 
 
 def test_the_printed_equation_scales_ratios_and_lifts_values() -> None:
-    """Coefficient 1 - gamma on V: mean ratio 1 - gamma, and values about -alpha log(1 - gamma) / (1 - gamma) higher."""
+    """Coefficient 1 - gamma on V: mean ratio 1 - gamma, and values about -alpha log(1 - gamma) /
+    (1 - gamma) higher.
+    """
     with pytest.warns(UserWarning, match=r"mean ratio of 0\.1"):
-        trained = Trained(PiecewiseF(value_weight="one_minus_discount", **{**PAIR, "optimizer": quick(0.2)}), ending(0.0), 1500)
+        trained = Trained(
+            PiecewiseF(value_weight="one_minus_discount", **{**PAIR, "optimizer": quick(0.2)}),
+            ending(0.0),
+            1500,
+        )
     solutions = fixed_points(trained.problems, "piecewise", 1 - DISCOUNT)
     trained.assert_reaches(solutions)
     np.testing.assert_allclose(trained.metrics["mean_ratio_expected"], 0.1, rtol=1e-5)
     lifted = solutions[0].v - fixed_points(trained.problems, "piecewise")[0].v
-    assert lifted.mean() == pytest.approx(-TEMPERATURE * np.log(1 - DISCOUNT) / (1 - DISCOUNT), rel=0.3)
+    assert lifted.mean() == pytest.approx(
+        -TEMPERATURE * np.log(1 - DISCOUNT) / (1 - DISCOUNT), rel=0.3
+    )
 
 
 @pytest.mark.parametrize("selector", ["ensemble", "advantage"])
 def test_every_selector_learns_the_same_q(selector: str) -> None:
-    trained = Trained(PiecewiseF(selector=selector, ensemble_members=2, advantage=HEAD, **PAIR), ending(), 700)
+    trained = Trained(
+        PiecewiseF(selector=selector, ensemble_members=2, advantage=HEAD, **PAIR), ending(), 700
+    )
     trained.assert_reaches(fixed_points(trained.problems, "piecewise"))
 
 
 @pytest.mark.parametrize("kind", ["piecewise", "pearson"])
 def test_deterministic_dynamics_need_no_critic(kind: str) -> None:
-    trained = Trained(DeterministicDice(divergence=kind, **{**ALONE, "optimizer": quick(0.1)}), ending(branches=1), 700)
+    trained = Trained(
+        DeterministicDice(divergence=kind, **{**ALONE, "optimizer": quick(0.1)}),
+        ending(branches=1),
+        700,
+    )
     trained.assert_reaches(fixed_points(trained.problems, kind))
 
 
 def test_in_stochastic_dynamics_a_value_alone_takes_luck_for_choice() -> None:
     trained = Trained(DeterministicDice(**{**ALONE, "optimizer": quick(0.1)}), ending(), 700)
     outcomes = [problem.by_outcome() for problem in trained.problems]
-    for ratios, problem, lucky in zip(trained.ratios, outcomes, fixed_points(outcomes, "piecewise"), strict=True):
+    for ratios, problem, lucky in zip(
+        trained.ratios, outcomes, fixed_points(outcomes, "piecewise"), strict=True
+    ):
         assert error(ratios, lucky.w[problem.s, problem.a]) < CLOSE
     right = fixed_points(trained.problems, "piecewise")[0]
     assert error(trained.ratios[0], right.w[trained.problems[0].s, trained.problems[0].a]) > 0.1
 
 
 def test_the_oracle_of_the_fixed_point_is_right() -> None:
-    """It satisfies its two equations, which for KL have a closed form: V = alpha log E[e^{Q / alpha}]."""
+    """It satisfies its two equations, which for KL have a closed form: V = alpha log E[e^{Q /
+    alpha}].
+    """
     problem = random_problem(1, terminate=0.5)
     solution = semi_gradient(problem, "kl", 0.5, 0.9)
     closed = 0.5 * np.log((problem.behaviour * np.exp(solution.q / 0.5)).sum(1))
     np.testing.assert_allclose(solution.v, closed, rtol=1e-9)
-    np.testing.assert_allclose(solution.q, problem.expectation(problem.r + 0.9 * ~problem.d * solution.v[problem.following]), rtol=1e-9)
+    np.testing.assert_allclose(
+        solution.q,
+        problem.expectation(problem.r + 0.9 * ~problem.d * solution.v[problem.following]),
+        rtol=1e-9,
+    )
 
 
 @pytest.mark.parametrize("kind", ["soft_chi2", "half_pearson", "kl"])
 def test_the_oracle_of_the_dual_is_right(kind: str) -> None:
-    """Its ratios are a flow, d* = (1 - gamma) mu0 + gamma P d*, and the primal E[w r] - alpha E[f(w)] equals the minimum of the dual."""
+    """Its ratios are a flow, d* = (1 - gamma) mu0 + gamma P d*, and the primal E[w r] - alpha
+    E[f(w)] equals the minimum of the dual.
+    """
     problem = random_problem(6)
     solution = dual(problem, kind, TEMPERATURE, DISCOUNT)
     w = solution.w[problem.s, problem.a]
-    leaving, arriving = (np.bincount(index, problem.p * w, problem.states) for index in (problem.s, problem.following))
-    np.testing.assert_allclose(leaving, (1 - DISCOUNT) * problem.mu0 + DISCOUNT * arriving, atol=1e-6)
+    leaving, arriving = (
+        np.bincount(index, problem.p * w, problem.states)
+        for index in (problem.s, problem.following)
+    )
+    np.testing.assert_allclose(
+        leaving, (1 - DISCOUNT) * problem.mu0 + DISCOUNT * arriving, atol=1e-6
+    )
     primal = (problem.p * (w * problem.r - TEMPERATURE * divergence(kind, w))).sum()
     assert primal == pytest.approx(solution.minimum, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["soft_chi2", "kl", "piecewise"])
 def test_optidice_reaches_the_exact_dual(kind: str) -> None:
-    trained = Trained(OptiDice(divergence=kind, rewards=(), **ALONE), ending(), 2200 if kind == "kl" else 1500)
+    trained = Trained(
+        OptiDice(divergence=kind, rewards=(), **ALONE), ending(), 2200 if kind == "kl" else 1500
+    )
     trained.assert_reaches(duals(trained.problems, kind))
-    np.testing.assert_allclose(trained.metrics["mean_ratio"], trained.metrics["mean_ratio_expected"], atol=1e-3)
+    np.testing.assert_allclose(
+        trained.metrics["mean_ratio"], trained.metrics["mean_ratio_expected"], atol=1e-3
+    )
     rows = (trained.batch.weights * trained.ratios).sum(-1) / trained.batch.weights.sum(-1)
     np.testing.assert_allclose(rows[0], 1, atol=1e-3)
     assert abs(rows[1] - 1) > 0.02  # the loops of the absorbing state belong to the mean
@@ -150,52 +200,77 @@ def test_optidice_reaches_the_exact_dual(kind: str) -> None:
 
 def test_optidice_with_sparse_ratios() -> None:
     trained = Trained(OptiDice(divergence="half_pearson", rewards=(), **ALONE), ending(), 2500)
-    for i, (problem, solution) in enumerate(zip(trained.problems, duals(trained.problems, "half_pearson"), strict=True)):
+    for i, (problem, solution) in enumerate(
+        zip(trained.problems, duals(trained.problems, "half_pearson"), strict=True)
+    ):
         expected = solution.w[problem.s, problem.a]
         assert (expected == 0).any()
         assert error(trained.ratios[i], expected) < CLOSE
-        assert torch.equal(trained.backend.log_ratio(trained.batch)[i] == -torch.inf, torch.from_numpy(expected == 0))
+        assert torch.equal(
+            trained.backend.log_ratio(trained.batch)[i] == -torch.inf,
+            torch.from_numpy(expected == 0),
+        )
 
 
 def test_optidice_on_samples_is_exact_in_deterministic_dynamics() -> None:
     trained = Trained(OptiDice(expectation="sample", rewards=(), **ALONE), ending(branches=1), 1500)
     solutions = duals(trained.problems, "soft_chi2")
     trained.assert_reaches(solutions)
-    np.testing.assert_allclose(trained.metrics["v_loss"], [solution.minimum for solution in solutions], atol=1e-4)
+    np.testing.assert_allclose(
+        trained.metrics["v_loss"], [solution.minimum for solution in solutions], atol=1e-4
+    )
 
 
 def test_optidice_on_samples_takes_luck_for_choice_elsewhere() -> None:
     trained = Trained(OptiDice(expectation="sample", rewards=(), **ALONE), ending(), 1500)
     outcomes = [problem.by_outcome() for problem in trained.problems]
-    for ratios, problem, lucky in zip(trained.ratios, outcomes, duals(outcomes, "soft_chi2"), strict=True):
+    for ratios, problem, lucky in zip(
+        trained.ratios, outcomes, duals(outcomes, "soft_chi2"), strict=True
+    ):
         assert error(ratios, lucky.w[problem.s, problem.a]) < CLOSE
 
 
 def test_the_absorbing_state_pays_what_a_reward_of_zero_becomes() -> None:
     problem = random_problem(9, terminate=0.5)
-    trained = Trained(OptiDice(rewards=("standardize", {"kind": "scale", "factor": 2}), **ALONE), [problem], 1500)
+    trained = Trained(
+        OptiDice(rewards=("standardize", {"kind": "scale", "factor": 2}), **ALONE), [problem], 1500
+    )
     mean, std = problem.r.mean(), problem.r.std()
     assert abs(mean) > 0.02
     transformed = dataclasses.replace(problem, r=2 * (problem.r - mean) / std)
-    trained.assert_reaches([dual(transformed, "soft_chi2", TEMPERATURE, DISCOUNT, absorbing_reward=-2 * mean / std)])
+    trained.assert_reaches(
+        [dual(transformed, "soft_chi2", TEMPERATURE, DISCOUNT, absorbing_reward=-2 * mean / std)]
+    )
 
 
 def test_values_shift_against_lambda() -> None:
-    """(V + c, v_abs + c, lam - (1 - gamma) c), and with them e - (1 - gamma) c, change nothing of what is reported."""
+    """(V + c, v_abs + c, lam - (1 - gamma) c), and with them e - (1 - gamma) c, change nothing
+    of what is reported.
+    """
     trained = Trained(OptiDice(rewards=(), **ALONE), ending(), 100)
-    backend, states, query = trained.backend, torch.eye(6).expand(2, -1, -1), [x.expand(2, -1, -1) for x in trained.problems[0].query()]
+    backend, states, query = (
+        trained.backend,
+        torch.eye(6).expand(2, -1, -1),
+        [x.expand(2, -1, -1) for x in trained.problems[0].query()],
+    )
     before = trained.ratios, backend.value(states), backend.q(*query)
     with torch.no_grad():
         backend.value_network.linear_0_bias += 3
         backend.absorbing_value += 3
         backend.lam -= 3 * (1 - DISCOUNT)
         backend.head.linear_0_bias -= 3 * (1 - DISCOUNT)
-    for old, new in zip(before, (backend.ratio(trained.batch), backend.value(states), backend.q(*query)), strict=True):
+    for old, new in zip(
+        before,
+        (backend.ratio(trained.batch), backend.value(states), backend.q(*query)),
+        strict=True,
+    ):
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
 
 
 def test_truncation_keeps_the_bootstrap_and_termination_cuts_it() -> None:
-    """One action per state, so V = Q: a chain 0 -> 1 -> 2 cut by time in row 1, and the same states ended by the environment in row 4."""
+    """One action per state, so V = Q: a chain 0 -> 1 -> 2 cut by time in row 1, and the same
+    states ended by the environment in row 4.
+    """
     states = np.eye(6, dtype=np.float32)
     data = ddice.load_dataset(
         {
@@ -221,12 +296,22 @@ def test_truncation_keeps_the_bootstrap_and_termination_cuts_it() -> None:
 
 @pytest.mark.slow
 def test_deep_networks_reach_the_fixed_point_too() -> None:
-    """The networks of the defaults, in random batches instead of the exact one, with equal probabilities."""
+    """The networks of the defaults, in random batches instead of the exact one, with equal
+    probabilities.
+    """
     problem = random_problem(12, branches=1)
     count = len(problem.s)
     problem = dataclasses.replace(problem, p=np.full(count, 1 / count))
     small = MLP(hidden=(64, 64))
-    config = PiecewiseF(critic=small, value=small, temperature=TEMPERATURE, discount=DISCOUNT, polyak=0.02, batch_size=256, optimizer=quick(1e-3))
+    config = PiecewiseF(
+        critic=small,
+        value=small,
+        temperature=TEMPERATURE,
+        discount=DISCOUNT,
+        polyak=0.02,
+        batch_size=256,
+        optimizer=quick(1e-3),
+    )
     backend = config.fit(problem.data(), steps=4000, progress=False)
     solution = semi_gradient(problem, "piecewise", TEMPERATURE, DISCOUNT)
     assert error(backend.ratio(problem.data().full()), solution.w[problem.s, problem.a]) < 0.05

@@ -1,4 +1,6 @@
-"""Stages, cache keys, run folders; killed and interrupted runs against ones that nothing disturbed."""
+"""Stages, cache keys, run folders; killed and interrupted runs against ones that nothing
+disturbed.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ HERE = str(Path(__file__).parent)
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("ddice.cli.train.plot_metrics", lambda *_: True)  # takes longer than all the rest
+    monkeypatch.setattr(
+        "ddice.cli.train.plot_metrics", lambda *_: True
+    )  # takes longer than all the rest
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +76,42 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def command(npz: Path, run: Path, *more: str) -> list[str]:
-    fields = {**small.FIELDS, "steps": STEPS, "data": {"source": str(npz), "env": small.ENV}, "evaluation": {"episodes": 1}}
+    fields = {
+        **small.FIELDS,
+        "steps": STEPS,
+        "data": {"source": str(npz), "env": small.ENV},
+        "evaluation": {"episodes": 1},
+    }
     options = ["--run", str(run), "--checkpoint-every", "10", "--no-progress", *more]
     return ["train", *small.flags(npz, fields), *options]
 
 
-def start(arguments: list[str], cache_folder: Path, code: str | None = None) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], cache_folder: Path, code: str | None = None
+) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "DDICE_CACHE": str(cache_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = {
+        **os.environ,
+        "DDICE_CACHE": str(cache_folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }
     program = ["-m", "ddice.cli"] if code is None else ["-c", code]
-    return subprocess.Popen([sys.executable, *program, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def stop_when(process: subprocess.Popen[str], there: Callable[[], object], number: signal.Signals) -> tuple[str, str]:
-    """Send a signal as soon as `there()` holds; what the process had written. Fails if it ends before."""
+def stop_when(
+    process: subprocess.Popen[str], there: Callable[[], object], number: signal.Signals
+) -> tuple[str, str]:
+    """Send a signal as soon as `there()` holds; what the process had written. Fails if it ends
+    before.
+    """
     deadline = time.monotonic() + 600  # a guard against waiting for ever; nothing is timed
     while not there():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -98,20 +124,35 @@ def stop_when(process: subprocess.Popen[str], there: Callable[[], object], numbe
 
 def half_done(stage: str, folder: Path) -> Callable[[], bool]:
     """A checkpoint of the stage is there, and its state is not."""
-    return lambda: bool(list(folder.glob(f"{stage}/*/checkpoint.safetensors"))) and not list(folder.glob(f"{stage}/*/state.safetensors"))
+    return lambda: (
+        bool(list(folder.glob(f"{stage}/*/checkpoint.safetensors")))
+        and not list(folder.glob(f"{stage}/*/state.safetensors"))
+    )
 
 
 def assert_half_done(stage: str, folder: Path) -> None:
     (checkpoint,) = folder.glob(f"{stage}/*/checkpoint.safetensors")
     assert not list(folder.glob(f"{stage}/*/state.safetensors"))
-    assert 0 < load_tensors(checkpoint, loop.CHECKPOINT)[1]["step"] < STEPS["prior"], f"{stage} was not stopped in the middle"
+    assert 0 < load_tensors(checkpoint, loop.CHECKPOINT)[1]["step"] < STEPS["prior"], (
+        f"{stage} was not stopped in the middle"
+    )
 
 
 def outcome(run: Path, cache_folder: Path) -> dict[str, Any]:
-    """Everything that must not depend on interruptions: states, policy and metrics by their bytes, and the scores."""
+    """Everything that must not depend on interruptions: states, policy and metrics by their
+    bytes, and the scores.
+    """
     trained = [path.relative_to(cache_folder) for path in cache_folder.rglob("state.safetensors")]
-    states = {f"cache/{path}": (cache_folder / path).read_bytes() for path in trained if path.parts[0] != "data"}
-    files = {str(path.relative_to(run)): path.read_bytes() for pattern in ("metrics/*.jsonl", "policy/policy.*") for path in run.glob(pattern)}
+    states = {
+        f"cache/{path}": (cache_folder / path).read_bytes()
+        for path in trained
+        if path.parts[0] != "data"
+    }
+    files = {
+        str(path.relative_to(run)): path.read_bytes()
+        for pattern in ("metrics/*.jsonl", "policy/policy.*")
+        for path in run.glob(pattern)
+    }
     scores = json.loads((run / "evaluation.json").read_text())
     kept = {name: value for name, value in scores.items() if "seconds" not in name}
     return {**states, **files, "scores": kept}
@@ -127,7 +168,9 @@ Undisturbed = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def undisturbed(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """What runs that nothing disturbs give, staged and joint; in this process, with checkpoints at other steps."""
+    """What runs that nothing disturbs give, staged and joint; in this process, with checkpoints
+    at other steps.
+    """
     found: Undisturbed = {}
     for schedule in ("staged", "joint"):
         folder = tmp_path_factory.mktemp(schedule)
@@ -143,8 +186,12 @@ def undisturbed(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Undistur
     return found
 
 
-def test_kill_in_each_stage_and_resume(npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One run, killed in the prior, again in the backend, again in the extractor; then the same command goes through."""
+def test_kill_in_each_stage_and_resume(
+    npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run, killed in the prior, again in the backend, again in the extractor; then the same
+    command goes through.
+    """
     folder = tmp_path / "killed"
     arguments = command(npz, tmp_path / "run")
     for stage in ("prior", "backend", "extractor"):
@@ -195,7 +242,9 @@ def test_kill_while_policy_and_scores_are_written(
     """At the last moment before a file appears: nothing half is ever there under its name."""
     folder, run = tmp_path / "killed", tmp_path / "run"
     for name, content in undisturbed["staged"].items():
-        if name.startswith("cache/"):  # all is trained already, only policy and scores are to be written
+        if name.startswith(
+            "cache/"
+        ):  # all is trained already, only policy and scores are to be written
             path = folder / name.removeprefix("cache/")
             path.parent.mkdir(parents=True)
             path.write_bytes(content)
@@ -210,12 +259,18 @@ def test_kill_while_policy_and_scores_are_written(
         assert {path.name for path in run.rglob("*.*") if not path.name.startswith(".")} == there
     monkeypatch.setenv("DDICE_CACHE", str(folder))
     assert main(arguments) == 0
-    expected = {name: content for name, content in undisturbed["staged"].items() if not name.startswith("metrics/")}
+    expected = {
+        name: content
+        for name, content in undisturbed["staged"].items()
+        if not name.startswith("metrics/")
+    }
     assert_same(outcome(run, folder), expected)
     assert load_policy(run / "policy").act(np.zeros(3)).shape == (1,)
 
 
-def test_ctrl_c(npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c(
+    npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "stopped"
     arguments = command(npz, tmp_path / "run")
     arguments[arguments.index("--checkpoint-every") + 1] = "20"
@@ -225,14 +280,22 @@ def test_ctrl_c(npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch
     assert "Traceback" not in errors
     (checkpoint,) = folder.glob("backend/*/checkpoint.safetensors")
     step = load_tensors(checkpoint, loop.CHECKPOINT)[1]["step"]
-    assert errors.splitlines()[-1] == f"backend stopped at step {step}: saved in {checkpoint}; run the same command again to go on"
+    assert (
+        errors.splitlines()[-1]
+        == f"backend stopped at step {step}: saved in {checkpoint}; run the same command "
+        "again to go on"
+    )
     monkeypatch.setenv("DDICE_CACHE", str(folder))
     assert main(arguments) == 0
     assert_same(outcome(tmp_path / "run", folder), undisturbed["staged"])
 
 
-def test_a_run_killed_between_its_last_step_and_its_state(npz: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last checkpoint is complete; the rest is made from it, in another run folder too, where no metrics are."""
+def test_a_run_killed_between_its_last_step_and_its_state(
+    npz: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is complete; the rest is made from it, in another run folder too,
+    where no metrics are.
+    """
     recipe = small.recipe(npz, evaluation={"episodes": 0})
 
     def fail(*_: Any) -> None:
@@ -254,7 +317,9 @@ def test_a_run_killed_between_its_last_step_and_its_state(npz: Path, tmp_path: P
 # -- a metric that is no number
 
 
-def test_a_diverging_run_stops_with_its_cause_and_keeps_the_last_good_checkpoint(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_run_stops_with_its_cause_and_keeps_the_last_good_checkpoint(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ddice.dice_backends.semi_gradient import SemiGradient
 
     recipe = small.recipe(npz, evaluation={"episodes": 0}, steps={"backend": 50})
@@ -269,21 +334,34 @@ def test_a_diverging_run_stops_with_its_cause_and_keeps_the_last_good_checkpoint
         with pytest.raises(loop.TrainingDiverged) as caught:
             go(recipe, tmp_path / "run", checkpoint_every=10)
     (checkpoint,) = cache.cache_folder().glob("backend/*/checkpoint.safetensors")
-    assert str(caught.value).startswith(f"backend: q_loss is nan at step 39; the last good checkpoint is {checkpoint}. Usual causes: a learning rate")
+    assert str(caught.value).startswith(
+        f"backend: q_loss is nan at step 39; the last good checkpoint is {checkpoint}. Usual "
+        "causes: a learning rate"
+    )
     tensors, meta = load_tensors(checkpoint, loop.CHECKPOINT)
     assert meta["step"] == 30
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
-    assert [line["stage"] for line in records(tmp_path / "run" / "metrics" / "prior.jsonl")] == ["prior"]
+    assert [line["stage"] for line in records(tmp_path / "run" / "metrics" / "prior.jsonl")] == [
+        "prior"
+    ]
     assert not (tmp_path / "run" / "policy").exists()
     go(recipe, tmp_path / "run")  # and it goes on from there
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "other"))
     go(recipe, tmp_path / "again")
-    assert small.digests(tmp_path / "run" / "policy") == small.digests(tmp_path / "again" / "policy")
+    assert small.digests(tmp_path / "run" / "policy") == small.digests(
+        tmp_path / "again" / "policy"
+    )
 
 
 def test_a_huge_learning_rate_diverges(npz: Path) -> None:
     recipe = small.recipe(npz, prior={"optimizer": {"learning_rate": 1e30}})
-    with pytest.raises(loop.TrainingDiverged, match=r"^prior: loss is (nan|inf) at step 11; no checkpoint was written yet\. Usual causes: "):
+    with pytest.raises(
+        loop.TrainingDiverged,
+        match=(
+            r"^prior: loss is (nan|inf) at step 11; no checkpoint was written yet\. Usual "
+            r"causes: "
+        ),
+    ):
         go(recipe)
 
 
@@ -294,15 +372,24 @@ def test_a_run_folder(npz: Path, tmp_path: Path, trained: list[str]) -> None:
     recipe = small.recipe(npz)
     result, scores = go(recipe, tmp_path / "run")
     assert trained == ["prior", "backend", "extractor"]
-    assert type(recipe).model_validate_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
+    assert (
+        type(recipe).model_validate_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
+    )
     assert isinstance(scores, Evaluation)
-    assert Evaluation.model_validate_json((tmp_path / "run" / "evaluation.json").read_text()) == scores
+    assert (
+        Evaluation.model_validate_json((tmp_path / "run" / "evaluation.json").read_text()) == scores
+    )
     assert scores.lengths == (200, 200)
     for stage, steps in recipe.steps.model_dump().items():
-        assert [(line["stage"], line["step"]) for line in records(tmp_path / "run" / "metrics" / f"{stage}.jsonl")] == [(stage, steps)]
+        assert [
+            (line["stage"], line["step"])
+            for line in records(tmp_path / "run" / "metrics" / f"{stage}.jsonl")
+        ] == [(stage, steps)]
     observation = np.array([1.0, 0.0, 0.0])
     expected = result.policy.act(observation, seed=1)
-    np.testing.assert_array_equal(load_policy(tmp_path / "run" / "policy", device="cpu").act(observation, seed=1), expected)
+    np.testing.assert_array_equal(
+        load_policy(tmp_path / "run" / "policy", device="cpu").act(observation, seed=1), expected
+    )
     again = go(recipe, tmp_path / "run")
     assert trained == ["prior", "backend", "extractor"]
     assert again[1].returns == scores.returns
@@ -324,8 +411,17 @@ def test_the_notes_of_a_policy_say_where_it_comes_from(npz: Path) -> None:
 def test_another_recipe_is_refused_and_what_differs_is_named(npz: Path, tmp_path: Path) -> None:
     claim_run(tmp_path, small.recipe(npz))
     claim_run(tmp_path, small.recipe(npz))
-    with pytest.raises(ValueError, match=r"holds another recipe, which differs in backend\.temperature, evaluation\.episodes, seed: give another"):
-        check_run(tmp_path, small.recipe(npz, backend={"temperature": 2}, seed=1, evaluation={"episodes": 3}))
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"holds another recipe, which differs in backend\.temperature, "
+            r"evaluation\.episodes, seed: give another"
+        ),
+    ):
+        check_run(
+            tmp_path,
+            small.recipe(npz, backend={"temperature": 2}, seed=1, evaluation={"episodes": 3}),
+        )
     with pytest.raises(ValueError, match=r"differs in backend\.[a-z_., ]*backend\.kind"):
         check_run(tmp_path, small.recipe(npz, backend={"kind": "optidice"}))
     (tmp_path / "recipe.json").write_text('{"seed"')
@@ -334,7 +430,11 @@ def test_another_recipe_is_refused_and_what_differs_is_named(npz: Path, tmp_path
 
 
 def test_differences() -> None:
-    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [2], "e": 2}}) == ["b.c", "b.d", "b.e"]
+    assert differences({"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [2], "e": 2}}) == [
+        "b.c",
+        "b.d",
+        "b.e",
+    ]
     assert differences({"a": None}, {"a": {"b": 1}}) == ["a"]
     assert differences({"a": 1}, {"a": 1}) == []
 
@@ -346,14 +446,42 @@ def refused(npz: Path, tmp_path: Path, trained: list[str], message: str, **chang
     assert not (tmp_path / "run").exists(), "a mistake must not claim the folder"
 
 
-def test_what_cannot_work_is_refused_before_any_training(npz: Path, tmp_path: Path, trained: list[str]) -> None:
+def test_what_cannot_work_is_refused_before_any_training(
+    npz: Path, tmp_path: Path, trained: list[str]
+) -> None:
     refused(npz, tmp_path, trained, "nothere.npz does not exist", data={"source": "nothere.npz"})
     given = {"kind": "given", "source": "small:ratio"}
-    refused(npz, tmp_path, trained, r"candidates = 2 needs a Q to choose among them and this backend has none", backend=given)
-    refused(npz, tmp_path, trained, r"data record no environment to play in: give its id as data\.env", data={"env": None, "action_bounds": "data"})
-    refused(npz, tmp_path, trained, r"expected a device such as \"auto\", .* got 'gpu'", device="gpu")
-    refused(npz, tmp_path, trained, r'"return_range" .*', backend={"rewards": ["standardize", "return_range"]})
-    refused(npz, tmp_path, trained, r"source = .* cannot be imported", backend={"kind": "given", "source": "small:nothing"})
+    refused(
+        npz,
+        tmp_path,
+        trained,
+        r"candidates = 2 needs a Q to choose among them and this backend has none",
+        backend=given,
+    )
+    refused(
+        npz,
+        tmp_path,
+        trained,
+        r"data record no environment to play in: give its id as data\.env",
+        data={"env": None, "action_bounds": "data"},
+    )
+    refused(
+        npz, tmp_path, trained, r"expected a device such as \"auto\", .* got 'gpu'", device="gpu"
+    )
+    refused(
+        npz,
+        tmp_path,
+        trained,
+        r'"return_range" .*',
+        backend={"rewards": ["standardize", "return_range"]},
+    )
+    refused(
+        npz,
+        tmp_path,
+        trained,
+        r"source = .* cannot be imported",
+        backend={"kind": "given", "source": "small:nothing"},
+    )
 
 
 def test_checkpoints_every_zero_steps_make_no_sense(npz: Path) -> None:
@@ -362,7 +490,9 @@ def test_checkpoints_every_zero_steps_make_no_sense(npz: Path) -> None:
 
 
 def test_without_episodes_no_environment_is_needed(npz: Path, trained: list[str]) -> None:
-    result, scores = go(small.recipe(npz, data={"env": None, "action_bounds": "data"}, evaluation={"episodes": 0}))
+    result, scores = go(
+        small.recipe(npz, data={"env": None, "action_bounds": "data"}, evaluation={"episodes": 0})
+    )
     assert scores is None
     assert result.policy.act(np.zeros(3)).shape == (1,)
 
@@ -373,11 +503,22 @@ def test_without_episodes_no_environment_is_needed(npz: Path, trained: list[str]
 def test_a_second_extractor_trains_neither_prior_nor_backend(npz: Path, trained: list[str]) -> None:
     go(small.recipe(npz, evaluation={"episodes": 0}))
     assert trained == ["prior", "backend", "extractor"]
-    before = {path: path.stat().st_mtime_ns for path in cache.cache_folder().rglob("state.safetensors")}
+    before = {
+        path: path.stat().st_mtime_ns for path in cache.cache_folder().rglob("state.safetensors")
+    }
     said: list[str] = []
     for name, extractor in small.EXTRACTORS.items():
-        go(small.recipe(npz, extractor={"kind": name, **extractor}, evaluation={"episodes": 0}), say=said.append)
-    assert trained == ["prior", "backend", "extractor", "extractor", "extractor"]  # the first one again, two others, and one without training
+        go(
+            small.recipe(npz, extractor={"kind": name, **extractor}, evaluation={"episodes": 0}),
+            say=said.append,
+        )
+    assert trained == [
+        "prior",
+        "backend",
+        "extractor",
+        "extractor",
+        "extractor",
+    ]  # the first one again, two others, and one without training
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     assert [line.split(":")[0] for line in said].count("prior") == 3  # a Gaussian needs none
     assert all("found trained (" in line for line in said)
@@ -385,12 +526,31 @@ def test_a_second_extractor_trains_neither_prior_nor_backend(npz: Path, trained:
 
 CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nothing": ({}, []),
-    "episodes": ({"evaluation": {"episodes": 1, "seed": 3, "parallel": 1, "deterministic": True}}, []),
-    "acting": ({"extractor": {"candidates": 1, "guidance_scale": 2.0, "solver": {"evaluations": 1}, "selection": {"rule": "minimum"}}}, []),
+    "episodes": (
+        {"evaluation": {"episodes": 1, "seed": 3, "parallel": 1, "deterministic": True}},
+        [],
+    ),
+    "acting": (
+        {
+            "extractor": {
+                "candidates": 1,
+                "guidance_scale": 2.0,
+                "solver": {"evaluations": 1},
+                "selection": {"rule": "minimum"},
+            }
+        },
+        [],
+    ),
     "batch size of joint training": ({"batch_size": 8}, []),
-    "environment": ({"data": {"env": None, "action_bounds": [-2, 2]}, "evaluation": {"episodes": 0}}, []),
+    "environment": (
+        {"data": {"env": None, "action_bounds": [-2, 2]}, "evaluation": {"episodes": 0}},
+        [],
+    ),
     "temperature": ({"backend": {"temperature": 2.0}}, ["backend", "extractor"]),
-    "backend's kind": ({"backend": {"kind": "f_dice", **small.BACKENDS["f_dice"]}}, ["backend", "extractor"]),
+    "backend's kind": (
+        {"backend": {"kind": "f_dice", **small.BACKENDS["f_dice"]}},
+        ["backend", "extractor"],
+    ),
     "backend's rewards": ({"backend": {"rewards": ["standardize"]}}, ["backend", "extractor"]),
     "guidance": ({"extractor": {"guidance": {"log_floor": -5.0}}}, ["extractor"]),
     "steps of the prior": ({"steps": {"prior": 13}}, ["prior", "extractor"]),
@@ -399,21 +559,32 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "prior": ({"prior": {"batch_size": 8}}, ["prior", "extractor"]),
     "seed": ({"seed": 1}, ["prior", "backend", "extractor"]),
     "fraction": ({"data": {"fraction": 0.5}}, ["prior", "backend", "extractor"]),
-    "bounds": ({"data": {"env": None, "action_bounds": [-3, 3]}, "evaluation": {"episodes": 0}}, ["prior", "backend", "extractor"]),
+    "bounds": (
+        {"data": {"env": None, "action_bounds": [-3, 3]}, "evaluation": {"episodes": 0}},
+        ["prior", "backend", "extractor"],
+    ),
     "schedule": ({"schedule": "joint"}, ["joint"]),
 }
 
 
 @pytest.mark.parametrize(("changes", "anew"), CHANGES.values(), ids=CHANGES.keys())
-def test_what_a_change_trains_anew(changes: dict[str, Any], anew: list[str], npz: Path, trained: list[str]) -> None:
+def test_what_a_change_trains_anew(
+    changes: dict[str, Any], anew: list[str], npz: Path, trained: list[str]
+) -> None:
     quick = {"steps": {"prior": 2, "backend": 2, "extractor": 2}, "evaluation": {"episodes": 0}}
     go(small.recipe(npz, **quick))
     del trained[:]
-    go(small.recipe(npz, **small.merge(quick, small.merge(changes, {"evaluation": {"episodes": 0}}))))
+    go(
+        small.recipe(
+            npz, **small.merge(quick, small.merge(changes, {"evaluation": {"episodes": 0}}))
+        )
+    )
     assert trained == anew
 
 
-def test_the_content_of_the_data_counts_not_its_name(npz: Path, tmp_path: Path, trained: list[str]) -> None:
+def test_the_content_of_the_data_counts_not_its_name(
+    npz: Path, tmp_path: Path, trained: list[str]
+) -> None:
     recipe = {"evaluation": {"episodes": 0}, "steps": {"prior": 2, "backend": 2, "extractor": 2}}
     go(small.recipe(npz, **recipe))
     del trained[:]
@@ -434,7 +605,9 @@ def test_the_content_of_the_data_counts_not_its_name(npz: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("schedule", ["staged", "joint"])
-def test_given_ratios_are_found_by_their_content(schedule: str, npz: Path, tmp_path: Path, trained: list[str]) -> None:
+def test_given_ratios_are_found_by_their_content(
+    schedule: str, npz: Path, tmp_path: Path, trained: list[str]
+) -> None:
     path = tmp_path / "ratios.npy"
     backend = {"kind": "given", "source": str(path), "q": "small:q"}
     recipe = small.recipe(npz, backend=backend, evaluation={"episodes": 0}, schedule=schedule)
@@ -449,19 +622,26 @@ def test_given_ratios_are_found_by_their_content(schedule: str, npz: Path, tmp_p
     np.save(path, np.linspace(0, 1, rows))
     second, _ = go(recipe)
     assert trained == ["prior", last, last]
-    assert any(not torch.equal(a, b) for a, b in zip(first.extractor.parameters(), second.extractor.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(first.extractor.parameters(), second.extractor.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "another kind"])
 @pytest.mark.parametrize("name", ["state", "checkpoint"])
-def test_a_damaged_file_in_the_cache_is_said_and_made_again(name: str, damage: str, npz: Path, tmp_path: Path, trained: list[str]) -> None:
+def test_a_damaged_file_in_the_cache_is_said_and_made_again(
+    name: str, damage: str, npz: Path, tmp_path: Path, trained: list[str]
+) -> None:
     recipe = small.recipe(npz, evaluation={"episodes": 0})
     go(recipe, tmp_path / "a")
     (state,) = cache.cache_folder().glob("backend/*/state.safetensors")
     good = state.read_bytes()
     path = state.with_name(f"{name}.safetensors")
     state.unlink()
-    content = {"truncated": good[:-7], "empty": b"", "foreign": b"PK\x03\x04 not safetensors"}.get(damage)
+    content = {"truncated": good[:-7], "empty": b"", "foreign": b"PK\x03\x04 not safetensors"}.get(
+        damage
+    )
     if content is None:
         save_tensors(path, "policy", {"x": torch.ones(1)}, {})
     else:
@@ -486,7 +666,11 @@ def test_metrics_come_along_with_what_is_found(npz: Path, tmp_path: Path) -> Non
 
 
 def test_no_steps_train_nothing(npz: Path, trained: list[str]) -> None:
-    result, _ = go(small.recipe(npz, steps={"prior": 0, "backend": 0, "extractor": 0}, evaluation={"episodes": 0}))
+    result, _ = go(
+        small.recipe(
+            npz, steps={"prior": 0, "backend": 0, "extractor": 0}, evaluation={"episodes": 0}
+        )
+    )
     assert trained == []
     assert [path.name for path in cache.cache_folder().glob("*")] == ["data"]
     assert result.prior.step == result.backend.step == 0
@@ -519,9 +703,13 @@ def test_staged_training_is_three_fits(npz: Path) -> None:
     data = recipe.data.load()
     prior = recipe.prior.fit(data, steps=12, seed=0, device="cpu", progress=False)
     backend = recipe.backend.fit(data, steps=10, seed=0, device="cpu", progress=False)
-    policy = recipe.extractor.fit(data, prior=prior, backend=backend, steps=8, seed=0, device="cpu", progress=False)
+    policy = recipe.extractor.fit(
+        data, prior=prior, backend=backend, steps=8, seed=0, device="cpu", progress=False
+    )
     observations = data.observations[:7].numpy()
-    np.testing.assert_array_equal(policy.act(observations, seed=3), result.policy.act(observations, seed=3))
+    np.testing.assert_array_equal(
+        policy.act(observations, seed=3), result.policy.act(observations, seed=3)
+    )
 
 
 # -- predictions of the cost
@@ -531,7 +719,8 @@ def test_a_forecast_counts_parameters_and_keeps_nothing(npz: Path) -> None:
     recipe = small.recipe(npz, steps={"prior": 1_000, "backend": 2_000, "extractor": 3_000})
     data = recipe.data.load()
     found = {stage.stage: stage for stage in forecast(recipe, data, steps=2)}
-    # features 3, action 1, four features of time, width 8: one affine map, a block of norm and two maps, norm and output
+    # features 3, action 1, four features of time, width 8: one affine map, a block of norm and two
+    # maps, norm and output
     assert found["prior"].parameters == (8 * 8 + 8) + (16 + 72 + 72) + (16 + 8 + 1)
     # V: 3 -> 8 (norm) -> 1; two critics 4 -> 8 -> 1
     assert found["backend"].parameters == (32 + 16 + 9) + 2 * (40 + 9)
@@ -543,12 +732,20 @@ def test_a_forecast_counts_parameters_and_keeps_nothing(npz: Path) -> None:
 
 def test_a_forecast_of_joint_training_counts_the_steps_of_the_backend(npz: Path) -> None:
     found = forecast(small.recipe(npz, schedule="joint"), small.recipe(npz).data.load(), steps=1)
-    assert [(stage.stage, stage.steps) for stage in found] == [("prior", 12), ("backend", 10), ("extractor", 10)]
+    assert [(stage.stage, stage.steps) for stage in found] == [
+        ("prior", 12),
+        ("backend", 10),
+        ("extractor", 10),
+    ]
 
 
 def test_the_behaviour_policy_needs_no_backend(npz: Path, trained: list[str]) -> None:
-    recipe = small.recipe(npz, extractor={"kind": "select_only", "candidates": 1, "solver": small.SOLVER})
-    result = Training(recipe, recipe.data.load(), progress=False, say=quiet).train(with_backend=False)
+    recipe = small.recipe(
+        npz, extractor={"kind": "select_only", "candidates": 1, "solver": small.SOLVER}
+    )
+    result = Training(recipe, recipe.data.load(), progress=False, say=quiet).train(
+        with_backend=False
+    )
     assert trained == ["prior"]
     assert result.backend is None
     assert result.policy.q is None

@@ -10,13 +10,29 @@ from ddice.solvers import FEW_STEPS
 
 def add_acting_options(command: argparse.ArgumentParser) -> None:
     """--few-steps, --guidance-scale and --candidates."""
-    steps = f"the solver FEW_STEPS, of {FEW_STEPS.evaluations} evaluations, in place of the policy's"
-    command.add_argument("--few-steps", action="store_true", help=f"{steps}: about twice as fast, other actions")
+    steps = (
+        f"the solver FEW_STEPS, of {FEW_STEPS.evaluations} evaluations, in place of the policy's"
+    )
+    command.add_argument(
+        "--few-steps", action="store_true", help=f"{steps}: about twice as fast, other actions"
+    )
     command.add_argument("--guidance-scale", type=float, help="kappa, in place of the policy's")
-    command.add_argument("--candidates", type=int, help="K, in place of the policy's; a policy that was trained with 1 has no Q to choose by")
+    command.add_argument(
+        "--candidates",
+        type=int,
+        help="K, in place of the policy's; a policy that was trained with 1 has no Q to choose by",
+    )
 
 
 def acting(policy: Policy, options: argparse.Namespace) -> Policy:
     """The policy with what the options change."""
-    changes = {"solver": FEW_STEPS if options.few_steps else None, "guidance_scale": options.guidance_scale, "candidates": options.candidates}
-    return policy if all(value is None for value in changes.values()) else policy.with_settings(**changes)
+    changes = {
+        "solver": FEW_STEPS if options.few_steps else None,
+        "guidance_scale": options.guidance_scale,
+        "candidates": options.candidates,
+    }
+    return (
+        policy
+        if all(value is None for value in changes.values())
+        else policy.with_settings(**changes)
+    )

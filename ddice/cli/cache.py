@@ -12,7 +12,12 @@ from ddice.cli.command import add_command
 
 def register(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "cache", _cache, "List or delete trained parts and datasets as read (DDICE_CACHE, else ~/.cache/ddice).")
+    command = add_command(
+        commands,
+        "cache",
+        _cache,
+        "List or delete trained parts and datasets as read (DDICE_CACHE, else ~/.cache/ddice).",
+    )
     command.add_argument("action", choices=["list", "clear"])
 
 
@@ -29,11 +34,18 @@ def _line(found: cache.Entry) -> str:
     about, size, key = found.about, f"{found.size / 2**20:6.1f} MiB", found.folder.name[:8]
     try:
         if about["stage"] == "data":
-            return f"{about['created']}  {'data':10} {'':32} {about['rows']:>9,} rows   {'':17}{size}  {json.dumps(about['data'])}  {key}"
+            return (
+                f"{about['created']}  {'data':10} {'':32} {about['rows']:>9,} rows   "
+                f"{'':17}{size}  {json.dumps(about['data'])}  {key}"
+            )
         done = "trained" if found.state.exists() else "stopped"
         return (
-            f"{about['created']}  {about['stage']:10} {'+'.join(about['parts']):32} {about['steps']:>9,} steps  seed {about['seed']}  {done:8} "
-            f"{size}  {json.dumps(about['data'])}  {key}"
+            f"{about['created']}  {about['stage']:10} {'+'.join(about['parts']):32} "
+            f"{about['steps']:>9,} steps  seed {about['seed']}  {done:8} {size}  "
+            f"{json.dumps(about['data'])}  {key}"
         )
     except (KeyError, TypeError, ValueError):
-        return f"{'damaged':19}  {found.folder.parent.name:10} {size}  {key}: about.json cannot be read; ddice cache clear deletes it"
+        return (
+            f"{'damaged':19}  {found.folder.parent.name:10} {size}  {key}: about.json cannot "
+            "be read; ddice cache clear deletes it"
+        )

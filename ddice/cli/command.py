@@ -20,48 +20,80 @@ from ddice.tensorboard import TensorBoard
 Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status, None for 0
 
 
-def add_command(commands: Any, name: str, run: Run, text: str, fields: type[BaseModel] | None = None) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any, name: str, run: Run, text: str, fields: type[BaseModel] | None = None
+) -> argparse.ArgumentParser:
     """A new command among `commands`; with `fields`, every field of that model is an option too."""
-    epilog = None if fields is None else f"every field of the {fields.__name__.lower()} is an option:\n" + "\n".join(describe_fields(fields))
+    epilog = (
+        None
+        if fields is None
+        else f"every field of the {fields.__name__.lower()} is an option:\n"
+        + "\n".join(describe_fields(fields))
+    )
     raw = argparse.RawDescriptionHelpFormatter
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+    )
     command.set_defaults(run_command=run, takes_fields=fields)
     return command
 
 
 def own_options(options: argparse.Namespace) -> list[str]:
     """The options of a command that are no fields."""
-    return [name.replace("_", "-") for name in vars(options) if name not in ("run_command", "takes_fields", "path", "action", "name")]
+    return [
+        name.replace("_", "-")
+        for name in vars(options)
+        if name not in ("run_command", "takes_fields", "path", "action", "name")
+    ]
 
 
 def refuse(options: argparse.Namespace, rest: list[str]) -> None:
     """Raise ValueError when there are arguments that a command does not know."""
     if rest:
         name = rest[0].partition("=")[0].removeprefix("--")
-        raise ValueError(unknown_name(name, own_options(options), "option") if rest[0].startswith("--") else f"unexpected argument {rest[0]!r}")
+        raise ValueError(
+            unknown_name(name, own_options(options), "option")
+            if rest[0].startswith("--")
+            else f"unexpected argument {rest[0]!r}"
+        )
 
 
-def read_fields(options: argparse.Namespace, rest: list[str], base: Tree, model: type[BaseModel]) -> Tree:
-    """`base`, overridden by --config and then by the dotted flags; ValueError for a name that is no field."""
+def read_fields(
+    options: argparse.Namespace, rest: list[str], base: Tree, model: type[BaseModel]
+) -> Tree:
+    """`base`, overridden by --config and then by the dotted flags; ValueError for a name that is
+    no field.
+    """
     config = {} if options.config is None else read_config(options.config)
     flags = parse_flags(rest)
     for name in flags:
         if name not in model.model_fields:
             if model is Comparison and name in Recipe.model_fields:
-                raise ValueError(f"unknown option {name!r}: it is a field of the recipe that is compared, --recipe.{name}")
-            raise ValueError(unknown_name(name, [*model.model_fields, *own_options(options)], "option"))
+                raise ValueError(
+                    f"unknown option {name!r}: it is a field of the recipe that is compared, "
+                    f"--recipe.{name}"
+                )
+            raise ValueError(
+                unknown_name(name, [*model.model_fields, *own_options(options)], "option")
+            )
     return dict(merge(merge(base, config), flags))
 
 
 def add_listeners(command: argparse.ArgumentParser) -> None:
     """The options of `listeners`."""
-    command.add_argument("--tensorboard", action="store_true", help="write metrics for TensorBoard, into tensorboard/ of the run folder")
+    command.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write metrics for TensorBoard, into tensorboard/ of the run folder",
+    )
     text = "called as function(stage, step, steps, metrics) every 100 steps and at every checkpoint"
     command.add_argument("--hook", metavar="MODULE:FUNCTION", help=text)
 
 
 def listeners(options: argparse.Namespace, folder: Path) -> list[Listener]:
-    """What was asked for by the options, for the policy in this folder. Raises ImportError, or ValueError for a hook that cannot be imported."""
+    """What was asked for by the options, for the policy in this folder. Raises ImportError, or
+    ValueError for a hook that cannot be imported.
+    """
     found: list[Listener] = []
     if options.tensorboard:
         found.append(TensorBoard(folder / "tensorboard"))
@@ -81,4 +113,10 @@ def plot(draw: Callable[[Path], object], folder: Path) -> None:
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
     minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if minutes < 2
+        else f"{minutes:.0f} min"
+        if minutes < 120
+        else f"{minutes / 60:.1f} h"
+    )

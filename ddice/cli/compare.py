@@ -16,13 +16,23 @@ from ddice.training import CHECKPOINT_EVERY
 
 def register(commands: Any) -> None:
     """Add the command."""
-    text = "Train and score backends x extractors on one dataset; print the table, behaviour policy first."
+    text = (
+        "Train and score backends x extractors on one dataset; print the table, behaviour "
+        "policy first."
+    )
     command = add_command(commands, "compare", _compare, text, Comparison)
     text = "the recipe that data, prior, steps and evaluation start from: see ddice presets"
     command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help=text)
     command.add_argument("--config", help="JSON file of fields")
-    command.add_argument("--run", required=True, help="run folder; results that are there are not computed again")
-    command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
+    command.add_argument(
+        "--run", required=True, help="run folder; results that are there are not computed again"
+    )
+    command.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=CHECKPOINT_EVERY,
+        help="steps of training that a killed run can lose",
+    )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     add_listeners(command)
 
@@ -44,6 +54,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     plot(lambda path: plot_scores(results, path / "scores.png"), folder)
     for metrics in sorted(folder.glob("seed-*/*/metrics")):
         picture = metrics.parent / "metrics.png"
-        if not picture.exists() or any(path.stat().st_mtime > picture.stat().st_mtime for path in metrics.iterdir()):
+        if not picture.exists() or any(
+            path.stat().st_mtime > picture.stat().st_mtime for path in metrics.iterdir()
+        ):
             plot(lambda path: plot_metrics(path / "metrics", path / "metrics.png"), metrics.parent)
     print(f"\n{table}\n\nresults, plots and policies: {folder}")

@@ -24,7 +24,9 @@ def register(commands: Any) -> None:
     actions = group.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
 
     make = add_command(actions, "make", _make, "Make a dataset without a network.")
-    make.add_argument("name", nargs="?", help="pointmaze-umaze, pointmaze-medium or pointmaze-large")
+    make.add_argument(
+        "name", nargs="?", help="pointmaze-umaze, pointmaze-medium or pointmaze-large"
+    )
     make.add_argument("--steps", type=int, default=1_000_000, help="transitions")
     make.add_argument("--generation-seed", type=int, default=123, help="seed of the generation")
     make.add_argument("--no-progress", action="store_true", help="no progress bars")
@@ -33,9 +35,14 @@ def register(commands: Any) -> None:
 
     describe = add_command(actions, "describe", _describe, "Print what a source holds.", DataSource)
     describe.add_argument("name", nargs="?", help="a source")
-    describe.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and the marginals of the actions")
+    describe.add_argument(
+        "--plot", metavar="FILE.png", help="draw returns, lengths and the marginals of the actions"
+    )
 
-    text = "Look for what may be wrong with a source, and say what to do about it. The exit status is 1 if anything is an error."
+    text = (
+        "Look for what may be wrong with a source, and say what to do about it. The exit "
+        "status is 1 if anything is an error."
+    )
     check = add_command(actions, "check", _check, text, DataSource)
     check.add_argument("name", nargs="?", help="a source")
     check.add_argument("--json", action="store_true", help="findings as a JSON list")
@@ -47,12 +54,19 @@ def _make(options: argparse.Namespace, rest: list[str]) -> None:
     sizes: dict[str, MazeSize] = {f"pointmaze-{size}": size for size in get_args(MazeSize)}
     if options.name not in sizes:
         raise ValueError(f"expected one of {', '.join(sizes)}, got {options.name!r}")
-    made = make_pointmaze(sizes[options.name], steps=options.steps, seed=options.generation_seed, progress=not options.no_progress)
+    made = make_pointmaze(
+        sizes[options.name],
+        steps=options.steps,
+        seed=options.generation_seed,
+        progress=not options.no_progress,
+    )
     print(f"{made} is ready: ddice.load_dataset({made!r}), or ddice train --data.source {made}")
 
 
 def _source(options: argparse.Namespace, rest: list[str]) -> DataSource:
-    return DataSource.model_validate({**({} if options.name is None else {"source": options.name}), **parse_flags(rest)})
+    return DataSource.model_validate(
+        {**({} if options.name is None else {"source": options.name}), **parse_flags(rest)}
+    )
 
 
 def _describe(options: argparse.Namespace, rest: list[str]) -> None:
@@ -83,6 +97,19 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
 
 def report(found: Sequence[quality.Finding]) -> str:
     """Findings for people: each with its advice, the counts last."""
-    lines = [f"{finding.severity:<9}{finding.name}: {finding.message}\n{'':9}-> {finding.advice}" for finding in found]
-    counts = [(severity, sum(finding.severity == severity for finding in found)) for severity in quality.SEVERITIES]
-    return "\n".join([*lines, ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts)])
+    lines = [
+        f"{finding.severity:<9}{finding.name}: {finding.message}\n{'':9}-> {finding.advice}"
+        for finding in found
+    ]
+    counts = [
+        (severity, sum(finding.severity == severity for finding in found))
+        for severity in quality.SEVERITIES
+    ]
+    return "\n".join(
+        [
+            *lines,
+            ", ".join(
+                f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts
+            ),
+        ]
+    )

@@ -11,7 +11,15 @@ from ddice.cli.command import add_command
 from ddice.config import import_function
 from ddice.engines import EngineName
 from ddice.evaluation import evaluate
-from ddice.pictures import Maze, Recorder, make_film, read_maze, trajectories, write_gif, write_strip
+from ddice.pictures import (
+    Maze,
+    Recorder,
+    make_film,
+    read_maze,
+    trajectories,
+    write_gif,
+    write_strip,
+)
 from ddice.pictures.film import FPS, MAX_FRAMES, WIDTH, require_rendering
 from ddice.policy import load_policy
 from ddice.storage import write_bytes
@@ -21,23 +29,48 @@ SHOWN = {"film": 1, "strip": 3, "trajectories": 50}  # episodes
 
 def register(commands: Any) -> None:
     """Add the command."""
-    command = add_command(commands, "evaluate", _evaluate, "Play a saved policy in its evaluation environment.")
+    command = add_command(
+        commands, "evaluate", _evaluate, "Play a saved policy in its evaluation environment."
+    )
     command.add_argument("path", help="a run folder, or the folder of a policy")
     command.add_argument("--env", help="id of another environment")
     command.add_argument("--episodes", type=int, default=100)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--parallel", type=int, default=50)
     command.add_argument("--device", default="auto")
-    help_engine = "what computes the decisions: the same ones, to rounding; auto is the fastest that is installed (see docs/fast.md)"
-    command.add_argument("--engine", choices=get_args(EngineName), default="reference", help=help_engine)
+    help_engine = (
+        "what computes the decisions: the same ones, to rounding; auto is the fastest that is "
+        "installed (see docs/fast.md)"
+    )
+    command.add_argument(
+        "--engine", choices=get_args(EngineName), default="reference", help=help_engine
+    )
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
     add_acting_options(command)
-    command.add_argument("--q", help='"module:function" of the critic, for a policy that selects by a callable of your own')
+    command.add_argument(
+        "--q",
+        help='"module:function" of the critic, for a policy that selects by a callable of your own',
+    )
     command.add_argument("--json", help="write the full result to this file")
-    command.add_argument("--render", metavar="FILE", help="film.gif: a film; film.png: a strip of frames, or in goal mazes the trajectories")
-    command.add_argument("--render-episodes", type=int, help="the first N episodes are shown; by default 1 in a film, 3 in a strip, 50 trajectories")
+    command.add_argument(
+        "--render",
+        metavar="FILE",
+        help="film.gif: a film; film.png: a strip of frames, or in goal mazes the trajectories",
+    )
+    command.add_argument(
+        "--render-episodes",
+        type=int,
+        help=(
+            "the first N episodes are shown; by default 1 in a film, 3 in a strip, 50 trajectories"
+        ),
+    )
     command.add_argument("--render-fps", type=int, default=FPS, help="frames per second of a film")
-    command.add_argument("--render-frames", type=int, default=MAX_FRAMES, help="a longer film runs faster, so that it has about this many frames")
+    command.add_argument(
+        "--render-frames",
+        type=int,
+        default=MAX_FRAMES,
+        help="a longer film runs faster, so that it has about this many frames",
+    )
     command.add_argument("--render-width", type=int, default=WIDTH, help="pixels at most")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
@@ -48,7 +81,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
     policy = acting(load_policy(folder, device=options.device, q=critic), options)
     if options.engine != "reference":
-        policy = policy.compile(options.engine, batch_sizes=(min(options.parallel, options.episodes),))
+        policy = policy.compile(
+            options.engine, batch_sizes=(min(options.parallel, options.episodes),)
+        )
     env = options.env or policy.spec.env
     maze = _check_render(options, env)
     shown = options.render_episodes or SHOWN[_kind(options.render, maze)] if options.render else 0
@@ -68,7 +103,10 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     print(scores)
     if options.render:
         _render(options, env, maze, recorder)
-        print(f"{_kind(options.render, maze)} of {min(shown, options.episodes)} of them: {options.render}")
+        print(
+            f"{_kind(options.render, maze)} of {min(shown, options.episodes)} of them: "
+            f"{options.render}"
+        )
 
 
 def _kind(path: str, maze: Maze | None) -> str:
@@ -76,7 +114,9 @@ def _kind(path: str, maze: Maze | None) -> str:
 
 
 def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
-    """The maze, where one is drawn; ValueError or OSError, before anything is played, for what cannot be rendered."""
+    """The maze, where one is drawn; ValueError or OSError, before anything is played, for what
+    cannot be rendered.
+    """
     if options.render is None:
         return None
     if Path(options.render).suffix not in (".gif", ".png"):
@@ -84,9 +124,15 @@ def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
     if options.render_episodes is not None and options.render_episodes < 1:
         raise ValueError(f"expected --render-episodes of at least 1, got {options.render_episodes}")
     if env is None:
-        raise ValueError("there is nothing to render: the policy records no environment; give --env")
+        raise ValueError(
+            "there is nothing to render: the policy records no environment; give --env"
+        )
     if Path(options.render).suffix == ".gif":
-        require_rendering(env)  # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is not there
+        require_rendering(
+            env
+            # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is
+            # not there
+        )
         return None
     maze = read_maze(env)
     if maze is None:
@@ -101,5 +147,11 @@ def _render(options: argparse.Namespace, env: Any, maze: Maze | None, recorder: 
         path.parent.mkdir(parents=True, exist_ok=True)
         trajectories(maze, recordings).savefig(path)
         return
-    film = make_film(env, recordings, fps=options.render_fps, max_frames=options.render_frames, width=options.render_width)
+    film = make_film(
+        env,
+        recordings,
+        fps=options.render_fps,
+        max_frames=options.render_frames,
+        width=options.render_width,
+    )
     (write_gif if path.suffix == ".gif" else write_strip)(film, path)

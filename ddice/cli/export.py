@@ -14,11 +14,23 @@ from ddice.policy import load_policy
 
 def register(commands: Any) -> None:
     """Add the command."""
-    text = "Write a saved policy as policy.onnx with act.py, which runs it without torch, and parity.json, which says how close it is."
+    text = (
+        "Write a saved policy as policy.onnx with act.py, which runs it without torch, and "
+        "parity.json, which says how close it is."
+    )
     command = add_command(commands, "export", _export, text)
     command.add_argument("path", help="a run folder, or the folder of a policy")
-    command.add_argument("--out", help="folder to write into; by default `export` beside the policy")
-    command.add_argument("--batch", type=int, help="fixed number of states per call of the model; any number by default, 1 is fastest for a robot")
+    command.add_argument(
+        "--out", help="folder to write into; by default `export` beside the policy"
+    )
+    command.add_argument(
+        "--batch",
+        type=int,
+        help=(
+            "fixed number of states per call of the model; any number by default, 1 is fastest "
+            "for a robot"
+        ),
+    )
     add_acting_options(command)
 
 

@@ -1,4 +1,6 @@
-"""The command line: ddice train | status | evaluate | picture | compare | export | data | presets | cache | plugins."""
+"""The command line: ddice train | status | evaluate | picture | compare | export | data |
+presets | cache | plugins.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
-from ddice.cli import cache, compare, data, evaluate, export, picture, plugins, presets, status, train
+from ddice.cli import (
+    cache,
+    compare,
+    data,
+    evaluate,
+    export,
+    picture,
+    plugins,
+    presets,
+    status,
+    train,
+)
 from ddice.cli.command import Run, refuse
 from ddice.loop import Terminated, TrainingDiverged
 from ddice.options import explain
@@ -29,12 +42,15 @@ examples:
   ddice status runs/umaze
   ddice evaluate runs/umaze --episodes 100 --render runs/umaze/film.gif
   ddice picture runs/umaze
-  ddice compare --run runs/grid --backends piecewise_f,optidice --extractors weighted_bc,guide_then_select --seeds 0,1,2
+  ddice compare --run runs/grid --backends piecewise_f,optidice \\
+    --extractors weighted_bc,guide_then_select --seeds 0,1,2
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run one command; the exit status: 0, 1 for an error that is explained in a line, 130 after
+    Ctrl-C, 143 after SIGTERM.
+    """
     warnings.showwarning = _show_warning
     sys.path.insert(0, "")  # "module:function" options name modules of the working directory too
     parser = _parser()
@@ -65,14 +81,21 @@ def _fail(message: str) -> int:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="ddice", description=__doc__, epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="ddice", description=__doc__, epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"ddice {version('ddice')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:

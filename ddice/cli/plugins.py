@@ -13,9 +13,19 @@ from ddice.extractors import ExtractorConfig
 
 def register(commands: Any) -> None:
     """Add the command."""
-    add_command(commands, "plugins", _plugins, "List the backends and extractors that other packages offer, and why some cannot be imported.")
+    add_command(
+        commands,
+        "plugins",
+        _plugins,
+        "List the backends and extractors that other packages offer, and why some cannot be "
+        "imported.",
+    )
 
 
 def _plugins(options: argparse.Namespace, rest: list[str]) -> None:
     found = plugins.survey({plugins.BACKENDS: BackendConfig, plugins.EXTRACTORS: ExtractorConfig})
-    print("\n".join(map(str, found)) if found else f"no package offers entry points {plugins.BACKENDS} or {plugins.EXTRACTORS}")
+    print(
+        "\n".join(map(str, found))
+        if found
+        else f"no package offers entry points {plugins.BACKENDS} or {plugins.EXTRACTORS}"
+    )

@@ -15,12 +15,29 @@ from ddice.training import differences
 
 def register(commands: Any) -> None:
     """Add the command and what stands below it."""
-    command = add_command(commands, "presets", _list, "List the named recipes, which --preset starts from; show one, or say how two differ and why.")
+    command = add_command(
+        commands,
+        "presets",
+        _list,
+        "List the named recipes, which --preset starts from; show one, or say how two differ "
+        "and why.",
+    )
     actions = command.add_subparsers(title="actions", metavar="ACTION", dest="action")
     show = add_command(actions, "show", _show, "Print a preset as JSON, which --config reads back.")
     show.add_argument("name", choices=PRESETS, metavar="NAME", help="a preset")
-    diff = add_command(actions, "diff", _diff, "Print every field in which two presets differ, both values, and the reason.")
-    diff.add_argument("name", nargs=2, choices=PRESETS, metavar="NAME", help="two presets, such as: official default")
+    diff = add_command(
+        actions,
+        "diff",
+        _diff,
+        "Print every field in which two presets differ, both values, and the reason.",
+    )
+    diff.add_argument(
+        "name",
+        nargs=2,
+        choices=PRESETS,
+        metavar="NAME",
+        help="two presets, such as: official default",
+    )
 
 
 def _list(options: argparse.Namespace, rest: list[str]) -> None:
@@ -32,7 +49,12 @@ def _list(options: argparse.Namespace, rest: list[str]) -> None:
 def _show(options: argparse.Namespace, rest: list[str]) -> None:
     recipe = PRESETS[options.name]
     print(recipe.model_dump_json(indent=2))
-    print("\n".join([f"{options.name}: {describe(options.name)}", *unpublished(options.name, recipe)]), file=sys.stderr)
+    print(
+        "\n".join(
+            [f"{options.name}: {describe(options.name)}", *unpublished(options.name, recipe)]
+        ),
+        file=sys.stderr,
+    )
 
 
 def _diff(options: argparse.Namespace, rest: list[str]) -> None:

@@ -12,7 +12,10 @@ from ddice.status import describe, read_status
 
 def register(commands: Any) -> None:
     """Add the command."""
-    text = "Say what the process in a run folder is doing, or how it ended: stage, step, time left, last metrics. Works from another terminal."
+    text = (
+        "Say what the process in a run folder is doing, or how it ended: stage, step, time "
+        "left, last metrics. Works from another terminal."
+    )
     command = add_command(commands, "status", _status, text)
     command.add_argument("path", help="a run folder of ddice train or ddice compare")
     command.add_argument("--json", action="store_true", help="as JSON")

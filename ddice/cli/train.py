@@ -16,19 +16,41 @@ from ddice.training import CHECKPOINT_EVERY, forecast, train
 
 def register(commands: Any) -> None:
     """Add the command."""
-    text = "Train a recipe, save its policy and evaluate it; the same command resumes a run that was stopped."
+    text = (
+        "Train a recipe, save its policy and evaluate it; the same command resumes a run that "
+        "was stopped."
+    )
     command = add_command(commands, "train", _train, text, Recipe)
-    command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help="the recipe to start from: see ddice presets")
+    command.add_argument(
+        "--preset",
+        default="default",
+        choices=PRESETS,
+        metavar="NAME",
+        help="the recipe to start from: see ddice presets",
+    )
     command.add_argument("--config", help="JSON file of fields, over the preset")
-    command.add_argument("--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots")
-    command.add_argument("--dry-run", action="store_true", help="print parameters, memory and predicted time, and train nothing")
-    command.add_argument("--checkpoint-every", type=int, default=CHECKPOINT_EVERY, help="steps of training that a killed run can lose")
+    command.add_argument(
+        "--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots"
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory and predicted time, and train nothing",
+    )
+    command.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=CHECKPOINT_EVERY,
+        help="steps of training that a killed run can lose",
+    )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     add_listeners(command)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    recipe = Recipe.model_validate(read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe))
+    recipe = Recipe.model_validate(
+        read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe)
+    )
     for line in unpublished(options.preset, recipe):
         print(line, file=sys.stderr)
     if options.dry_run:
@@ -37,11 +59,20 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.tensorboard and options.run is None:
         raise ValueError("--tensorboard writes into the run folder: give --run")
     heard = listeners(options, Path(options.run or "."))
-    _, scores = train(recipe, options.run, progress=not options.no_progress, checkpoint_every=options.checkpoint_every, listeners=heard)
+    _, scores = train(
+        recipe,
+        options.run,
+        progress=not options.no_progress,
+        checkpoint_every=options.checkpoint_every,
+        listeners=heard,
+    )
     if options.run is None:
         print("the policy was not kept: give --run for that (trained parts are found again)")
     else:
-        plot(lambda folder: plot_metrics(folder / "metrics", folder / "metrics.png"), Path(options.run))
+        plot(
+            lambda folder: plot_metrics(folder / "metrics", folder / "metrics.png"),
+            Path(options.run),
+        )
         print(f"policy: {Path(options.run) / 'policy'}")
     if scores is not None:
         print(scores)
@@ -55,6 +86,15 @@ def _print_forecast(recipe: Recipe) -> None:
     training = max((stage.parameters for stage in stages), default=0) * 20
     print(f"{'stage':10} {'parameters':>12} {'steps':>12} {'predicted':>12}")
     for stage in stages:
-        print(f"{stage.stage:10} {stage.parameters:12,} {stage.steps:12,} {duration(stage.seconds):>12}")
-    print(f"memory: {table / 2**20:,.0f} MiB of transitions, {training / 2**20:,.1f} MiB for the largest part in training")
-    print(f"time: {duration(sum(stage.seconds for stage in stages))} of training, from measured steps; evaluation comes on top")
+        print(
+            f"{stage.stage:10} {stage.parameters:12,} {stage.steps:12,} "
+            f"{duration(stage.seconds):>12}"
+        )
+    print(
+        f"memory: {table / 2**20:,.0f} MiB of transitions, {training / 2**20:,.1f} MiB for the "
+        "largest part in training"
+    )
+    print(
+        f"time: {duration(sum(stage.seconds for stage in stages))} of training, from measured "
+        "steps; evaluation comes on top"
+    )

@@ -1,4 +1,6 @@
-"""Who plays: policies by name or as objects, each as something that begins an episode and then turns observations into actions."""
+"""Who plays: policies by name or as objects, each as something that begins an episode and then
+turns observations into actions.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,23 @@ from ddice.policy import Policy, load_policy
 from ddice.randomness import derived_seed
 
 PolicyFunction: TypeAlias = Callable[[Any, np.random.Generator], Any]
-"""(observation, generator) -> action (A,) within the bounds; every random number is drawn from the generator, which is new in every episode."""
+"""(observation, generator) -> action (A,) within the bounds; every random number is drawn from
+the generator, which is new in every episode.
+"""
 
 AnyPolicy: TypeAlias = str | PolicyFunction | Policy
 EXPECTED = (
-    '"random", "module:function" with function(observation, generator) -> action, the folder of a ddice policy or of a run, '
+    '"random", "module:function" with function(observation, generator) -> action, the folder '
+    "of a ddice policy or of a run, "
     "or a Stable-Baselines3 .zip"
 )
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One policy of a collection: its name, its share of the steps, what begins episode i with it, and a fingerprint of what it does."""
+    """One policy of a collection: its name, its share of the steps, what begins episode i with
+    it, and a fingerprint of what it does.
+    """
 
     name: str
     share: float
@@ -43,7 +50,9 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Loading:
-    """What all policies of a collection share: the seed, the environment's action space, and how policies with an own sampler are asked."""
+    """What all policies of a collection share: the seed, the environment's action space, and how
+    policies with an own sampler are asked.
+    """
 
     seed: int
     action_space: Any
@@ -52,8 +61,12 @@ class Loading:
     trust_pickle: bool
 
 
-def load_behaviours(policies: AnyPolicy | Mapping[Any, float], loading: Loading) -> tuple[Behaviour, ...]:
-    """One policy, or {policy: share}; shares are relative to their sum. Raises ValueError or TypeError that names the policy at fault."""
+def load_behaviours(
+    policies: AnyPolicy | Mapping[Any, float], loading: Loading
+) -> tuple[Behaviour, ...]:
+    """One policy, or {policy: share}; shares are relative to their sum. Raises ValueError or
+    TypeError that names the policy at fault.
+    """
     shares = dict(policies) if isinstance(policies, Mapping) else {policies: 1.0}
     if not shares or not all(math.isfinite(share) and share > 0 for share in shares.values()):
         raise ValueError(f"expected at least one policy, and positive shares, got {shares}")
@@ -67,33 +80,56 @@ def _load(policy: AnyPolicy, share: float, loading: Loading) -> Behaviour:
     if isinstance(policy, Policy):
         return Behaviour("ddice policy", share, _begin_policy(policy, loading), _weights(policy))
     name = f"{policy.__module__}:{getattr(policy, '__qualname__', type(policy).__qualname__)}"
-    return Behaviour(name, share, _begin_function(policy, name, loading.seed), _source(policy.__module__))
+    return Behaviour(
+        name, share, _begin_function(policy, name, loading.seed), _source(policy.__module__)
+    )
 
 
 def _named(name: str, share: float, loading: Loading) -> Behaviour:
     path = Path(name)
     if name == "random":
         low, high = loading.action_space.low, loading.action_space.high
-        return Behaviour(name, share, _begin_function(lambda _, generator: generator.uniform(low, high), name, loading.seed), name)
+        return Behaviour(
+            name,
+            share,
+            _begin_function(lambda _, generator: generator.uniform(low, high), name, loading.seed),
+            name,
+        )
     if path.suffix == ".zip":
-        model = load_stable_baselines(path, deterministic=loading.deterministic, trust_pickle=loading.trust_pickle)
-        return Behaviour(name, share, _begin_seeded(model, loading.seed), _digest(path.read_bytes()))
+        model = load_stable_baselines(
+            path, deterministic=loading.deterministic, trust_pickle=loading.trust_pickle
+        )
+        return Behaviour(
+            name, share, _begin_seeded(model, loading.seed), _digest(path.read_bytes())
+        )
     if path.is_dir():
-        policy = load_policy(path / "policy" if (path / "policy" / "policy.json").exists() else path, device=loading.device)
+        policy = load_policy(
+            path / "policy" if (path / "policy" / "policy.json").exists() else path,
+            device=loading.device,
+        )
         return Behaviour(name, share, _begin_policy(policy, loading), _weights(policy))
     if ":" not in name:
-        raise ValueError(f"expected a policy to be {EXPECTED}, got {name!r}, which is none of them and no folder")
+        raise ValueError(
+            f"expected a policy to be {EXPECTED}, got {name!r}, which is none of them and no folder"
+        )
     function = import_function(name, "policy")
-    return Behaviour(name, share, _begin_function(function, name, loading.seed), _source(name.partition(":")[0]))
+    return Behaviour(
+        name, share, _begin_function(function, name, loading.seed), _source(name.partition(":")[0])
+    )
 
 
 def _begin_function(function: PolicyFunction, name: str, seed: int) -> Callable[[int], Act]:
     if inspect.isclass(function) or not callable(function):
-        raise TypeError(f"expected {name} to be a function(observation, generator) -> action, got {function!r}: make the object, and name that")
+        raise TypeError(
+            f"expected {name} to be a function(observation, generator) -> action, got "
+            f"{function!r}: make the object, and name that"
+        )
     try:
         inspect.signature(function).bind(None, None)
     except TypeError as error:
-        raise TypeError(f"expected {name} to be a function(observation, generator) -> action, but {error}") from error
+        raise TypeError(
+            f"expected {name} to be a function(observation, generator) -> action, but {error}"
+        ) from error
     reset = getattr(function, "reset", None)
 
     def begin(index: int) -> Act:
@@ -106,11 +142,15 @@ def _begin_function(function: PolicyFunction, name: str, seed: int) -> Callable[
 
 
 def _begin_seeded(act: Callable[[Any, int], Any], seed: int) -> Callable[[int], Act]:
-    """Step t of episode i draws from the seed that `ddice.evaluate` gives it, so that the same episodes come out."""
+    """Step t of episode i draws from the seed that `ddice.evaluate` gives it, so that the same
+    episodes come out.
+    """
 
     def begin(index: int) -> Act:
         steps = itertools.count()
-        return lambda observation: act(observation, derived_seed(seed, "policy", index, next(steps)))
+        return lambda observation: act(
+            observation, derived_seed(seed, "policy", index, next(steps))
+        )
 
     return begin
 
@@ -118,7 +158,9 @@ def _begin_seeded(act: Callable[[Any, int], Any], seed: int) -> Callable[[int], 
 def _begin_policy(policy: Policy, loading: Loading) -> Callable[[int], Act]:
     if loading.deterministic:
         return lambda _: lambda observation: policy.act(observation, deterministic=True)
-    return _begin_seeded(lambda observation, seed: policy.act(observation, seed=[seed]), loading.seed)
+    return _begin_seeded(
+        lambda observation, seed: policy.act(observation, seed=[seed]), loading.seed
+    )
 
 
 def _digest(*contents: bytes) -> str:
@@ -135,5 +177,10 @@ def _source(module: str) -> str:
 
 
 def _weights(policy: Policy) -> str:
-    state = dict(policy.sampler.state_dict()) | (dict(policy.q.state_dict(prefix="q.")) if isinstance(policy.q, QFunction) else {})
-    return _digest(policy.config.digest().encode(), *(value.cpu().numpy().tobytes() for value in state.values()))
+    state = dict(policy.sampler.state_dict()) | (
+        dict(policy.q.state_dict(prefix="q.")) if isinstance(policy.q, QFunction) else {}
+    )
+    return _digest(
+        policy.config.digest().encode(),
+        *(value.cpu().numpy().tobytes() for value in state.values()),
+    )

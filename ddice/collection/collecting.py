@@ -23,12 +23,22 @@ from ddice.data.spec import EnvRecord
 
 # Steps that a killed collection can lose.
 PART = 5_000
-PACKAGES = ("ddice", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "torch", "stable-baselines3")
+PACKAGES = (
+    "ddice",
+    "numpy",
+    "gymnasium",
+    "gymnasium-robotics",
+    "mujoco",
+    "torch",
+    "stable-baselines3",
+)
 METADATA_KEY = "ddice_collection"
 
 
 class Player(Config):
-    """A policy of a collection, its share of the steps, and a fingerprint of its weights or source."""
+    """A policy of a collection, its share of the steps, and a fingerprint of its weights or
+    source.
+    """
 
     name: str
     share: float
@@ -43,7 +53,10 @@ class Collection(Config):
     steps: int | None = Field(ge=1)
     episodes: int | None = Field(ge=1)
     seed: int = Field(ge=0)
-    noise: float = Field(ge=0, description="standard deviation of Gaussian action noise, in half widths of the bounds")
+    noise: float = Field(
+        ge=0,
+        description="standard deviation of Gaussian action noise, in half widths of the bounds",
+    )
     epsilon: float = Field(ge=0, le=1, description="probability of a uniform action")
     deterministic: bool
     versions: dict[str, str]
@@ -51,9 +64,13 @@ class Collection(Config):
     @property
     def text(self) -> str:
         """A sentence for people."""
-        policies = ", ".join(f"{player.name} {100 * player.share:.3g} %" for player in self.policies)
+        policies = ", ".join(
+            f"{player.name} {100 * player.share:.3g} %" for player in self.policies
+        )
         noise = f"; Gaussian action noise {self.noise:g}" if self.noise else ""
-        return f"{policies}{noise}" + (f"; uniform actions with probability {self.epsilon:g}" if self.epsilon else "")
+        return f"{policies}{noise}" + (
+            f"; uniform actions with probability {self.epsilon:g}" if self.epsilon else ""
+        )
 
 
 def collect(
@@ -73,32 +90,50 @@ def collect(
     device: str = "auto",
     progress: bool = True,
 ) -> str:
-    """Records whole episodes of one policy, or of {policy: share}, as a local Minari dataset, and returns its id.
+    """Records whole episodes of one policy, or of {policy: share}, as a local Minari dataset, and
+    returns its id.
 
-    env: a Gymnasium id ("module:Id" imports the module first), with `env_kwargs` for `gymnasium.make`; or an `EnvSpec`, or an environment with one.
-    policies: "random"; a function(observation, generator) -> action, or its name "module:function"; a ddice policy, or its folder; a .zip of
-        Stable-Baselines3, which is unpickled and so needs `trust_pickle`. A function with an attribute `reset` has it called before every episode.
-    steps, episodes: one of them; the last episode passes `steps` where it must. Every next episode goes to the policy with the fewest steps for
-        its share, so that no policy plays more than its share of the steps and one episode, at any time.
-    noise, epsilon: a uniform action with probability epsilon, else action + noise * half width of the bounds * N(0, 1), clipped into them.
-    deterministic: for ddice policies and those of Stable-Baselines3. reference: the returns of (random, expert); None: the bundled ones, if any.
-    Episode i is a function of (seed, i, its policy) alone: it is reset with its own seed, which the dataset records, and its policy and its noise
-    draw from their own generators. Finished episodes are kept in the cache, so that the same call goes on where a killed one stopped, and
-    ends with the same dataset; a ddice policy plays the episodes that `ddice.evaluate` plays with that seed.
-    Raises ValueError for an id that is taken by something else, spaces that are no boxes, and what `play` refuses; ImportError with what to install.
+    env: a Gymnasium id ("module:Id" imports the module first), with `env_kwargs` for
+    `gymnasium.make`; or an `EnvSpec`, or an environment with one. policies: "random"; a
+    function(observation, generator) -> action, or its name "module:function"; a ddice policy, or
+    its folder; a .zip of
+        Stable-Baselines3, which is unpickled and so needs `trust_pickle`. A function with an
+        attribute `reset` has it called before every episode.
+    steps, episodes: one of them; the last episode passes `steps` where it must. Every next episode
+    goes to the policy with the fewest steps for
+        its share, so that no policy plays more than its share of the steps and one episode, at any
+        time.
+    noise, epsilon: a uniform action with probability epsilon, else action + noise * half width of
+    the bounds * N(0, 1), clipped into them. deterministic: for ddice policies and those of
+    Stable-Baselines3. reference: the returns of (random, expert); None: the bundled ones, if any.
+    Episode i is a function of (seed, i, its policy) alone: it is reset with its own seed, which the
+    dataset records, and its policy and its noise draw from their own generators. Finished episodes
+    are kept in the cache, so that the same call goes on where a killed one stopped, and ends with
+    the same dataset; a ddice policy plays the episodes that `ddice.evaluate` plays with that seed.
+    Raises ValueError for an id that is taken by something else, spaces that are no boxes, and what
+    `play` refuses; ImportError with what to install.
     """
     if (steps is None) == (episodes is None):
-        raise ValueError(f"expected steps or episodes, one of them, got steps={steps} and episodes={episodes}")
+        raise ValueError(
+            f"expected steps or episodes, one of them, got steps={steps} and episodes={episodes}"
+        )
     if reference is not None and not reference[0] < reference[1]:
-        raise ValueError(f"expected the returns of (random, expert), the first below the second, got {reference}")
+        raise ValueError(
+            f"expected the returns of (random, expert), the first below the second, got {reference}"
+        )
     record = _record(env, env_kwargs)
     environment = make_env(record)
     try:
         require_boxes(environment)
-        behaviours = load_behaviours(policies, Loading(seed, environment.action_space, deterministic, device, trust_pickle))
+        behaviours = load_behaviours(
+            policies, Loading(seed, environment.action_space, deterministic, device, trust_pickle)
+        )
         plan = Collection(
             env=record,
-            policies=tuple(Player(name=one.name, share=one.share, fingerprint=one.fingerprint) for one in behaviours),
+            policies=tuple(
+                Player(name=one.name, share=one.share, fingerprint=one.fingerprint)
+                for one in behaviours
+            ),
             steps=steps,
             episodes=episodes,
             seed=seed,
@@ -110,9 +145,18 @@ def collect(
         if has_dataset(dataset_id):
             _require_same(dataset_id, plan)
             return dataset_id
-        # How much is asked for is left out, so that a collection that was stopped can go on to another end.
+        # How much is asked for is left out, so that a collection that was stopped can go on to
+        # another end.
         work = entry("collection", plan.digest(without=("steps", "episodes")))
-        work.describe({"stage": "collection", "parts": [dataset_id], "steps": steps or 0, "seed": seed, "data": plan.text})
+        work.describe(
+            {
+                "stage": "collection",
+                "parts": [dataset_id],
+                "steps": steps or 0,
+                "seed": seed,
+                "data": plan.text,
+            }
+        )
         played = _played(environment, behaviours, plan, Parts(work.folder), progress)
     finally:
         close_environment(environment)
@@ -122,12 +166,15 @@ def collect(
 
 
 def _require_same(dataset_id: str, plan: Collection) -> None:
-    """Raises ValueError unless the dataset that is there came from this plan, whatever the versions of the packages then."""
+    """Raises ValueError unless the dataset that is there came from this plan, whatever the
+    versions of the packages then.
+    """
     made = dataset_metadata(dataset_id).get(METADATA_KEY, {})
     wanted = plan.model_dump(mode="json")
     if differ := [name for name in wanted if name != "versions" and made.get(name) != wanted[name]]:
         raise ValueError(
-            f"a dataset {dataset_id!r} exists already, with other {', '.join(differ)}: give another id, or run `minari delete {dataset_id}`"
+            f"a dataset {dataset_id!r} exists already, with other {', '.join(differ)}: give "
+            f"another id, or run `minari delete {dataset_id}`"
         )
 
 
@@ -136,13 +183,19 @@ def _record(env: Any, env_kwargs: Mapping[str, Any] | None) -> EnvRecord:
 
     if not isinstance(env, str):
         if env_kwargs:
-            raise ValueError("expected env_kwargs with the id of an environment only: give them to gymnasium.make instead")
+            raise ValueError(
+                "expected env_kwargs with the id of an environment only: give them to "
+                "gymnasium.make instead"
+            )
         return record_of(env)
     register_robotics()
     try:
         made = gymnasium.make(env, **(env_kwargs or {}))
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"expected an environment that can be made, got {env!r} with {dict(env_kwargs or {})}: {error}") from error
+        raise ValueError(
+            f"expected an environment that can be made, got {env!r} with "
+            f"{dict(env_kwargs or {})}: {error}"
+        ) from error
     try:
         return record_of(made)
     finally:
@@ -159,13 +212,33 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _played(environment: Any, behaviours: Sequence[Behaviour], plan: Collection, parts: Parts, progress: bool) -> list[Episode]:
-    """All episodes: those that an earlier call kept, then new ones, which are kept too, however this ends."""
+def _played(
+    environment: Any,
+    behaviours: Sequence[Behaviour],
+    plan: Collection,
+    parts: Parts,
+    progress: bool,
+) -> list[Episode]:
+    """All episodes: those that an earlier call kept, then new ones, which are kept too, however
+    this ends.
+    """
     kept, played = parts.load(), list[Episode]()
     saved, noise = len(kept), ActionNoise(plan.noise, plan.epsilon)
-    shares, steps, total = np.array([one.share for one in behaviours]), np.zeros(len(behaviours)), 0.0
+    shares, steps, total = (
+        np.array([one.share for one in behaviours]),
+        np.zeros(len(behaviours)),
+        0.0,
+    )
     unit, target = ("step", plan.steps) if plan.episodes is None else ("episode", plan.episodes)
-    bar = tqdm(total=target, desc=plan.env.id, unit=unit, unit_scale=True, disable=not progress, mininterval=0.5, dynamic_ncols=True)
+    bar = tqdm(
+        total=target,
+        desc=plan.env.id,
+        unit=unit,
+        unit_scale=True,
+        disable=not progress,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
     try:
         while (steps.sum() if plan.episodes is None else len(played)) < (target or 0):
             index = len(played)
@@ -173,7 +246,14 @@ def _played(environment: Any, behaviours: Sequence[Behaviour], plan: Collection,
                 episode = kept[index]
             else:
                 policy = int(np.argmin(steps / shares))
-                episode = play(environment, behaviours[policy].begin(index), noise, seed=plan.seed, index=index, policy=policy)
+                episode = play(
+                    environment,
+                    behaviours[policy].begin(index),
+                    noise,
+                    seed=plan.seed,
+                    index=index,
+                    policy=policy,
+                )
             played.append(episode)
             steps[episode.policy] += len(episode)
             total += float(episode.rewards.sum())
@@ -183,7 +263,10 @@ def _played(environment: Any, behaviours: Sequence[Behaviour], plan: Collection,
                 parts.save(saved, played[saved:])
                 saved = len(played)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped with {len(played)} episodes, {steps.sum():,.0f} steps, which are kept: the same command goes on") from None
+        raise KeyboardInterrupt(
+            f"stopped with {len(played)} episodes, {steps.sum():,.0f} steps, which are kept: "
+            "the same command goes on"
+        ) from None
     finally:
         bar.close()
         if len(played) > saved:
@@ -191,7 +274,12 @@ def _played(environment: Any, behaviours: Sequence[Behaviour], plan: Collection,
     return played
 
 
-def _write(dataset_id: str, played: Sequence[Episode], plan: Collection, reference: tuple[float, float] | None) -> None:
+def _write(
+    dataset_id: str,
+    played: Sequence[Episode],
+    plan: Collection,
+    reference: tuple[float, float] | None,
+) -> None:
     bundled = bundled_reference(plan.env.id)
     if reference is None and bundled is not None:
         reference = (bundled.random, bundled.expert)
@@ -201,7 +289,10 @@ def _write(dataset_id: str, played: Sequence[Episode], plan: Collection, referen
         env_spec_json=plan.env.spec,
         eval_env_spec_json=plan.env.spec,
         reference_scores=reference,
-        description=f"{plan.env.id}, {len(played)} episodes, seed {plan.seed}, collected by ddice: {plan.text}.",
+        description=(
+            f"{plan.env.id}, {len(played)} episodes, seed {plan.seed}, collected by ddice: "
+            f"{plan.text}."
+        ),
         algorithm=plan.text,
         author="ddice",
         metadata={METADATA_KEY: plan.model_dump(mode="json")},

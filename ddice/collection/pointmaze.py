@@ -27,13 +27,16 @@ ACTION_NOISE = 0.5
 POSITION_GAIN = 10.0
 WAYPOINT_RADIUS = 0.1
 MOVES: tuple[Cell, ...] = ((0, 1), (0, -1), (-1, 0), (1, 0))
-# Noise is drawn, and the progress bar moved, once per block: large enough to cost nothing, small enough for a smooth bar.
+# Noise is drawn, and the progress bar moved, once per block: large enough to cost nothing, small
+# enough for a smooth bar.
 BLOCK = 5_000
 
 
 @dataclass(frozen=True)
 class PointMaze:
-    """One maze: the environment's id, the goal cell (row, column) and the horizon of Farama's evaluation environment."""
+    """One maze: the environment's id, the goal cell (row, column) and the horizon of Farama's
+    evaluation environment.
+    """
 
     env_id: str
     goal_cell: Cell
@@ -48,11 +51,14 @@ POINTMAZES: dict[str, PointMaze] = {
 
 
 def solve_maze(maze_map: Sequence[Sequence[int | str]], start: Cell, goal: Cell) -> list[Cell]:
-    """The cells after `start` up to and including `goal` along a depth-first search; not always the shortest way.
+    """The cells after `start` up to and including `goal` along a depth-first search; not always the
+    shortest way.
 
-    Cells equal to 1 are walls. Neighbours are marked when they are first seen and the newest one is explored first. The order matters where the
-    maze has loops: over 200 episodes the controller returns 368 (medium) and 485 (large) with this one, close to Farama's reference experts of
-    366 and 473, but 325 and 416 with a recursive search that follows `MOVES` in order. Raises ValueError when no way leads to `goal`.
+    Cells equal to 1 are walls. Neighbours are marked when they are first seen and the newest one is
+    explored first. The order matters where the maze has loops: over 200 episodes the controller
+    returns 368 (medium) and 485 (large) with this one, close to Farama's reference experts of 366
+    and 473, but 325 and 416 with a recursive search that follows `MOVES` in order. Raises
+    ValueError when no way leads to `goal`.
     """
     origin: dict[Cell, Cell] = {start: start}
     stack = [start]
@@ -64,7 +70,10 @@ def solve_maze(maze_map: Sequence[Sequence[int | str]], start: Cell, goal: Cell)
                 origin[neighbour] = cell
                 stack.append(neighbour)
     if goal not in origin:
-        raise ValueError(f"expected a maze in which {goal} can be reached from {start}, found no way between the two cells")
+        raise ValueError(
+            f"expected a maze in which {goal} can be reached from {start}, found no way "
+            "between the two cells"
+        )
     way = []
     cell = goal
     while cell != start:
@@ -74,10 +83,12 @@ def solve_maze(maze_map: Sequence[Sequence[int | str]], start: Cell, goal: Cell)
 
 
 class WaypointController:
-    """Farama's scripted driver: action = 10 (waypoint - position) - velocity, without noise and before clipping.
+    """Farama's scripted driver: action = 10 (waypoint - position) - velocity, without noise and
+    before clipping.
 
-    Waypoints are the centres of the cells on the way, then the goal itself; the next one is taken within a distance of 0.1, and the way is
-    planned again whenever the goal changes. `maze` is `env.unwrapped.maze` of a PointMaze environment.
+    Waypoints are the centres of the cells on the way, then the goal itself; the next one is taken
+    within a distance of 0.1, and the way is planned again whenever the goal changes. `maze` is
+    `env.unwrapped.maze` of a PointMaze environment.
     """
 
     def __init__(self, maze: Any) -> None:
@@ -98,7 +109,9 @@ class WaypointController:
         return int(row), int(column)
 
     def act(self, state: Sequence[float], goal: Point) -> tuple[float, float]:
-        """state (x, y, velocity x, velocity y) and goal (x, y) -> action (2,), plain floats because this runs once per step."""
+        """state (x, y, velocity x, velocity y) and goal (x, y) -> action (2,), plain floats
+        because this runs once per step.
+        """
         x, y, velocity_x, velocity_y = state
         if goal != self._goal:
             self.plan((x, y), goal)
@@ -106,22 +119,29 @@ class WaypointController:
         if len(self._waypoints) > 1 and math.hypot(target_x - x, target_y - y) <= WAYPOINT_RADIUS:
             self._waypoints.pop()
             target_x, target_y = self._waypoints[-1]
-        return POSITION_GAIN * (target_x - x) - velocity_x, POSITION_GAIN * (target_y - y) - velocity_y
+        return POSITION_GAIN * (target_x - x) - velocity_x, POSITION_GAIN * (
+            target_y - y
+        ) - velocity_y
 
 
 def _checked(size: str) -> PointMaze:
     if size not in POINTMAZES:
         raise ValueError(unknown_name(size, POINTMAZES, "PointMaze size"))
     if not register_robotics():
-        raise ImportError("PointMaze needs gymnasium-robotics and mujoco, which are not installed: pip install 'ddice[robotics]'")
+        raise ImportError(
+            "PointMaze needs gymnasium-robotics and mujoco, which are not installed: pip "
+            "install 'ddice[robotics]'"
+        )
     return POINTMAZES[size]
 
 
 def pointmaze_evaluation_spec(size: Size) -> str:
-    """The evaluation environment as JSON (`EnvSpec.to_json()`): one goal cell, random start, sparse reward, 300, 600 or 800 steps.
+    """The evaluation environment as JSON (`EnvSpec.to_json()`): one goal cell, random start, sparse
+    reward, 300, 600 or 800 steps.
 
-    The environment moves the goal by up to 0.25 in each direction at every reset; the cell's centre stays within the success radius of 0.45.
-    Raises ValueError for an unknown size, ImportError without gymnasium-robotics.
+    The environment moves the goal by up to 0.25 in each direction at every reset; the cell's centre
+    stays within the success radius of 0.45. Raises ValueError for an unknown size, ImportError
+    without gymnasium-robotics.
     """
     import gymnasium
 
@@ -129,7 +149,13 @@ def pointmaze_evaluation_spec(size: Size) -> str:
     plain = gymnasium.spec(maze.env_id).kwargs["maze_map"]
     marked = [["r" if cell == 0 else cell for cell in row] for row in plain]
     marked[maze.goal_cell[0]][maze.goal_cell[1]] = "g"
-    env = gymnasium.make(maze.env_id, maze_map=marked, continuing_task=True, reset_target=False, max_episode_steps=maze.horizon)
+    env = gymnasium.make(
+        maze.env_id,
+        maze_map=marked,
+        continuing_task=True,
+        reset_target=False,
+        max_episode_steps=maze.horizon,
+    )
     try:
         assert env.spec is not None
         return env.spec.to_json()
@@ -139,7 +165,9 @@ def pointmaze_evaluation_spec(size: Size) -> str:
 
 @dataclass(frozen=True)
 class _Recording:
-    """One unbroken run of T steps: T + 1 states (x, y, velocity) and goals as observed, T actions and rewards, and where goals were reached."""
+    """One unbroken run of T steps: T + 1 states (x, y, velocity) and goals as observed, T
+    actions and rewards, and where goals were reached.
+    """
 
     states: NDArray[np.float64]  # (T + 1, 4)
     goals: NDArray[np.float64]  # (T + 1, 2)
@@ -148,14 +176,20 @@ class _Recording:
     reached: NDArray[np.bool_]  # (T,)
 
     def episodes(self, seed: int) -> Iterator[dict[str, Any]]:
-        """The run, cut by truncation after every reached goal and at its end; an episode starts with the last observation of the one before."""
+        """The run, cut by truncation after every reached goal and at its end; an episode starts
+        with the last observation of the one before.
+        """
         ends = np.append(np.flatnonzero(self.reached[:-1]) + 1, len(self.actions))
         for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
             rows, steps = slice(start, end + 1), slice(start, end)
             truncations = np.zeros(end - start, dtype=bool)
             truncations[-1] = True
             yield {
-                "observations": {"achieved_goal": self.states[rows, :2], "desired_goal": self.goals[rows], "observation": self.states[rows]},
+                "observations": {
+                    "achieved_goal": self.states[rows, :2],
+                    "desired_goal": self.goals[rows],
+                    "observation": self.states[rows],
+                },
                 "actions": self.actions[steps],
                 "rewards": self.rewards[steps],
                 "terminations": np.zeros(end - start, dtype=bool),
@@ -166,13 +200,25 @@ class _Recording:
 
 def _record(env: Any, *, steps: int, seed: int, progress: bool) -> _Recording:
     run = _Recording(
-        np.empty((steps + 1, 4)), np.empty((steps + 1, 2)), np.empty((steps, 2), dtype=np.float32), np.empty(steps), np.empty(steps, dtype=bool)
+        np.empty((steps + 1, 4)),
+        np.empty((steps + 1, 2)),
+        np.empty((steps, 2), dtype=np.float32),
+        np.empty(steps),
+        np.empty(steps, dtype=bool),
     )
     controller = WaypointController(env.unwrapped.maze)
     noise = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
     run.states[0], run.goals[0] = observation["observation"], observation["desired_goal"]
-    with tqdm(total=steps, desc=env.spec.id, unit="step", unit_scale=True, disable=not progress, mininterval=0.5, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=steps,
+        desc=env.spec.id,
+        unit="step",
+        unit_scale=True,
+        disable=not progress,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    ) as bar:
         for begin in range(0, steps, BLOCK):
             end = min(begin + BLOCK, steps)
             disturbances = (ACTION_NOISE * noise.standard_normal((end - begin, 2))).tolist()
@@ -183,29 +229,49 @@ def _record(env: Any, *, steps: int, seed: int, progress: bool) -> _Recording:
                 action[0] = min(max(action_x + noise_x, -1.0), 1.0)
                 action[1] = min(max(action_y + noise_y, -1.0), 1.0)
                 observation, run.rewards[step], _, _, info = env.step(action)
-                run.states[step + 1], run.goals[step + 1] = observation["observation"], observation["desired_goal"]
+                run.states[step + 1], run.goals[step + 1] = (
+                    observation["observation"],
+                    observation["desired_goal"],
+                )
                 run.reached[step] = info["success"]
             bar.update(end - begin)
     return run
 
 
 def pointmaze_id(size: str, *, steps: int = FULL_STEPS, seed: int = FULL_SEED) -> str:
-    """`ddice/pointmaze-umaze-v0`; fewer or more steps and another seed show in the name: `ddice/pointmaze-umaze-100k-seed7-v0`."""
+    """`ddice/pointmaze-umaze-v0`; fewer or more steps and another seed show in the name:
+    `ddice/pointmaze-umaze-100k-seed7-v0`.
+    """
     if steps < 1 or seed < 0:
         raise ValueError(f"expected steps >= 1 and a seed >= 0, got {steps} and {seed}")
     count = f"{steps // 1000}k" if steps % 1000 == 0 else str(steps)
-    return f"ddice/pointmaze-{size}" + (f"-{count}" if steps != FULL_STEPS else "") + (f"-seed{seed}" if seed != FULL_SEED else "") + "-v0"
+    return (
+        f"ddice/pointmaze-{size}"
+        + (f"-{count}" if steps != FULL_STEPS else "")
+        + (f"-seed{seed}" if seed != FULL_SEED else "")
+        + "-v0"
+    )
 
 
-def make_pointmaze(size: Size, *, steps: int = FULL_STEPS, seed: int = FULL_SEED, dataset_id: str | None = None, progress: bool = True) -> str:
-    """Regenerates one of Farama's PointMaze sets as a local Minari dataset and returns its id; one that is already there is left as it is.
+def make_pointmaze(
+    size: Size,
+    *,
+    steps: int = FULL_STEPS,
+    seed: int = FULL_SEED,
+    dataset_id: str | None = None,
+    progress: bool = True,
+) -> str:
+    """Regenerates one of Farama's PointMaze sets as a local Minari dataset and returns its id; one
+    that is already there is left as it is.
 
-    PointMaze_{UMaze,Medium,Large}-v3 as a continuing task whose goal moves when it is reached; the waypoint controller with N(0, 0.5) noise,
-    clipped to [-1, 1]; the one long run is cut at every success by truncation, and nothing ever terminates. As in the published sets the new
-    goal shows one step late: the first observation of an episode still holds the goal that was just reached.
-    Regenerated is not published: the id is under `ddice/` (`pointmaze_id` names it) and a `dataset_id` elsewhere is refused.
-    Nothing is written before the last step, so an interrupted call leaves nothing behind.
-    Raises ValueError for an unknown size, steps < 1 or a foreign id; ImportError without gymnasium-robotics.
+    PointMaze_{UMaze,Medium,Large}-v3 as a continuing task whose goal moves when it is reached; the
+    waypoint controller with N(0, 0.5) noise, clipped to [-1, 1]; the one long run is cut at every
+    success by truncation, and nothing ever terminates. As in the published sets the new goal shows
+    one step late: the first observation of an episode still holds the goal that was just reached.
+    Regenerated is not published: the id is under `ddice/` (`pointmaze_id` names it) and a
+    `dataset_id` elsewhere is refused. Nothing is written before the last step, so an interrupted
+    call leaves nothing behind. Raises ValueError for an unknown size, steps < 1 or a foreign id;
+    ImportError without gymnasium-robotics.
     """
     import gymnasium
 
@@ -213,12 +279,17 @@ def make_pointmaze(size: Size, *, steps: int = FULL_STEPS, seed: int = FULL_SEED
         raise ValueError(unknown_name(size, POINTMAZES, "PointMaze size"))
     dataset_id = dataset_id or pointmaze_id(size, steps=steps, seed=seed)
     if not dataset_id.startswith("ddice/"):
-        raise ValueError(f"expected an id under ddice/, such as {pointmaze_id(size, steps=steps, seed=seed)!r}, got {dataset_id!r}")
+        raise ValueError(
+            "expected an id under ddice/, such as "
+            f"{pointmaze_id(size, steps=steps, seed=seed)!r}, got {dataset_id!r}"
+        )
     if has_dataset(dataset_id):
         return dataset_id
     maze = _checked(size)
     horizon = max(steps, FULL_STEPS)
-    env = gymnasium.make(maze.env_id, continuing_task=True, reset_target=True, max_episode_steps=horizon)
+    env = gymnasium.make(
+        maze.env_id, continuing_task=True, reset_target=True, max_episode_steps=horizon
+    )
     try:
         recording = _record(env, steps=steps, seed=seed, progress=progress)
         assert env.spec is not None
@@ -231,7 +302,10 @@ def make_pointmaze(size: Size, *, steps: int = FULL_STEPS, seed: int = FULL_SEED
         env_spec_json=env_spec,
         eval_env_spec_json=pointmaze_evaluation_spec(size),
         reference_scores=(POINTMAZE_REFERENCES[size].random, POINTMAZE_REFERENCES[size].expert),
-        description=f"{maze.env_id}, {steps} steps, seed {seed}: Farama's PointMaze recipe run again by ddice; not the published data.",
+        description=(
+            f"{maze.env_id}, {steps} steps, seed {seed}: Farama's PointMaze recipe run again "
+            "by ddice; not the published data."
+        ),
         algorithm="depth-first waypoints, PD controller, action noise 0.5",
         author="ddice",
         requirements=["gymnasium-robotics>=1.4.1", "mujoco>=3.1.6,<3.12"],

@@ -1,4 +1,6 @@
-"""Comparison: backends x extractors on one dataset, their results, and the table and plots of them."""
+"""Comparison: backends x extractors on one dataset, their results, and the table and plots of
+them.
+"""
 
 from ddice.comparison.grid import Cell, Comparison
 from ddice.comparison.report import render_table

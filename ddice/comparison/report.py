@@ -31,9 +31,12 @@ def run_means(results: Sequence[Result]) -> np.ndarray:
 
 
 def render_table(results: Sequence[Result]) -> str:
-    """A Markdown table: mean score of the seeds with its sample deviation, IQM over seeds with a 95 % bootstrap interval, each seed, diagnostics."""
+    """A Markdown table: mean score of the seeds with its sample deviation, IQM over seeds with a
+    95 % bootstrap interval, each seed, diagnostics.
+    """
     lines = [
-        "| backend | extractor | score, mean (std) | IQM [95 %] | each seed | ratios' effective sample size | clip rate | decisions/s |",
+        "| backend | extractor | score, mean (std) | IQM [95 %] | each seed | ratios' "
+        "effective sample size | clip rate | decisions/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (backend, extractor), rows in grouped(results).items():
@@ -43,7 +46,11 @@ def render_table(results: Sequence[Result]) -> str:
         if len(rows) > 1:
             low, high = statistics.stratified_interval(scores, statistics.iqm)
             interval = f"{statistics.iqm(scores):.1f} [{low:.1f}, {high:.1f}]"
-        sizes = [row.diagnostics["effective_sample_size"] for row in rows if "effective_sample_size" in row.diagnostics]
+        sizes = [
+            row.diagnostics["effective_sample_size"]
+            for row in rows
+            if "effective_sample_size" in row.diagnostics
+        ]
         cells = [
             backend or "",
             extractor,
@@ -56,7 +63,11 @@ def render_table(results: Sequence[Result]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     evaluation = results[0].evaluation
-    lines += ["", f"Scores: {evaluation.label}; {len(evaluation.returns)} episodes per seed in {evaluation.env_id}, last checkpoint."]
+    lines += [
+        "",
+        f"Scores: {evaluation.label}; {len(evaluation.returns)} episodes per seed in "
+        f"{evaluation.env_id}, last checkpoint.",
+    ]
     return "\n".join(lines)
 
 
@@ -69,10 +80,15 @@ def plot_scores(results: Sequence[Result], path: Path) -> None:
 
     groups = grouped(results)
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(groups) + 1.4), layout="constrained")
-    names = [extractor if backend is None else f"{backend} + {extractor}" for backend, extractor in groups]
+    names = [
+        extractor if backend is None else f"{backend} + {extractor}"
+        for backend, extractor in groups
+    ]
     for row, (name, rows) in enumerate(zip(names, groups.values(), strict=True)):
         scores = run_means(rows)[:, 0]
-        axes.barh(row, scores.mean(), color="tab:gray" if name == BEHAVIOUR else "tab:blue", alpha=0.5)
+        axes.barh(
+            row, scores.mean(), color="tab:gray" if name == BEHAVIOUR else "tab:blue", alpha=0.5
+        )
         axes.plot(scores, np.full(len(scores), row), "o", color="black", markersize=4)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -83,7 +99,9 @@ def plot_scores(results: Sequence[Result], path: Path) -> None:
 
 
 def read_metrics(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(stage, metric) -> (step, value) pairs of the JSON lines in a metrics folder, in the order of the stages."""
+    """(stage, metric) -> (step, value) pairs of the JSON lines in a metrics folder, in the order
+    of the stages.
+    """
     curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
     files = [path for stage in STAGES if (path := folder / f"{stage}.jsonl").exists()]
     for file in files:
@@ -96,7 +114,9 @@ def read_metrics(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]
 
 
 def plot_metrics(folder: Path, path: Path) -> bool:
-    """Every metric of the stages in `folder` against the step, what it should be dashed; False when there are none."""
+    """Every metric of the stages in `folder` against the step, what it should be dashed; False
+    when there are none.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,7 +128,9 @@ def plot_metrics(folder: Path, path: Path) -> bool:
         return False
     columns = 5
     rows = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3 * columns, 2.1 * rows), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3 * columns, 2.1 * rows), layout="constrained", squeeze=False
+    )
     for axis, (stage, name) in zip(axes.flat, shown, strict=False):
         axis.plot(*zip(*curves[stage, name], strict=True), linewidth=1)
         if expected := curves.get((stage, name + EXPECTED)):

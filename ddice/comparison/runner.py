@@ -1,4 +1,6 @@
-"""Run a comparison, one policy after the other; what was trained or scored before is found again."""
+"""Run a comparison, one policy after the other; what was trained or scored before is found
+again.
+"""
 
 from __future__ import annotations
 
@@ -30,20 +32,31 @@ def compare(
     say: Say = print,
     listeners: Callable[[Path], Sequence[Listener]] = lambda folder: (),
 ) -> list[Result]:
-    """All results of a comparison in the order of its cells; the run folder gets comparison.json, results.jsonl and a folder for each policy.
+    """All results of a comparison in the order of its cells; the run folder gets comparison.json,
+    results.jsonl and a folder for each policy.
 
-    One process at a time works in a folder: a second one is refused with OSError. listeners: made for the folder of each policy, and called with
-    stage, steps done, of steps, metrics.
+    One process at a time works in a folder: a second one is refused with OSError. listeners: made
+    for the folder of each policy, and called with stage, steps done, of steps, metrics.
 
-    Raises ValueError, before anything is trained, when a backend and an extractor do not fit together or nothing is to be played.
+    Raises ValueError, before anything is trained, when a backend and an extractor do not fit
+    together or nothing is to be played.
     """
     if not comparison.recipe.evaluation.episodes:
         raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
     folder = Path(run)
     require_free(folder)
-    data = (comparison.recipe.data.load() if data is None else data).to(resolve_device(comparison.recipe.device))  # once for all cells
+    data = (comparison.recipe.data.load() if data is None else data).to(
+        resolve_device(comparison.recipe.device)
+    )  # once for all cells
     trainings = [
-        Training(cell.recipe, data, run=folder / _name(cell), progress=progress, checkpoint_every=checkpoint_every, say=say)
+        Training(
+            cell.recipe,
+            data,
+            run=folder / _name(cell),
+            progress=progress,
+            checkpoint_every=checkpoint_every,
+            say=say,
+        )
         for cell in comparison.cells()
     ]
     for cell, training in zip(comparison.cells(), trainings, strict=True):
@@ -52,7 +65,9 @@ def compare(
     with hold(folder) as reporter:
         write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
         results = Results(folder / "results.jsonl")
-        for number, (cell, training) in enumerate(zip(comparison.cells(), trainings, strict=True), 1):
+        for number, (cell, training) in enumerate(
+            zip(comparison.cells(), trainings, strict=True), 1
+        ):
             key = cell_key(cell, data)
             result = results.find(key)
             if result is None:
@@ -60,7 +75,9 @@ def compare(
                 training.listeners = (reporter, *listeners(folder / _name(cell)))
                 result = _run_cell(cell, key, training, reporter)
                 results.append(result)
-            found.append(result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor}))  # names may have changed since
+            found.append(
+                result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor})
+            )  # names may have changed since
     return found
 
 
@@ -69,7 +86,9 @@ def _title(cell: Cell) -> str:
 
 
 def _name(cell: Cell) -> Path:
-    return Path(f"seed-{cell.seed}") / "-".join(filter(None, (cell.backend, cell.extractor))).replace(" ", "-")
+    return Path(f"seed-{cell.seed}") / "-".join(
+        filter(None, (cell.backend, cell.extractor))
+    ).replace(" ", "-")
 
 
 def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:
@@ -81,7 +100,9 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
     seconds = time.perf_counter() - started
     trained.policy.save(folder / "policy")
     settings = cell.recipe.evaluation
-    scores = settings.evaluate(trained.policy, progress=progress, on_step=episodes_over(listener, settings.episodes))
+    scores = settings.evaluate(
+        trained.policy, progress=progress, on_step=episodes_over(listener, settings.episodes)
+    )
     assert scores is not None
     write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     say(f"  score {scores.mean:.1f}, clip rate {trained.policy.clip_rate:.2f}")
@@ -99,7 +120,9 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
 
 @torch.no_grad()
 def diagnose(backend: object, data: Transitions) -> dict[str, float]:
-    """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and its mean value where it has one."""
+    """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and
+    its mean value where it has one.
+    """
     batch = data.sample(min(DIAGNOSED_ROWS, len(data)), seed=0, step=0)
     log_ratio = backend.log_ratio(batch)  # type: ignore[attr-defined]
     found = {

@@ -1,4 +1,6 @@
-"""Results of a comparison: JSON lines, one per policy, appended as they come and found again by what they depend on."""
+"""Results of a comparison: JSON lines, one per policy, appended as they come and found again by
+what they depend on.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from ddice.storage import append_line, write_bytes
 
 
 class Result(Config):
-    """One policy's scores and how they came about. `seconds` of stages that were found trained are those of finding them."""
+    """One policy's scores and how they came about. `seconds` of stages that were found trained
+    are those of finding them.
+    """
 
     key: str
     backend: str | None
@@ -27,7 +31,9 @@ class Result(Config):
 
 
 def cell_key(cell: Cell, data: Transitions) -> str:
-    """Names everything that a cell's result depends on: its recipe, the content of the data, and that of ratios given by a name."""
+    """Names everything that a cell's result depends on: its recipe, the content of the data, and
+    that of ratios given by a name.
+    """
     backend, given = cell.recipe.backend, {}
     if cell.backend is not None and isinstance(backend, GivenRatio):
         given["ratios"] = backend.build(data.spec, cell.seed).identity(data)
@@ -50,7 +56,9 @@ class Results:
                     continue
                 self.rows.append(Result.model_validate(content))
             if len(self.rows) != len(lines) or not text.endswith("\n"):
-                write_bytes(path, "".join(row.model_dump_json() + "\n" for row in self.rows).encode())
+                write_bytes(
+                    path, "".join(row.model_dump_json() + "\n" for row in self.rows).encode()
+                )
 
     def find(self, key: str) -> Result | None:
         """The result with this key, if it is there."""

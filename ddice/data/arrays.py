@@ -25,33 +25,51 @@ KEYS = (
 REQUIRED = ("observations", "actions", "rewards")
 
 
-def read_arrays(data: Mapping[str, Any], name: str = "arrays", *, episode_steps: int | None = None) -> Source:
-    """Read a dict of arrays with N rows each; observations may be nested dicts, flattened with sorted keys.
+def read_arrays(
+    data: Mapping[str, Any], name: str = "arrays", *, episode_steps: int | None = None
+) -> Source:
+    """Read a dict of arrays with N rows each; observations may be nested dicts, flattened with
+    sorted keys.
 
-    Episodes end where `terminations | truncations` is true or `episode_ids` changes. With `next_observations` but neither
-    `truncations` nor `episode_ids` the rows are independent transitions: they have no episodes, and initial observations only
-    if `initial_observations` gives them. Without `next_observations` the next observation is the next row's, so a truncated
-    or unfinished episode loses its last row (counted, with a warning) and a terminated one keeps it.
-    `episode_steps` stands in for truncations that were not recorded: an episode that has not terminated is cut after that many rows.
-    Raises ValueError and TypeError for unknown or missing keys, mismatched lengths, and data without any notion of episodes.
+    Episodes end where `terminations | truncations` is true or `episode_ids` changes. With
+    `next_observations` but neither `truncations` nor `episode_ids` the rows are independent
+    transitions: they have no episodes, and initial observations only if `initial_observations`
+    gives them. Without `next_observations` the next observation is the next row's, so a truncated
+    or unfinished episode loses its last row (counted, with a warning) and a terminated one keeps
+    it. `episode_steps` stands in for truncations that were not recorded: an episode that has not
+    terminated is cut after that many rows. Raises ValueError and TypeError for unknown or missing
+    keys, mismatched lengths, and data without any notion of episodes.
     """
     for key in data:
         if key not in KEYS:
             raise ValueError(unknown_name(str(key), KEYS, "array"))
     for key in REQUIRED:
         if data.get(key) is None:
-            raise ValueError(f"expected the arrays {', '.join(REQUIRED)}, got {', '.join(data) or 'none'}: {key!r} is missing")
+            raise ValueError(
+                f"expected the arrays {', '.join(REQUIRED)}, got {', '.join(data) or 'none'}: "
+                f"{key!r} is missing"
+            )
     observations = leaves_of(data["observations"], "observations")
     actions = numeric(data["actions"], "actions")
     count = len(actions) if actions.ndim else 0
-    columns = {key: column_of(data, key) for key in ("rewards", "terminations", "truncations", "episode_ids", "weights")}
+    columns = {
+        key: column_of(data, key)
+        for key in ("rewards", "terminations", "truncations", "episode_ids", "weights")
+    }
     _same_length(count, observations, columns)
     terminations = flags(columns["terminations"], count, "terminations")
     if episode_steps is not None:
         if columns["truncations"] is not None or columns["episode_ids"] is not None:
-            raise ValueError(f"expected episode_steps only where nothing says where episodes are cut, which {name} does: leave it out")
+            raise ValueError(
+                "expected episode_steps only where nothing says where episodes are cut, which "
+                f"{name} does: leave it out"
+            )
         columns["truncations"] = _cut_after(episode_steps, terminations)
-    following = None if data.get("next_observations") is None else leaves_of(data["next_observations"], "next_observations")
+    following = (
+        None
+        if data.get("next_observations") is None
+        else leaves_of(data["next_observations"], "next_observations")
+    )
     if following is not None:
         _same_leaves(observations, following, "next_observations")
         _same_length(count, following, {}, "next_observations")
@@ -69,17 +87,24 @@ def read_arrays(data: Mapping[str, Any], name: str = "arrays", *, episode_steps:
         episode=None,
         weights=columns["weights"],
     )
-    if columns["truncations"] is not None or columns["episode_ids"] is not None or (columns["terminations"] is not None and following is None):
+    if (
+        columns["truncations"] is not None
+        or columns["episode_ids"] is not None
+        or (columns["terminations"] is not None and following is None)
+    ):
         _cut_into_episodes(source, columns, following is not None)
     elif following is None:
         raise ValueError(
-            "expected terminations and truncations, or episode_ids, to know where episodes end; give next_observations for independent transitions"
+            "expected terminations and truncations, or episode_ids, to know where episodes "
+            "end; give next_observations for independent transitions"
         )
     _take_initial(source, data)
     return source
 
 
-def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None], has_next: bool) -> None:
+def _cut_into_episodes(
+    source: Source, columns: Mapping[str, np.ndarray | None], has_next: bool
+) -> None:
     count = len(source)
     if not count:
         source.episode = np.zeros(0, np.int64)
@@ -89,7 +114,10 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
     if identifiers is not None:
         changes = identifiers[1:] != identifiers[:-1]
         if len(np.unique(identifiers)) != int(changes.sum()) + 1:
-            raise ValueError("expected episode_ids in one block per episode, got an id that comes back later: sort the rows by episode and time")
+            raise ValueError(
+                "expected episode_ids in one block per episode, got an id that comes back "
+                "later: sort the rows by episode and time"
+            )
         ends[:-1] |= changes
     ends[-1] = True
     starts = np.concatenate([[True], ends[:-1]])
@@ -101,14 +129,15 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
     keep = ~ends | source.terminations
     if columns["truncations"] is None and identifiers is None:
         source.notes.append(
-            "no truncations were given: every row that does not terminate is taken to lead to the next row "
-            "(give episode_steps= if episodes were cut after that many rows)"
+            "no truncations were given: every row that does not terminate is taken to lead to "
+            "the next row (give episode_steps= if episodes were cut after that many rows)"
         )
     source.dropped_rows = int((~keep).sum())
     if source.dropped_rows:
         note = (
-            f"{source.dropped_rows} of {count} rows dropped: they end a truncated or unfinished episode, whose next observation the arrays "
-            "do not hold (give next_observations to keep them)"
+            f"{source.dropped_rows} of {count} rows dropped: they end a truncated or "
+            "unfinished episode, whose next observation the arrays do not hold (give "
+            "next_observations to keep them)"
         )
         source.notes.append(note)
     source.empty_episodes = int(ends.sum()) - len(np.unique(episode[keep]))
@@ -116,7 +145,11 @@ def _cut_into_episodes(source: Source, columns: Mapping[str, np.ndarray | None],
     source.here, source.rows = rows, rows
     source.there = np.where(source.terminations[rows], rows, rows + 1)
     source.unknown_next = source.terminations[rows]
-    source.actions, source.rewards, source.terminations = source.actions[rows], source.rewards[rows], source.terminations[rows]
+    source.actions, source.rewards, source.terminations = (
+        source.actions[rows],
+        source.rewards[rows],
+        source.terminations[rows],
+    )
     source.weights = None if source.weights is None else source.weights[rows]
     source.episode = np.unique(episode[keep], return_inverse=True)[1].reshape(-1)
 
@@ -126,23 +159,31 @@ def _cut_after(steps: int, terminations: np.ndarray) -> np.ndarray:
     if steps < 1:
         raise ValueError(f"expected episode_steps of at least 1, got {steps}")
     row = np.arange(len(terminations))
-    first = np.maximum.accumulate(np.where(np.concatenate([[True], terminations[:-1]])[: len(row)], row, 0))
+    first = np.maximum.accumulate(
+        np.where(np.concatenate([[True], terminations[:-1]])[: len(row)], row, 0)
+    )
     return (row - first + 1) % steps == 0
 
 
 def _check_chain(source: Source, ends: np.ndarray) -> None:
-    """Shuffled transitions read as episodes would give wrong returns and wrong initial observations without any sign of it."""
+    """Shuffled transitions read as episodes would give wrong returns and wrong initial
+    observations without any sign of it.
+    """
     inside = np.flatnonzero(~ends)
     if not len(inside):
         return
     broken = np.zeros(len(inside), bool)
     for path, leaf in source.leaves.items():
         after, own = source.next_leaves[path][inside], leaf[inside + 1]
-        broken |= ~np.isclose(after, own, rtol=1e-4, atol=1e-4, equal_nan=True).reshape(len(inside), -1).all(1)
+        broken |= ~np.isclose(after, own, rtol=1e-4, atol=1e-4, equal_nan=True).reshape(
+            len(inside), -1
+        ).all(1)
     if broken.mean() > 0.5:
         raise ValueError(
-            f"expected whole episodes in time order, but in {broken.mean():.0%} of the rows next_observations is not the observation of the next row "
-            f"(first: row {inside[broken.argmax()]}): leave truncations and episode_ids out to read independent transitions"
+            f"expected whole episodes in time order, but in {broken.mean():.0%} of the rows "
+            "next_observations is not the observation of the next row (first: row "
+            f"{inside[broken.argmax()]}): leave truncations and episode_ids out to read "
+            "independent transitions"
         )
 
 
@@ -152,21 +193,33 @@ def _take_initial(source: Source, data: Mapping[str, Any]) -> None:
         _same_leaves(source.leaves, source.initial_leaves, "initial_observations")
         lengths = {path: len(leaf) for path, leaf in source.initial_leaves.items()}
         if len(set(lengths.values())) > 1 or 0 in lengths.values():
-            raise ValueError(f"expected initial_observations with one and the same number of rows, at least 1, got {lengths}")
+            raise ValueError(
+                "expected initial_observations with one and the same number of rows, at least "
+                f"1, got {lengths}"
+            )
         source.initial_weights = column_of(data, "initial_weights")
-        if source.initial_weights is not None and len(source.initial_weights) != len(next(iter(source.initial_leaves.values()))):
-            raise ValueError(f"expected as many initial_weights as initial_observations, got {len(source.initial_weights)} and {lengths}")
+        if source.initial_weights is not None and len(source.initial_weights) != len(
+            next(iter(source.initial_leaves.values()))
+        ):
+            raise ValueError(
+                "expected as many initial_weights as initial_observations, got "
+                f"{len(source.initial_weights)} and {lengths}"
+            )
     elif data.get("initial_weights") is not None:
         raise ValueError("expected initial_weights only together with initial_observations")
     elif source.episode is not None and len(source):
         first = np.concatenate([[True], source.episode[1:] != source.episode[:-1]])
         source.initial_by_episode = True
-        source.initial_leaves = {path: leaf[source.here[first]] for path, leaf in source.leaves.items()}
+        source.initial_leaves = {
+            path: leaf[source.here[first]] for path, leaf in source.leaves.items()
+        }
         source.initial_weights = None if source.weights is None else source.weights[first]
 
 
 def column_of(data: Mapping[str, Any], key: str) -> np.ndarray | None:
-    """One number (or episode id) per row, (N,), from shape (N,) or (N, 1); None where there is no such key."""
+    """One number (or episode id) per row, (N,), from shape (N,) or (N, 1); None where there is
+    no such key.
+    """
     if data.get(key) is None:
         return None
     column = np.asarray(data[key]) if key == "episode_ids" else numeric(data[key], key)
@@ -183,7 +236,9 @@ def _given(column: np.ndarray | None) -> np.ndarray:
 
 
 def flags(column: np.ndarray | None, count: int, name: str) -> np.ndarray:
-    """A column of 0 and 1 as booleans; none means `count` times False. Raises ValueError for other numbers."""
+    """A column of 0 and 1 as booleans; none means `count` times False. Raises ValueError for
+    other numbers.
+    """
     if column is None:
         return np.zeros(count, bool)
     if column.dtype != bool and not np.isin(column, (0, 1)).all():
@@ -192,17 +247,27 @@ def flags(column: np.ndarray | None, count: int, name: str) -> np.ndarray:
     return column.astype(bool)
 
 
-def _same_length(count: int, leaves: Leaves, columns: Mapping[str, np.ndarray | None], what: str = "observations") -> None:
-    lengths = {f"{what}[{path!r}]" if path else what: len(leaf) if leaf.ndim else 0 for path, leaf in leaves.items()}
+def _same_length(
+    count: int, leaves: Leaves, columns: Mapping[str, np.ndarray | None], what: str = "observations"
+) -> None:
+    lengths = {
+        f"{what}[{path!r}]" if path else what: len(leaf) if leaf.ndim else 0
+        for path, leaf in leaves.items()
+    }
     lengths.update({key: len(column) for key, column in columns.items() if column is not None})
     if any(length != count for length in lengths.values()):
-        listing = ", ".join(f"{key} {length}" for key, length in {"actions": count, **lengths}.items())
+        listing = ", ".join(
+            f"{key} {length}" for key, length in {"actions": count, **lengths}.items()
+        )
         raise ValueError(
-            f"expected arrays of the same length, got {listing}: one row per step; put the observation after the last step into next_observations"
+            f"expected arrays of the same length, got {listing}: one row per step; put the "
+            "observation after the last step into next_observations"
         )
 
 
 def _same_leaves(observations: Leaves, other: Leaves, name: str) -> None:
-    ours, theirs = ({path: leaf.shape[1:] for path, leaf in leaves.items()} for leaves in (observations, other))
+    ours, theirs = (
+        {path: leaf.shape[1:] for path, leaf in leaves.items()} for leaves in (observations, other)
+    )
     if ours != theirs:
         raise ValueError(f"expected {name} with the shapes of observations, {ours}, got {theirs}")

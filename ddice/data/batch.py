@@ -22,7 +22,9 @@ class InitialBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """B transitions; a sequence of seeds adds a leading axis to every field. Every loss is a mean weighted by `weights`."""
+    """B transitions; a sequence of seeds adds a leading axis to every field. Every loss is a
+    mean weighted by `weights`.
+    """
 
     observations: Tensor  # (*seeds, B, S) float32, raw and flat
     actions: Tensor  # (*seeds, B, A) in [-1, 1]
@@ -35,5 +37,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {field.name: value.to(device) for field in dataclasses.fields(self) if (value := getattr(self, field.name)) is not None}
+        moved = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
         return Batch(**moved)

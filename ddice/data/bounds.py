@@ -18,31 +18,50 @@ UNBOUNDED = 1e30
 """Spaces that mean "no bound" write infinity or the largest float of their dtype."""
 
 CONSTANT_WIDTH = 1e-3
-"""Half-width, relative and absolute, given to an action dimension that never changes, whose box would otherwise have no inside."""
+"""Half-width, relative and absolute, given to an action dimension that never changes, whose box
+would otherwise have no inside.
+"""
 
 
 def choose_bounds(source: Source, requested: ActionBounds | None) -> BoxActions:
-    """The bounds asked for, else those of the action space; (low, high) may be numbers or sequences of A numbers.
+    """The bounds asked for, else those of the action space; (low, high) may be numbers or sequences
+    of A numbers.
 
     Raises ValueError when there are none, or infinite ones, naming `action_bounds="data"`.
     """
     size = source.actions.shape[1]
     if isinstance(requested, str):
         if requested != "data":
-            raise ValueError(f'expected action_bounds=None, "data" or (low, high), got {requested!r}')
+            raise ValueError(
+                f'expected action_bounds=None, "data" or (low, high), got {requested!r}'
+            )
         return _box(*_data_bounds(source))
     if requested is not None:
         if not isinstance(requested, (tuple, list)) or len(requested) != 2:
-            raise ValueError(f'expected action_bounds=None, "data" or (low, high), got {requested!r}')
+            raise ValueError(
+                f'expected action_bounds=None, "data" or (low, high), got {requested!r}'
+            )
         return _box(*(_vector(bound, size) for bound in requested))
-    hint = 'give action_bounds=(low, high), or action_bounds="data" to take the smallest and largest action of the dataset'
+    hint = (
+        'give action_bounds=(low, high), or action_bounds="data" to take the smallest and '
+        "largest action of the dataset"
+    )
     if source.bounds is None:
-        raise ValueError(f"expected an action space to read the action bounds from, got none in {source.name}: {hint}")
+        raise ValueError(
+            "expected an action space to read the action bounds from, got none in "
+            f"{source.name}: {hint}"
+        )
     low, high = source.bounds
     if low.shape != (size,):
-        raise ValueError(f"expected {low.size} numbers per action as the action space says, got {size}: do the dataset and the env belong together?")
+        raise ValueError(
+            f"expected {low.size} numbers per action as the action space says, got {size}: do "
+            "the dataset and the env belong together?"
+        )
     if not (np.abs(low) < UNBOUNDED).all() or not (np.abs(high) < UNBOUNDED).all():
-        raise ValueError(f"expected finite action bounds, got low {low.tolist()}, high {high.tolist()} from the action space: {hint}")
+        raise ValueError(
+            f"expected finite action bounds, got low {low.tolist()}, high {high.tolist()} from "
+            f"the action space: {hint}"
+        )
     return _box(low, high)
 
 
@@ -50,7 +69,10 @@ def _data_bounds(source: Source) -> Bounds:
     low, high = source.actions.min(0).astype(np.float64), source.actions.max(0).astype(np.float64)
     constant = low == high
     if constant.any():
-        source.notes.append(f"action dimensions {np.flatnonzero(constant).tolist()} never change; their bounds are widened by {CONSTANT_WIDTH}")
+        source.notes.append(
+            f"action dimensions {np.flatnonzero(constant).tolist()} never change; their bounds "
+            f"are widened by {CONSTANT_WIDTH}"
+        )
     margin = np.where(constant, CONSTANT_WIDTH * np.maximum(1.0, np.abs(low)), 0.0)
     return low - margin, high + margin
 
@@ -61,32 +83,44 @@ def _vector(bound: object, size: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise TypeError(f"expected action_bounds of numbers, got {bound!r}") from error
     if vector.ndim and vector.shape != (size,):
-        raise ValueError(f"expected action_bounds of one number or {size}, got shape {vector.shape}")
+        raise ValueError(
+            f"expected action_bounds of one number or {size}, got shape {vector.shape}"
+        )
     return np.broadcast_to(vector, (size,))
 
 
 def _box(low: np.ndarray, high: np.ndarray) -> BoxActions:
     if not np.isfinite(low).all() or not np.isfinite(high).all() or not (low < high).all():
-        raise ValueError(f"expected finite action bounds with low < high in every dimension, got low {low.tolist()}, high {high.tolist()}")
+        raise ValueError(
+            "expected finite action bounds with low < high in every dimension, got low "
+            f"{low.tolist()}, high {high.tolist()}"
+        )
     return BoxActions(low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 
-def to_unit(source: Source, box: BoxActions, out_of_bounds: Literal["error", "clip"]) -> tuple[np.ndarray, int]:
+def to_unit(
+    source: Source, box: BoxActions, out_of_bounds: Literal["error", "clip"]
+) -> tuple[np.ndarray, int]:
     """Actions (N, A) mapped to [-1, 1], float32, and how many rows had to be clipped.
 
-    Raises ValueError with the share and the worst row when actions lie outside by more than rounding and `out_of_bounds` is "error".
+    Raises ValueError with the share and the worst row when actions lie outside by more than
+    rounding and `out_of_bounds` is "error".
     """
     low, high = np.asarray(box.low, np.float32), np.asarray(box.high, np.float32)
     actions = source.actions
     excess = np.maximum(np.maximum(low - actions, actions - high), 0)
-    tolerance = (ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), high - low)).astype(np.float32)
+    tolerance = (ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), high - low)).astype(
+        np.float32
+    )
     outside = (excess > tolerance).any(1)
     count = int(outside.sum())
     if count and out_of_bounds == "error":
         worst = int((excess / (high - low)).max(1).argmax())
         raise ValueError(
-            f"expected actions within low {_short(low)} and high {_short(high)}, but {count / len(actions):.2%} of the rows "
-            f"({count} of {len(actions)}) lie outside; worst is row {int(source.rows[worst])}: {_short(actions[worst])}; "
+            f"expected actions within low {_short(low)} and high {_short(high)}, but "
+            f"{count / len(actions):.2%} of the rows "
+            f"({count} of {len(actions)}) lie outside; worst is row {int(source.rows[worst])}: "
+            f"{_short(actions[worst])}; "
             'give the right action_bounds, or out_of_bounds="clip" to clip them'
         )
     unit = box.to_unit(np.clip(actions, low, high))
@@ -94,4 +128,9 @@ def to_unit(source: Source, box: BoxActions, out_of_bounds: Literal["error", "cl
 
 
 def _short(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values[:12]) + (", ..." if len(values) > 12 else "") + ")"
+    return (
+        "("
+        + ", ".join(f"{value:.6g}" for value in values[:12])
+        + (", ..." if len(values) > 12 else "")
+        + ")"
+    )

@@ -1,4 +1,6 @@
-"""D4RL's layout: flat columns in an HDF5 file, `terminals` and `timeouts` being terminations and truncations."""
+"""D4RL's layout: flat columns in an HDF5 file, `terminals` and `timeouts` being terminations and
+truncations.
+"""
 
 from __future__ import annotations
 
@@ -21,35 +23,56 @@ COLUMNS = {
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 SAYS_NOTHING = ("infos", "metadata", "virtual")
-"""What D4RL files hold besides: facts about the simulator and its policy that no transition needs."""
+"""What D4RL files hold besides: facts about the simulator and its policy that no transition
+needs.
+"""
 
 
 def read_hdf5(path: Path, name: str, episode_steps: int | None) -> Source:
-    """Read an HDF5 file in D4RL's layout. Raises ValueError for another kind of file and for columns that `read_d4rl` refuses."""
+    """Read an HDF5 file in D4RL's layout. Raises ValueError for another kind of file and for
+    columns that `read_d4rl` refuses.
+    """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             if "episode_0" in file:
-                raise ValueError("expected D4RL's columns, got episodes, as Minari writes them: give the id of the dataset")
+                raise ValueError(
+                    "expected D4RL's columns, got episodes, as Minari writes them: give the id "
+                    "of the dataset"
+                )
             columns = {key: _values(node) if key in COLUMNS else None for key, node in file.items()}
     except OSError as error:
-        raise ValueError(f"cannot be read as HDF5 ({error}): it is truncated, or another kind of file") from error
+        raise ValueError(
+            f"cannot be read as HDF5 ({error}): it is truncated, or another kind of file"
+        ) from error
     return read_d4rl(columns, name, episode_steps)
 
 
 def read_d4rl(columns: Mapping[str, Any], name: str, episode_steps: int | None) -> Source:
-    """Read D4RL's columns, N rows each: observations, actions, rewards, terminals, and where they are there timeouts and next_observations.
+    """Read D4RL's columns, N rows each: observations, actions, rewards, terminals, and where they
+    are there timeouts and next_observations.
 
-    A termination ends the task, a timeout only the episode. Without next_observations the row of a timeout is dropped, because what came after
-    it was not written down. Without timeouts, see `episode_steps` of `read_arrays`. Raises ValueError for missing and malformed columns.
+    A termination ends the task, a timeout only the episode. Without next_observations the row of a
+    timeout is dropped, because what came after it was not written down. Without timeouts, see
+    `episode_steps` of `read_arrays`. Raises ValueError for missing and malformed columns.
     """
     for key in REQUIRED:
         if key not in columns:
-            raise ValueError(f"expected the columns {', '.join(REQUIRED)} of D4RL, got {', '.join(columns) or 'none'}: {key!r} is missing")
-    source = read_arrays({ours: columns[theirs] for theirs, ours in COLUMNS.items() if theirs in columns}, name, episode_steps=episode_steps)
+            raise ValueError(
+                f"expected the columns {', '.join(REQUIRED)} of D4RL, got "
+                f"{', '.join(columns) or 'none'}: {key!r} is missing"
+            )
+    source = read_arrays(
+        {ours: columns[theirs] for theirs, ours in COLUMNS.items() if theirs in columns},
+        name,
+        episode_steps=episode_steps,
+    )
     if source.episode is None:
-        note = "no timeouts, so nobody knows where episodes end: the rows are independent transitions; episode_steps= cuts them into episodes"
+        note = (
+            "no timeouts, so nobody knows where episodes end: the rows are independent "
+            "transitions; episode_steps= cuts them into episodes"
+        )
         source.notes.append(note)
     ignored = sorted(set(columns) - set(COLUMNS) - set(SAYS_NOTHING))
     if ignored:
@@ -59,4 +82,6 @@ def read_d4rl(columns: Mapping[str, Any], name: str, episode_steps: int | None) 
 
 def _values(node: Any) -> Any:
     """An array, or the nested dict of arrays that a group of observations is."""
-    return {key: _values(inner) for key, inner in node.items()} if hasattr(node, "items") else node[()]
+    return (
+        {key: _values(inner) for key, inner in node.items()} if hasattr(node, "items") else node[()]
+    )

@@ -29,7 +29,9 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Description:
-    """Counts and ranges of a dataset; `str` of it is a table. Numbers over episodes are None for independent transitions."""
+    """Counts and ranges of a dataset; `str` of it is a table. Numbers over episodes are None for
+    independent transitions.
+    """
 
     name: str
     steps: int
@@ -61,28 +63,54 @@ class Description:
         lines = [("dataset", self.name)]
         if self.part_of:
             lines.append(("part of", self.part_of))
-        lines.append(("steps", f"{self.steps:,}" + ("" if self.episodes else " (independent transitions)")))
+        lines.append(
+            ("steps", f"{self.steps:,}" + ("" if self.episodes else " (independent transitions)"))
+        )
         if self.episodes:
             lines += [
-                ("episodes", f"{self.episodes:,} ({self.terminations:,} terminated rows, {self.truncations:,} episodes cut)"),
-                ("return", f"mean {self.return_mean:.4g}, min {self.return_min:.4g}, max {self.return_max:.4g}"),
-                ("length", f"mean {self.length_mean:.4g}, min {self.length_min}, max {self.length_max}"),
+                (
+                    "episodes",
+                    f"{self.episodes:,} ({self.terminations:,} terminated rows, "
+                    f"{self.truncations:,} episodes cut)",
+                ),
+                (
+                    "return",
+                    f"mean {self.return_mean:.4g}, min {self.return_min:.4g}, max "
+                    f"{self.return_max:.4g}",
+                ),
+                (
+                    "length",
+                    f"mean {self.length_mean:.4g}, min {self.length_min}, max {self.length_max}",
+                ),
             ]
         else:
             lines.append(("terminations", f"{self.terminations:,}"))
         lines += [
             ("observation", "; ".join(self.layout)),
             ("actions", f"low {_short(self.action_low)}, high {_short(self.action_high)}"),
-            ("at a bound", _short(tuple(round(share, 4) for share in self.action_saturation)) + " of the steps, per dimension"),
+            (
+                "at a bound",
+                _short(tuple(round(share, 4) for share in self.action_saturation))
+                + " of the steps, per dimension",
+            ),
             ("view", self.view),
             ("env", self.env or "none recorded: give env= to evaluate"),
             ("reference", self.reference or "none: returns are reported raw"),
         ]
-        for label, count in (("dropped rows", self.dropped_rows), ("empty episodes", self.empty_episodes), ("clipped rows", self.clipped_rows)):
+        for label, count in (
+            ("dropped rows", self.dropped_rows),
+            ("empty episodes", self.empty_episodes),
+            ("clipped rows", self.clipped_rows),
+        ):
             if count:
                 lines.append((label, f"{count:,}"))
         if self.constant_observations:
-            lines.append(("constant", f"observation dimensions {_short(self.constant_observations)} never change"))
+            lines.append(
+                (
+                    "constant",
+                    f"observation dimensions {_short(self.constant_observations)} never change",
+                )
+            )
         lines += [("note", note) for note in self.notes]
         lines.append(("fingerprint", self.fingerprint))
         return "\n".join(f"{label:<15}{text}" for label, text in lines)
@@ -114,9 +142,17 @@ def describe(
         width = int(np.prod(part.shape))
         layout.append(f"{part.path or 'array'} {part.shape} at {position}..{position + width - 1}")
         position += width
-    view = f"fixed goal {_short(spec.view.goal)}, radius {spec.view.radius}" if isinstance(spec.view, FixedGoal) else "observed"
+    view = (
+        f"fixed goal {_short(spec.view.goal)}, radius {spec.view.radius}"
+        if isinstance(spec.view, FixedGoal)
+        else "observed"
+    )
     low, high = np.asarray(spec.actions.low), np.asarray(spec.actions.high)
-    reference = spec.reference and f"random {spec.reference.random:.4g}, expert {spec.reference.expert:.4g} ({spec.reference.source})"
+    reference = (
+        spec.reference
+        and f"random {spec.reference.random:.4g}, expert {spec.reference.expert:.4g} "
+        f"({spec.reference.source})"
+    )
     return Description(
         name=provenance.name,
         steps=spec.transitions,
@@ -133,7 +169,9 @@ def describe(
         empty_episodes=provenance.empty_episodes,
         clipped_rows=provenance.clipped_rows,
         action_saturation=tuple((actions.abs() >= SATURATED).double().mean(0).tolist()),
-        constant_observations=tuple(torch.nonzero(observations.amin(0) == observations.amax(0)).squeeze(1).tolist()),
+        constant_observations=tuple(
+            torch.nonzero(observations.amin(0) == observations.amax(0)).squeeze(1).tolist()
+        ),
         layout=tuple(layout),
         view=view,
         action_low=tuple(low.tolist()),

@@ -17,20 +17,27 @@ MAKEABLE = ("pointmaze-umaze", "pointmaze-medium", "pointmaze-large")
 
 def missing(dataset_id: str, cause: str) -> str:
     """One message that names the cause and every way to the dataset."""
-    fitting = [name for name in MAKEABLE if all(word in dataset_id for word in name.split("-"))] or list(MAKEABLE)
+    fitting = [
+        name for name in MAKEABLE if all(word in dataset_id for word in name.split("-"))
+    ] or list(MAKEABLE)
     made = " or ".join(f"`ddice data make {name}`" for name in fitting)
     where = f"not found in {os.environ.get('MINARI_DATASETS_PATH') or '~/.minari/datasets'}"
     if dataset_id.startswith("ddice/"):
-        return f"dataset {dataset_id!r} {where}: datasets under ddice/ are made locally, with {made}"
+        return (
+            f"dataset {dataset_id!r} {where}: datasets under ddice/ are made locally, with {made}"
+        )
     also = f"; {made} makes a set of the same recipe without a network" if len(fitting) == 1 else ""
     return (
-        f"dataset {dataset_id!r} {where} and not downloaded ({cause}): run `minari download {dataset_id}` on a machine with a network "
-        f"and copy the folder here, or set MINARI_DATASETS_PATH to where it lies{also}"
+        f"dataset {dataset_id!r} {where} and not downloaded ({cause}): run `minari download "
+        f"{dataset_id}` on a machine with a network and copy the folder here, or set "
+        f"MINARI_DATASETS_PATH to where it lies{also}"
     )
 
 
 def obtain(dataset_id: str) -> None:
-    """Download a published dataset into the local Minari folder. Raises FileNotFoundError with `missing` when that is impossible."""
+    """Download a published dataset into the local Minari folder. Raises FileNotFoundError with
+    `missing` when that is impossible.
+    """
     if dataset_id.startswith("ddice/"):
         raise FileNotFoundError(missing(dataset_id, "never published"))
     host, port = _server()
@@ -42,16 +49,26 @@ def obtain(dataset_id: str) -> None:
 
     try:
         minari.download_dataset(dataset_id)
-    except Exception as error:  # ImportError, httpx errors, ConnectionError, ValueError: which one depends on the remote and its client
+    # ImportError, httpx errors, ConnectionError, ValueError: which one depends on the remote and
+    # its client
+    except Exception as error:
         raise FileNotFoundError(missing(dataset_id, f"{type(error).__name__}: {error}")) from error
 
 
 def _server() -> tuple[str, int]:
-    """The machine that a download would connect to first: a proxy if there is one, else the remote of Minari."""
+    """The machine that a download would connect to first: a proxy if there is one, else the
+    remote of Minari.
+    """
     google = os.environ.get("MINARI_REMOTE", "hf://").startswith("gcp://")
-    target = "https://storage.googleapis.com" if google else os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    target = (
+        "https://storage.googleapis.com"
+        if google
+        else os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    )
     proxy = urllib.request.getproxies().get("https") or urllib.request.getproxies().get("all")
-    address = urllib.parse.urlsplit(proxy if proxy and "://" in proxy else f"http://{proxy}" if proxy else target)
+    address = urllib.parse.urlsplit(
+        proxy if proxy and "://" in proxy else f"http://{proxy}" if proxy else target
+    )
     return address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
 
 

@@ -1,4 +1,6 @@
-"""Environments as facts: their spec as JSON, the shapes of their spaces, and their goal locations if they are goal mazes."""
+"""Environments as facts: their spec as JSON, the shapes of their spaces, and their goal
+locations if they are goal mazes.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,18 @@ if TYPE_CHECKING:
 ENV_SPEC_FIELDS = frozenset(
     (
         *("id", "entry_point", "vector_entry_point", "kwargs", "additional_wrappers"),
-        *("reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce", "disable_env_checker"),
+        *(
+            "reward_threshold",
+            "nondeterministic",
+            "max_episode_steps",
+            "order_enforce",
+            "disable_env_checker",
+        ),
     )
 )
-"""What the JSON of `gymnasium.envs.registration.EnvSpec` holds since 1.0; older records have more, which it refuses."""
+"""What the JSON of `gymnasium.envs.registration.EnvSpec` holds since 1.0; older records have
+more, which it refuses.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,17 +48,24 @@ class Environment:
 
 
 def clean_record(text: str) -> EnvRecord:
-    """A recorded `EnvSpec.to_json()`, of Gymnasium 0.26 or later, without the fields that today's Gymnasium refuses."""
+    """A recorded `EnvSpec.to_json()`, of Gymnasium 0.26 or later, without the fields that
+    today's Gymnasium refuses.
+    """
     fields = json.loads(text)
-    return EnvRecord(spec=json.dumps({key: value for key, value in fields.items() if key in ENV_SPEC_FIELDS}))
+    return EnvRecord(
+        spec=json.dumps({key: value for key, value in fields.items() if key in ENV_SPEC_FIELDS})
+    )
 
 
 def register_robotics() -> bool:
-    """Registers the environments of gymnasium-robotics; False where that package is not installed."""
+    """Registers the environments of gymnasium-robotics; False where that package is not
+    installed.
+    """
     import gymnasium
 
     try:
-        # The package greets every process with a notice about Adroit on the error stream; `ddice.data.scores` says it where it matters.
+        # The package greets every process with a notice about Adroit on the error stream;
+        # `ddice.data.scores` says it where it matters.
         with redirect_stderr(io.StringIO()):
             import gymnasium_robotics
     except ImportError:
@@ -58,7 +75,9 @@ def register_robotics() -> bool:
 
 
 def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
-    """The environment that a record describes. Raises ImportError, with what to install, when it cannot be made here."""
+    """The environment that a record describes. Raises ImportError, with what to install, when it
+    cannot be made here.
+    """
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
@@ -67,13 +86,16 @@ def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
         return gymnasium.make(EnvSpec.from_json(record.spec))
     except (ImportError, gymnasium.error.Error) as error:
         raise ImportError(
-            f"expected to be able to make the environment {record.id!r}, got {type(error).__name__}: {error}; install what it needs "
-            "(`pip install 'ddice[robotics]'` for mazes and Gymnasium-Robotics) or give env="
+            f"expected to be able to make the environment {record.id!r}, got "
+            f"{type(error).__name__}: {error}; install what it needs (`pip install "
+            "'ddice[robotics]'` for mazes and Gymnasium-Robotics) or give env="
         ) from error
 
 
 def record_of(env: Any) -> EnvRecord:
-    """The record of an env id, a `gymnasium.Env` or an `EnvSpec`. Raises ValueError when it has none that could be saved."""
+    """The record of an env id, a `gymnasium.Env` or an `EnvSpec`. Raises ValueError when it has
+    none that could be saved.
+    """
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
@@ -84,23 +106,35 @@ def record_of(env: Any) -> EnvRecord:
         try:
             spec = gymnasium.spec(env)
         except gymnasium.error.Error as error:
-            raise ValueError(f"expected env to be a registered Gymnasium id, got {env!r}: {error}") from error
+            raise ValueError(
+                f"expected env to be a registered Gymnasium id, got {env!r}: {error}"
+            ) from error
     elif isinstance(env, EnvSpec):
         spec = env
     elif isinstance(env, gymnasium.Env):
         if env.spec is None:
-            raise ValueError(f"expected an env made by gymnasium.make, got {env} without a spec: register it and give its id")
+            raise ValueError(
+                f"expected an env made by gymnasium.make, got {env} without a spec: register "
+                "it and give its id"
+            )
         spec = env.spec
     else:
-        raise TypeError(f"expected env to be an id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}")
+        raise TypeError(
+            f"expected env to be an id, a gymnasium.Env or an EnvSpec, got {type(env).__name__}"
+        )
     try:
         return EnvRecord(spec=spec.to_json())
     except (ValueError, TypeError) as error:
-        raise ValueError(f"expected an env that can be written as JSON, got {spec.id!r}: {error}; register it with plain arguments") from error
+        raise ValueError(
+            f"expected an env that can be written as JSON, got {spec.id!r}: {error}; register "
+            "it with plain arguments"
+        ) from error
 
 
 def inspect(env: Any, *, record: EnvRecord) -> Environment:
-    """Make the environment (unless it is given ready made), read what is needed, and close it again."""
+    """Make the environment (unless it is given ready made), read what is needed, and close it
+    again.
+    """
     import gymnasium
 
     given = isinstance(env, gymnasium.Env)
@@ -111,7 +145,9 @@ def inspect(env: Any, *, record: EnvRecord) -> Environment:
         return Environment(
             record=record,
             shapes=space_shapes(made.observation_space),
-            bounds=(np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)) if isinstance(space, gymnasium.spaces.Box) else None,
+            bounds=(np.asarray(space.low, np.float64), np.asarray(space.high, np.float64))
+            if isinstance(space, gymnasium.spaces.Box)
+            else None,
             action_shape=tuple(space.shape or ()) if box else None,
             goals=_goals(made),
         )
@@ -131,7 +167,9 @@ def space_shapes(space: Any) -> dict[str, tuple[int, ...]] | None:
             inner = space_shapes(space.spaces[key])
             if inner is None:
                 return None
-            shapes.update({f"{key}/{path}" if path else key: shape for path, shape in inner.items()})
+            shapes.update(
+                {f"{key}/{path}" if path else key: shape for path, shape in inner.items()}
+            )
         return shapes
     return {"": tuple(space.shape)} if isinstance(space, gymnasium.spaces.Box) else None
 

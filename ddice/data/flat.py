@@ -1,4 +1,6 @@
-"""The flat cache: what a reader made of files, memory-mapped the next time, and read again when the files or the entry have changed."""
+"""The flat cache: what a reader made of files, memory-mapped the next time, and read again when
+the files or the entry have changed.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,22 @@ READERS = 1
 """To be raised when a reader makes something else of the same files."""
 
 SETTLED = 2_000_000_000
-"""Nanoseconds after which a time stamp is believed: within one tick of its file system's clock (2 s at worst) a file can change twice."""
+"""Nanoseconds after which a time stamp is believed: within one tick of its file system's clock
+(2 s at worst) a file can change twice.
+"""
 
 CHUNK = 1 << 20
 
 
-def cached(identity: Mapping[str, Any], files: Sequence[Path], read: Callable[[], Source]) -> Source:
-    """What `read` makes of `files`: from the cache where it holds just that, else by reading, which the cache then keeps.
+def cached(
+    identity: Mapping[str, Any], files: Sequence[Path], read: Callable[[], Source]
+) -> Source:
+    """What `read` makes of `files`: from the cache where it holds just that, else by reading, which
+    the cache then keeps.
 
-    `identity` (JSON) is what decides the outcome besides the content of the files. Unchanged sizes and time stamps mean unchanged files; where they
-    changed, or are too fresh to be believed, a hash of the content decides. An entry is believed when the checksum of its bytes is right.
+    `identity` (JSON) is what decides the outcome besides the content of the files. Unchanged sizes
+    and time stamps mean unchanged files; where they changed, or are too fresh to be believed, a
+    hash of the content decides. An entry is believed when the checksum of its bytes is right.
     """
     found = entry(STAGE, _key(identity))
     checked, stamp = time.time_ns(), _stamp(files)
@@ -47,7 +55,10 @@ def cached(identity: Mapping[str, Any], files: Sequence[Path], read: Callable[[]
         try:
             source = _load(found, about, content)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            _say(f"the cache entry {found.folder} is damaged ({error}): {identity['source']} is read again")
+            _say(
+                f"the cache entry {found.folder} is damaged ({error}): {identity['source']} is "
+                "read again"
+            )
         else:
             if not believed:
                 with suppress(OSError):
@@ -57,29 +68,51 @@ def cached(identity: Mapping[str, Any], files: Sequence[Path], read: Callable[[]
     # Whatever changed while it was read must not be kept under the old content.
     if _stamp(files) == stamp and (_settled(stamp, checked) or _content(files) == content):
         try:
-            _store(found, source, content, {"data": identity["source"], "rows": len(source), "stamp": stamp, "checked": checked})
+            _store(
+                found,
+                source,
+                content,
+                {
+                    "data": identity["source"],
+                    "rows": len(source),
+                    "stamp": stamp,
+                    "checked": checked,
+                },
+            )
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else error
-            _say(f"the cache {found.folder.parent} cannot be written ({why}): datasets are read anew each time")
+            _say(
+                f"the cache {found.folder.parent} cannot be written ({why}): datasets are read "
+                "anew each time"
+            )
     return source
 
 
 def _say(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=2)  # the same place for all, so that Python shows the same message once
+    warnings.warn(
+        message, UserWarning, stacklevel=2
+    )  # the same place for all, so that Python shows the same message once
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps({**identity, "readers": READERS}, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        json.dumps({**identity, "readers": READERS}, sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
 
 
 def _stamp(files: Sequence[Path]) -> list[list[Any]]:
     """What a change of content changes too; ctime because, unlike mtime, it cannot be set."""
     found = [(path, path.stat()) for path in files]
-    return [[str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns] for path, status in found]
+    return [
+        [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        for path, status in found
+    ]
 
 
 def _settled(stamp: list[list[Any]], checked: Any) -> bool:
-    return isinstance(checked, int) and all(max(mtime, ctime) + SETTLED < checked for _, _, mtime, ctime in stamp)
+    return isinstance(checked, int) and all(
+        max(mtime, ctime) + SETTLED < checked for _, _, mtime, ctime in stamp
+    )
 
 
 def _content(files: Sequence[Path]) -> str:
@@ -92,7 +125,9 @@ def _content(files: Sequence[Path]) -> str:
 
 
 def _checksum(path: Path) -> int:
-    """CRC-32 of a file: finds every flipped byte and, short of one chance in four billion, all other damage."""
+    """CRC-32 of a file: finds every flipped byte and, short of one chance in four billion, all
+    other damage.
+    """
     value = 0
     for chunk in _chunks(path):
         value = zlib.crc32(chunk, value)
@@ -141,9 +176,15 @@ def _pack(source: Source) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """In a dtype that tensors have; floats as float32, which is what all of them become after reading."""
+    """In a dtype that tensors have; floats as float32, which is what all of them become after
+    reading.
+    """
     kind = array.dtype.kind
-    dtype = array.dtype if array.dtype in (np.bool_, np.uint8) else np.dtype(np.float32 if kind == "f" else np.int64)
+    dtype = (
+        array.dtype
+        if array.dtype in (np.bool_, np.uint8)
+        else np.dtype(np.float32 if kind == "f" else np.int64)
+    )
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype)
 

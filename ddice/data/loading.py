@@ -10,13 +10,29 @@ import numpy as np
 import torch
 
 from ddice.data.bounds import ActionBounds, choose_bounds, to_unit
-from ddice.data.checks import require_content, require_continuous, require_finite, require_vectors, require_weights
+from ddice.data.checks import (
+    require_content,
+    require_continuous,
+    require_finite,
+    require_vectors,
+    require_weights,
+)
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
 from ddice.data.reading import read
 from ddice.data.scores import bundled_reference
 from ddice.data.source import Leaves, Source, concatenate
-from ddice.data.spec import BoxActions, EnvRecord, FixedGoal, Normalizer, Observations, ObservedGoal, ReferenceScores, RewardSummary, Spec
+from ddice.data.spec import (
+    BoxActions,
+    EnvRecord,
+    FixedGoal,
+    Normalizer,
+    Observations,
+    ObservedGoal,
+    ReferenceScores,
+    RewardSummary,
+    Spec,
+)
 from ddice.data.transitions import Transitions, build
 from ddice.data.view import Goal, choose_view, has_goals, observations_of, relabel
 
@@ -35,17 +51,25 @@ def load_dataset(
 ) -> Transitions:
     """Read a dataset as flat transitions.
 
-    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys: `ddice.data.arrays.KEYS`), a file (.npz: such a dict,
-        or the columns of OGBench or D4RL; .hdf5, .h5: those of D4RL), or a list of these, whose rows are counted through in order.
-    goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment; `desired_goal` is hidden and reward is 1 when the next
-        position lies within the success radius, else 0. "observed": everything recorded. None: "fixed" where the evaluation environment has one goal.
-    action_bounds: None (those of the action space), "data" (smallest and largest action), or (low, high); out_of_bounds: "error" or "clip".
-    reference_scores: (random, expert) returns that score 0 and 1; default those of Minari, else a bundled table, else none.
-    env: id, `gymnasium.Env` or `EnvSpec` of the evaluation environment; always wins over the recorded one.
-    episode_steps: where nothing says where episodes are cut (D4RL files without timeouts), cut them after that many rows.
-    download: whether a Minari id that is not here is downloaded; cache: whether what is read from Minari and from files is kept for the next time,
-        in `DDICE_CACHE` (else ~/.cache/ddice). The outcome is the same; a changed source or a damaged entry is read again.
-    Raises ValueError or TypeError for bad data, FileNotFoundError for a dataset that is not to be had, ImportError for a missing package.
+    source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys:
+    `ddice.data.arrays.KEYS`), a file (.npz: such a dict,
+        or the columns of OGBench or D4RL; .hdf5, .h5: those of D4RL), or a list of these, whose
+        rows are counted through in order.
+    goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment;
+    `desired_goal` is hidden and reward is 1 when the next
+        position lies within the success radius, else 0. "observed": everything recorded. None:
+        "fixed" where the evaluation environment has one goal.
+    action_bounds: None (those of the action space), "data" (smallest and largest action), or (low,
+    high); out_of_bounds: "error" or "clip". reference_scores: (random, expert) returns that score 0
+    and 1; default those of Minari, else a bundled table, else none. env: id, `gymnasium.Env` or
+    `EnvSpec` of the evaluation environment; always wins over the recorded one. episode_steps: where
+    nothing says where episodes are cut (D4RL files without timeouts), cut them after that many
+    rows. download: whether a Minari id that is not here is downloaded; cache: whether what is read
+    from Minari and from files is kept for the next time,
+        in `DDICE_CACHE` (else ~/.cache/ddice). The outcome is the same; a changed source or a
+        damaged entry is read again.
+    Raises ValueError or TypeError for bad data, FileNotFoundError for a dataset that is not to be
+    had, ImportError for a missing package.
     """
     if out_of_bounds not in ("error", "clip"):
         raise ValueError(f'expected out_of_bounds="error" or "clip", got {out_of_bounds!r}')
@@ -53,7 +77,10 @@ def load_dataset(
     if not items:
         raise ValueError("expected at least one source, got an empty list")
     names = [f"arrays {i}" if len(items) > 1 else "arrays" for i in range(len(items))]
-    sources = [read(item, name, download=download, episode_steps=episode_steps, cache=cache) for item, name in zip(items, names, strict=True)]
+    sources = [
+        read(item, name, download=download, episode_steps=episode_steps, cache=cache)
+        for item, name in zip(items, names, strict=True)
+    ]
     given = None if env is None else record_of(env)
     data = concatenate(_same_env(sources, given))
     _check_and_convert(data)
@@ -70,26 +97,42 @@ def load_dataset(
     box = choose_bounds(data, action_bounds)
     for note in data.notes:
         warnings.warn(f"{data.name}: {note}", UserWarning, stacklevel=2)
-    return _assemble(data, observations, view, box, out_of_bounds, record, _reference(data, record, reference_scores))
+    return _assemble(
+        data,
+        observations,
+        view,
+        box,
+        out_of_bounds,
+        record,
+        _reference(data, record, reference_scores),
+    )
 
 
 def _inspect(env: Any, record: EnvRecord) -> Environment:
     try:
         return inspect(env, record=record)
     except ImportError as error:
-        # Going on without the environment would let the view depend on what happens to be installed.
-        raise ImportError(f'{error}; with goal="observed" a recorded environment is not needed to load the data') from error
+        # Going on without the environment would let the view depend on what happens to be
+        # installed.
+        raise ImportError(
+            f'{error}; with goal="observed" a recorded environment is not needed to load the data'
+        ) from error
 
 
 def _same_env(sources: Sequence[Source], given: EnvRecord | None) -> Sequence[Source]:
     recorded = {clean_record(s.env_spec).spec: s.name for s in sources if s.env_spec is not None}
     if given is None and len(recorded) > 1:
-        raise ValueError(f"expected sources with one evaluation environment, got different ones in {', '.join(recorded.values())}: give env=")
+        raise ValueError(
+            "expected sources with one evaluation environment, got different ones in "
+            f"{', '.join(recorded.values())}: give env="
+        )
     return sources
 
 
 def _check_and_convert(data: Source) -> None:
-    """Refuse what cannot be learned from, and bring observations, actions and rewards to float32, finite."""
+    """Refuse what cannot be learned from, and bring observations, actions and rewards to
+    float32, finite.
+    """
     require_vectors(data.leaves)
     require_continuous(data.actions)
     require_content(data)
@@ -127,18 +170,29 @@ def _leaf_name(name: str, path: str) -> str:
 def _check_fit(data: Source, env: Environment) -> None:
     have = {path: leaf.shape[1:] for path, leaf in data.leaves.items()}
     if env.shapes != have:
-        raise ValueError(f"expected an env with the observations of the dataset, {have}, got {env.shapes} in {env.record.id!r}: they do not fit")
+        raise ValueError(
+            f"expected an env with the observations of the dataset, {have}, got {env.shapes} "
+            f"in {env.record.id!r}: they do not fit"
+        )
     if env.action_shape != data.actions.shape[1:]:
         expected = data.actions.shape[1:]
-        raise ValueError(f"expected an env with the actions of the dataset, {expected}, got {env.action_shape} in {env.record.id!r}: they do not fit")
+        raise ValueError(
+            f"expected an env with the actions of the dataset, {expected}, got "
+            f"{env.action_shape} in {env.record.id!r}: they do not fit"
+        )
     data.bounds = data.bounds if env.bounds is None else env.bounds
 
 
-def _reference(data: Source, record: EnvRecord | None, given: tuple[float, float] | None) -> ReferenceScores | None:
+def _reference(
+    data: Source, record: EnvRecord | None, given: tuple[float, float] | None
+) -> ReferenceScores | None:
     if given is not None:
         random, expert = float(given[0]), float(given[1])
         if not np.isfinite([random, expert]).all() or random == expert:
-            raise ValueError(f"expected reference_scores=(random, expert), two different finite returns, got {given}")
+            raise ValueError(
+                "expected reference_scores=(random, expert), two different finite returns, "
+                f"got {given}"
+            )
         return ReferenceScores(random=random, expert=expert, source="user")
     if data.reference is not None:
         return ReferenceScores(random=data.reference[0], expert=data.reference[1], source="Minari")
@@ -156,29 +210,44 @@ def _assemble(
     record: EnvRecord | None,
     reference: ReferenceScores | None,
 ) -> Transitions:
-    """Fill the packed table leaf by leaf, so that no second flat copy of the observations ever exists."""
+    """Fill the packed table leaf by leaf, so that no second flat copy of the observations ever
+    exists.
+    """
     actions, clipped = to_unit(data, box, out_of_bounds)
     size, count = observations.size, len(data)
     table = np.empty((count, 2 * size + box.size + 3), np.float32)
     column = 0
     for part in observations.parts:
         width = int(np.prod(part.shape))
-        for offset, leaves, index, name in ((0, data.leaves, data.here, "observations"), (size, data.next_leaves, data.there, "next_observations")):
+        for offset, leaves, index, name in (
+            (0, data.leaves, data.here, "observations"),
+            (size, data.next_leaves, data.there, "next_observations"),
+        ):
             leaf = leaves[part.path]
             target = table[:, offset + column : offset + column + width]
             target[:] = leaf.reshape(len(leaf), width)[index]
             require_finite(target, _leaf_name(name, part.path), data.rows)
         column += width
     table[:, 2 * size : -3] = actions
-    table[:, -3], table[:, -2], table[:, -1] = data.rewards, data.terminations, 1 if data.weights is None else data.weights
+    table[:, -3], table[:, -2], table[:, -1] = (
+        data.rewards,
+        data.terminations,
+        1 if data.weights is None else data.weights,
+    )
     initial = data.initial_leaves
     first = None
     if initial is not None:
-        flat = [initial[part.path].reshape(len(initial[part.path]), -1) for part in observations.parts]
+        flat = [
+            initial[part.path].reshape(len(initial[part.path]), -1) for part in observations.parts
+        ]
         first = torch.from_numpy(np.concatenate(flat, axis=1))
     initial_weights = None
     if first is not None:
-        initial_weights = torch.ones(len(first)) if data.initial_weights is None else torch.from_numpy(data.initial_weights)
+        initial_weights = (
+            torch.ones(len(first))
+            if data.initial_weights is None
+            else torch.from_numpy(data.initial_weights)
+        )
     unmeasured = Spec(
         observations=observations,
         actions=box,
@@ -202,5 +271,7 @@ def _assemble(
         initial_observations=first,
         initial_weights=initial_weights,
         initial_by_episode=data.initial_by_episode,
-        provenance=Provenance(data.name, data.dropped_rows, data.empty_episodes, clipped, tuple(data.notes)),
+        provenance=Provenance(
+            data.name, data.dropped_rows, data.empty_episodes, clipped, tuple(data.notes)
+        ),
     )

@@ -1,4 +1,6 @@
-"""Numbers read off the flat table of a dataset: normaliser, reward statistics, returns, fingerprints. All on the CPU."""
+"""Numbers read off the flat table of a dataset: normaliser, reward statistics, returns,
+fingerprints. All on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,26 @@ CHUNK = 1 << 17
 """Rows handled at a time, so that float64 accumulators never need a second copy of the dataset."""
 
 CONSTANT = 1e-6
-"""A dimension whose deviation is below this share of its largest value is constant up to float32 rounding."""
+"""A dimension whose deviation is below this share of its largest value is constant up to float32
+rounding.
+"""
 
 
 def normalizer_of(observations: Tensor) -> Normalizer:
-    """Mean and deviation of (N, S) observations, accumulated in float64; constant dimensions get a deviation of 1."""
+    """Mean and deviation of (N, S) observations, accumulated in float64; constant dimensions get
+    a deviation of 1.
+    """
     chunks = observations.split(CHUNK)
     count = len(observations)
     mean = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in chunks]).sum(0) / count
-    square = torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks]).sum(0) / count
+    square = (
+        torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks]).sum(0) / count
+    )
     largest = torch.stack([chunk.abs().amax(0) for chunk in chunks]).amax(0).double()
     std = square.sqrt()
     std = torch.where(std <= CONSTANT * largest, torch.ones_like(std), std)
-    # Rounded to float32, so that the last bits of a sum, which differ between machines, do not reach the fingerprint.
+    # Rounded to float32, so that the last bits of a sum, which differ between machines, do not
+    # reach the fingerprint.
     return Normalizer(mean=tuple(mean.float().tolist()), std=tuple(std.float().tolist()))
 
 
@@ -40,9 +49,15 @@ def episode_returns(rewards: Tensor, episode: Tensor) -> NDArray[np.float64]:
 
 
 def reward_summary(rewards: Tensor, episode: Tensor | None) -> RewardSummary:
-    """Statistics of raw rewards (N,); the numbers over episodes are None for independent transitions."""
+    """Statistics of raw rewards (N,); the numbers over episodes are None for independent
+    transitions.
+    """
     values = rewards.double()
-    common = {"mean": values.mean().item(), "std": values.std(correction=0).item(), "positive_share": (values > 0).double().mean().item()}
+    common = {
+        "mean": values.mean().item(),
+        "std": values.std(correction=0).item(),
+        "positive_share": (values > 0).double().mean().item(),
+    }
     if episode is None:
         return RewardSummary(**common)
     returns = episode_returns(rewards, episode)
@@ -59,7 +74,8 @@ def reward_summary(rewards: Tensor, episode: Tensor | None) -> RewardSummary:
 def discounted_to_go(rewards: Tensor, episode: Tensor, discount: float) -> Tensor:
     """G_t = r_t + discount * G_{t+1} within each episode, (N,), in the dtype of `rewards`.
 
-    Sums over 1, 2, 4, ... steps are doubled until they span the longest episode: as many passes as its logarithm, in float64.
+    Sums over 1, 2, 4, ... steps are doubled until they span the longest episode: as many passes as
+    its logarithm, in float64.
     """
     count = len(rewards)
     change = torch.ones(count, dtype=torch.bool, device=rewards.device)
@@ -78,10 +94,16 @@ def discounted_to_go(rewards: Tensor, episode: Tensor, discount: float) -> Tenso
 
 
 def fingerprint(header: Iterable[Config | str], arrays: Iterable[Tensor | None]) -> str:
-    """32 hexadecimal digits over configurations and the bytes of arrays, their shapes and dtypes included."""
+    """32 hexadecimal digits over configurations and the bytes of arrays, their shapes and dtypes
+    included.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for item in header:
-        text = item if isinstance(item, str) else json.dumps(item.model_dump(mode="json"), sort_keys=True)
+        text = (
+            item
+            if isinstance(item, str)
+            else json.dumps(item.model_dump(mode="json"), sort_keys=True)
+        )
         digest.update(text.encode() + b"\0")
     for array in arrays:
         if array is None:

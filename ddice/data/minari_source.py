@@ -1,4 +1,6 @@
-"""Minari datasets: reading them fast, and writing new ones. Observations have one row more than there are steps."""
+"""Minari datasets: reading them fast, and writing new ones. Observations have one row more than
+there are steps.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ def is_minari(item: Any) -> bool:
 
 
 def has_dataset(dataset_id: str) -> bool:
-    """Whether a complete dataset of this id lies in the local Minari folder (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`)."""
+    """Whether a complete dataset of this id lies in the local Minari folder
+    (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
+    """
     return dataset_metadata(dataset_id).get("total_episodes", 0) > 0
 
 
 def dataset_metadata(dataset_id: str) -> dict[str, Any]:
-    """What is written down about a local dataset; empty where there is none. Raises ValueError for a malformed id."""
+    """What is written down about a local dataset; empty where there is none. Raises ValueError
+    for a malformed id.
+    """
     _require_id(dataset_id)
     try:
         return dict(json.loads((_folder(dataset_id) / "data" / "metadata.json").read_text()))
@@ -52,14 +58,16 @@ def _require_id(dataset_id: str) -> None:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), or a .npz, .hdf5 or .h5 file, got {dataset_id!r}"
+            "expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), or a "
+            f".npz, .hdf5 or .h5 file, got {dataset_id!r}"
         ) from error
 
 
 def locate(item: Any, *, download: bool = True) -> Path:
     """The folder with the files of a Minari id, downloaded if need be, or of a `MinariDataset`.
 
-    Raises ValueError for a malformed id; FileNotFoundError, at once, for a dataset that is neither here nor to be had, saying how to get or make it.
+    Raises ValueError for a malformed id; FileNotFoundError, at once, for a dataset that is neither
+    here nor to be had, saying how to get or make it.
     """
     if not isinstance(item, str):
         return Path(item.storage.data_path)
@@ -74,7 +82,8 @@ def locate(item: Any, *, download: bool = True) -> Path:
 def read_minari(item: Any) -> Source:
     """Read a Minari id that is here or a `MinariDataset` (its selected episodes, in their order).
 
-    Raises ValueError for spaces that are not supported and for episodes whose arrays do not fit together.
+    Raises ValueError for spaces that are not supported and for episodes whose arrays do not fit
+    together.
     """
     import minari
 
@@ -82,13 +91,19 @@ def read_minari(item: Any) -> Source:
     shapes, bounds = _supported(dataset)
     # Decoding by Minari itself would cost a millisecond per episode.
     native = getattr(dataset.storage, "FORMAT", "") == "hdf5"
-    read = _read_hdf5(Path(dataset.storage.data_path) / "main_data.hdf5", shapes) if native else _read_storage(dataset.storage)
+    read = (
+        _read_hdf5(Path(dataset.storage.data_path) / "main_data.hdf5", shapes)
+        if native
+        else _read_storage(dataset.storage)
+    )
     source = _stack(dataset.id, shapes, bounds, read, dataset.episode_indices)
     metadata = dataset.storage.metadata
     source.dataset_id = dataset.id
     source.env_spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    source.reference = None if low is None or high is None or low == high else (float(low), float(high))
+    source.reference = (
+        None if low is None or high is None or low == high else (float(low), float(high))
+    )
     return source
 
 
@@ -97,24 +112,44 @@ def _supported(dataset: Any) -> tuple[dict[str, tuple[int, ...]], Bounds]:
 
     actions, observations = dataset.action_space, dataset.observation_space
     if not isinstance(actions, gymnasium.spaces.Box):
-        kind = "discrete actions are" if isinstance(actions, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)) else "such actions are"
-        raise ValueError(f"{kind} not supported yet: expected a box as action space, got {actions} in {dataset.id}")
+        kind = (
+            "discrete actions are"
+            if isinstance(actions, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete))
+            else "such actions are"
+        )
+        raise ValueError(
+            f"{kind} not supported yet: expected a box as action space, got {actions} in "
+            f"{dataset.id}"
+        )
     if len(actions.shape) != 1 or not np.issubdtype(actions.dtype, np.floating):
-        raise ValueError(f"expected an action space of A floats, got {actions} in {dataset.id}: discrete actions are not supported yet")
+        raise ValueError(
+            f"expected an action space of A floats, got {actions} in {dataset.id}: discrete "
+            "actions are not supported yet"
+        )
     shapes = space_shapes(observations)
     if shapes is None:
-        raise ValueError(f"expected boxes, or dicts of boxes, as observations, got {observations} in {dataset.id}: others are not supported yet")
+        raise ValueError(
+            f"expected boxes, or dicts of boxes, as observations, got {observations} in "
+            f"{dataset.id}: others are not supported yet"
+        )
     for path, shape in shapes.items():
         space = observations
         for key in path.split("/") if path else ():
             space = space[key]
         if space.dtype == np.uint8 or len(shape) >= 3:
-            raise ValueError(f"image observations are not supported yet: {path or 'the observation'} is {space} in {dataset.id}")
+            raise ValueError(
+                f"image observations are not supported yet: {path or 'the observation'} is "
+                f"{space} in {dataset.id}"
+            )
     return shapes, (actions.low.astype(np.float64), actions.high.astype(np.float64))
 
 
-def _read_hdf5(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[Sequence[int]], Iterator[Episode]]:
-    """A reader of episodes through HDF5's low-level interface; numbers are converted to float32 on the way."""
+def _read_hdf5(
+    path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[Sequence[int]], Iterator[Episode]]:
+    """A reader of episodes through HDF5's low-level interface; numbers are converted to float32
+    on the way.
+    """
     import h5py
 
     boolean = h5py.h5t.py_create(np.dtype(bool))
@@ -134,8 +169,19 @@ def _read_hdf5(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[S
         with h5py.File(path, "r") as file:
             for index in indices:
                 group = h5py.h5g.open(file.id, f"episode_{index}".encode())
-                leaves = {leaf: array(group, f"observations/{leaf}" if leaf else "observations", np.float32, number) for leaf in shapes}
-                actions, rewards = array(group, "actions", np.float32, number), array(group, "rewards", np.float32, number)
+                leaves = {
+                    leaf: array(
+                        group,
+                        f"observations/{leaf}" if leaf else "observations",
+                        np.float32,
+                        number,
+                    )
+                    for leaf in shapes
+                }
+                actions, rewards = (
+                    array(group, "actions", np.float32, number),
+                    array(group, "rewards", np.float32, number),
+                )
                 yield leaves, actions, rewards, array(group, "terminations", np.bool_, boolean)
 
     return episodes
@@ -145,24 +191,40 @@ def _read_storage(storage: Any) -> Callable[[Sequence[int]], Iterator[Episode]]:
     def episodes(indices: Sequence[int]) -> Iterator[Episode]:
         for episode in storage.get_episodes(indices):
             leaves = leaves_of(episode["observations"], "observations")
-            yield leaves, np.asarray(episode["actions"]), np.asarray(episode["rewards"]), np.asarray(episode["terminations"])
+            yield (
+                leaves,
+                np.asarray(episode["actions"]),
+                np.asarray(episode["rewards"]),
+                np.asarray(episode["terminations"]),
+            )
 
     return episodes
 
 
 def _stack(
-    name: str, shapes: Mapping[str, tuple[int, ...]], bounds: Bounds, read: Callable[[Sequence[int]], Iterator[Episode]], indices: Sequence[int]
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    bounds: Bounds,
+    read: Callable[[Sequence[int]], Iterator[Episode]],
+    indices: Sequence[int],
 ) -> Source:
     """One after the other; rows of the source are the steps of its episodes, counted through."""
     leaves: dict[str, list[np.ndarray]] = {path: [] for path in shapes}
-    actions, rewards, terminations = [np.zeros((0, *bounds[0].shape), np.float32)], [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
+    actions, rewards, terminations = (
+        [np.zeros((0, *bounds[0].shape), np.float32)],
+        [np.zeros(0, np.float32)],
+        [np.zeros(0, np.bool_)],
+    )
     lengths: list[int] = []
     for index, (observed, taken, reward, terminated) in zip(indices, read(indices), strict=True):
         steps = len(taken)
         counts = {f"observations {path}".strip(): len(leaf) - 1 for path, leaf in observed.items()}
         counts |= {"rewards": len(reward), "terminations": len(terminated)}
         if steps and any(count != steps for count in counts.values()):
-            raise ValueError(f"expected {steps} steps (and one observation more) in episode {index} of {name}, as it has actions, got {counts}")
+            raise ValueError(
+                f"expected {steps} steps (and one observation more) in episode {index} of "
+                f"{name}, as it has actions, got {counts}"
+            )
         if steps:
             lengths.append(steps)
             actions.append(taken)
@@ -174,7 +236,10 @@ def _stack(
     episode = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum([0, *lengths])[:-1]
     here = np.arange(count) + episode
-    stacked = {path: np.concatenate(parts) if parts else np.zeros((0, *shapes[path]), np.float32) for path, parts in leaves.items()}
+    stacked = {
+        path: np.concatenate(parts) if parts else np.zeros((0, *shapes[path]), np.float32)
+        for path, parts in leaves.items()
+    }
     ended = np.concatenate(terminations).astype(bool)
     source = Source(
         name=name,
@@ -214,10 +279,12 @@ def write_dataset(
 ) -> None:
     """Write a new local Minari dataset in HDF5.
 
-    Every episode holds `observations` (an array or nested dicts of arrays, T + 1 rows), `actions`, `rewards`, `terminations`, `truncations` (T rows),
-    and may hold `seed`, `infos` and `metadata` (a flat dict of facts about it); `metadata` here is JSON to keep beside what Minari says of the set.
-    Without an environment the spaces are unbounded boxes of the shapes of the first episode.
-    Raises ValueError for a malformed id, no episodes, or an id that exists; a half-written dataset of a killed run is replaced.
+    Every episode holds `observations` (an array or nested dicts of arrays, T + 1 rows), `actions`,
+    `rewards`, `terminations`, `truncations` (T rows), and may hold `seed`, `infos` and `metadata`
+    (a flat dict of facts about it); `metadata` here is JSON to keep beside what Minari says of the
+    set. Without an environment the spaces are unbounded boxes of the shapes of the first episode.
+    Raises ValueError for a malformed id, no episodes, or an id that exists; a half-written dataset
+    of a killed run is replaced.
     """
     import minari
     from gymnasium.envs.registration import EnvSpec
@@ -226,11 +293,19 @@ def write_dataset(
     _require_id(dataset_id)
     folder = _folder(dataset_id)
     if has_dataset(dataset_id):
-        raise ValueError(f"a Minari dataset {dataset_id!r} exists already in {folder}: give another version, or run `minari delete {dataset_id}`")
+        raise ValueError(
+            f"a Minari dataset {dataset_id!r} exists already in {folder}: give another "
+            f"version, or run `minari delete {dataset_id}`"
+        )
     if not episodes:
         raise ValueError(f"expected at least one episode to write to {dataset_id!r}, got none")
     keys = ("observations", "actions", "rewards", "terminations", "truncations")
-    buffers = [EpisodeBuffer(id=i, seed=e.get("seed"), infos=e.get("infos"), **{key: e[key] for key in keys}) for i, e in enumerate(episodes)]
+    buffers = [
+        EpisodeBuffer(
+            id=i, seed=e.get("seed"), infos=e.get("infos"), **{key: e[key] for key in keys}
+        )
+        for i, e in enumerate(episodes)
+    ]
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with warnings.catch_warnings():
@@ -238,10 +313,18 @@ def write_dataset(
             dataset = minari.create_dataset_from_buffers(
                 dataset_id,
                 buffers,
-                env=None if env_spec_json is None else EnvSpec.from_json(clean_record(env_spec_json).spec),
-                eval_env=None if eval_env_spec_json is None else EnvSpec.from_json(clean_record(eval_env_spec_json).spec),
-                observation_space=None if env_spec_json is not None else _space_of(episodes[0]["observations"]),
-                action_space=None if env_spec_json is not None else _space_of(episodes[0]["actions"]),
+                env=None
+                if env_spec_json is None
+                else EnvSpec.from_json(clean_record(env_spec_json).spec),
+                eval_env=None
+                if eval_env_spec_json is None
+                else EnvSpec.from_json(clean_record(eval_env_spec_json).spec),
+                observation_space=None
+                if env_spec_json is not None
+                else _space_of(episodes[0]["observations"]),
+                action_space=None
+                if env_spec_json is not None
+                else _space_of(episodes[0]["actions"]),
                 algorithm_name=algorithm,
                 author=author,
                 description=description,
@@ -249,11 +332,18 @@ def write_dataset(
                 requirements=list(requirements),
             )
         if any("metadata" in episode for episode in episodes):
-            dataset.storage.update_episode_metadata([dict(episode.get("metadata", {})) for episode in episodes])
+            dataset.storage.update_episode_metadata(
+                [dict(episode.get("metadata", {})) for episode in episodes]
+            )
         if metadata is not None:
             dataset.storage.update_metadata(dict(metadata))
         if reference_scores is not None:
-            dataset.storage.update_metadata({"ref_min_score": float(reference_scores[0]), "ref_max_score": float(reference_scores[1])})
+            dataset.storage.update_metadata(
+                {
+                    "ref_min_score": float(reference_scores[0]),
+                    "ref_max_score": float(reference_scores[1]),
+                }
+            )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -17,19 +17,25 @@ from ddice.data.transitions import Transitions
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
-DUPLICATES = 0.01  # share of equal rows that is worth a word: float32 transitions of a real system hardly ever repeat
+# share of equal rows that is worth a word: float32 transitions of a real system hardly ever repeat
+DUPLICATES = 0.01
 AT_THE_LIMIT = 0.5  # share of the terminations that lie on one and the same last step
 RARE = 0.01  # share of rows with another reward than the least, under which rewards are sparse
 SHORT = 0.05  # share of episodes of one step
 SATURATION = 0.9  # share of the steps with an action at a bound
 NARROW = 0.1  # share of the action range that is used
 OUTLIER = 50.0  # deviations from the mean of an observation
-LARGE, SMALL = 1e3, 1e-3  # deviation of rewards that default learning rates and temperatures do not suit
+LARGE, SMALL = (
+    1e3,
+    1e-3,
+)  # deviation of rewards that default learning rates and temperatures do not suit
 SHOWN = 8  # dimensions named in a message
 
 
 class Finding(Config):
-    """One thing that was found, and what to do about it. error: nothing good can be learned; warning: probably a mistake; note: good to know."""
+    """One thing that was found, and what to do about it. error: nothing good can be learned;
+    warning: probably a mistake; note: good to know.
+    """
 
     severity: Severity
     name: str
@@ -46,7 +52,12 @@ def check(data: Transitions) -> tuple[Finding, ...]:
 
 def unreadable(error: Exception) -> Finding:
     """What loading refused, as a finding."""
-    return Finding(severity="error", name="unreadable", message=str(error), advice="mend this first: nothing else could be looked at")
+    return Finding(
+        severity="error",
+        name="unreadable",
+        message=str(error),
+        advice="mend this first: nothing else could be looked at",
+    )
 
 
 def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
@@ -58,7 +69,10 @@ def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
             severity="error",
             name="constant-rewards",
             message=f"all {len(data):,} rewards are {low:g}",
-            advice="no action is better than another: check the column, or the goal that rewards are computed for",
+            advice=(
+                "no action is better than another: check the column, or the goal that rewards "
+                "are computed for"
+            ),
         )
         return
     if not SMALL <= deviation <= LARGE:
@@ -66,7 +80,10 @@ def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
             severity="warning",
             name="reward-scale",
             message=f"rewards have a deviation of {deviation:.3g} (from {low:.3g} to {high:.3g})",
-            advice='temperatures are in reward units: scale rewards with the transform "standardize" or "scale", and aim at a size with "ess:0.3"',
+            advice=(
+                "temperatures are in reward units: scale rewards with the transform "
+                '"standardize" or "scale", and aim at a size with "ess:0.3"'
+            ),
         )
     other = int((values != low).sum())
     if other < RARE * len(data):
@@ -74,7 +91,10 @@ def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
             severity="note",
             name="sparse-rewards",
             message=f"only {other:,} of {len(data):,} rewards differ from {low:g}",
-            advice="values spread slowly from few rewards: use warm_start_steps, and watch value beside the returns of the data",
+            advice=(
+                "values spread slowly from few rewards: use warm_start_steps, and watch value "
+                "beside the returns of the data"
+            ),
         )
     if data.episode is not None and description.episodes > 1:
         returns = episode_returns(data.rewards, data.episode)
@@ -83,7 +103,10 @@ def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
                 severity="warning",
                 name="equal-returns",
                 message=f"all {description.episodes:,} episodes have the return {returns[0]:.4g}",
-                advice="nothing says which episode is better: check where episodes are cut, and the rewards",
+                advice=(
+                    "nothing says which episode is better: check where episodes are cut, and "
+                    "the rewards"
+                ),
             )
 
 
@@ -102,15 +125,24 @@ def ends(data: Transitions, description: Description) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             name="timeout-terminations",
-            message=f"{at_limit:,} of {int(terminated.sum()):,} terminated episodes end exactly after {limit:,} steps, as long as {whose}",
-            advice="likely mislabelled truncations: give them as truncations (timeouts), or the critic learns that time kills",
+            message=(
+                f"{at_limit:,} of {int(terminated.sum()):,} terminated episodes end exactly "
+                f"after {limit:,} steps, as long as {whose}"
+            ),
+            advice=(
+                "likely mislabelled truncations: give them as truncations (timeouts), or the "
+                "critic learns that time kills"
+            ),
         )
     if description.episodes == 1 and len(data) > 1000:
         yield Finding(
             severity="warning",
             name="one-episode",
             message=f"all {len(data):,} rows are one episode",
-            advice="give terminations and truncations, or episode_ids, or cut with episode_steps: resets inside an episode are false transitions",
+            advice=(
+                "give terminations and truncations, or episode_ids, or cut with episode_steps: "
+                "resets inside an episode are false transitions"
+            ),
         )
     single = int((lengths == 1).sum())
     if lengths.max() > 1 and single > SHORT * len(lengths):
@@ -118,17 +150,30 @@ def ends(data: Transitions, description: Description) -> Iterator[Finding]:
             severity="warning",
             name="short-episodes",
             message=f"{single:,} of {len(lengths):,} episodes have one step",
-            advice="flags shifted by one row look like this: the last row of an episode is the one that terminates or truncates",
+            advice=(
+                "flags shifted by one row look like this: the last row of an episode is the "
+                "one that terminates or truncates"
+            ),
         )
     follows = data.episode[1:] == data.episode[:-1]
-    broken = follows & ~data.terminations[:-1] & (data.next_observations[:-1] != data.observations[1:]).any(-1)
+    broken = (
+        follows
+        & ~data.terminations[:-1]
+        & (data.next_observations[:-1] != data.observations[1:]).any(-1)
+    )
     if bool(broken.any()):
         row = int(data.rows[:-1][broken][0])
         yield Finding(
             severity="warning",
             name="broken-chain",
-            message=f"{int(broken.sum()):,} next observations are not the observation of the next row of their episode, first in row {row}",
-            advice="rows out of order, or episodes that are not cut where they end: sort the rows, or give the ends",
+            message=(
+                f"{int(broken.sum()):,} next observations are not the observation of the next "
+                f"row of their episode, first in row {row}"
+            ),
+            advice=(
+                "rows out of order, or episodes that are not cut where they end: sort the "
+                "rows, or give the ends"
+            ),
         )
 
 
@@ -141,23 +186,39 @@ def actions(data: Transitions, description: Description) -> Iterator[Finding]:
             severity="warning",
             name="constant-actions",
             message=f"action dimensions {_some(constant)} never change",
-            advice="leave them out, and add them to what the policy gives: no ratio can say anything about them",
+            advice=(
+                "leave them out, and add them to what the policy gives: no ratio can say "
+                "anything about them"
+            ),
         )
     narrow = [i for i in ((high - low) < 2 * NARROW).nonzero()[:, 0].tolist() if i not in constant]
     if narrow:
         yield Finding(
             severity="warning",
             name="narrow-actions",
-            message=f"action dimensions {_some(narrow)} use less than {NARROW:.0%} of the range between their bounds",
+            message=(
+                f"action dimensions {_some(narrow)} use less than {NARROW:.0%} of the range "
+                "between their bounds"
+            ),
             advice='check units and bounds: action_bounds="data" takes the extremes of the data',
         )
-    saturated = [i for i, share in enumerate(description.action_saturation) if share > SATURATION and i not in constant]
+    saturated = [
+        i
+        for i, share in enumerate(description.action_saturation)
+        if share > SATURATION and i not in constant
+    ]
     if saturated:
         yield Finding(
             severity="warning",
             name="saturated-actions",
-            message=f"action dimensions {_some(saturated)} are at a bound in more than {SATURATION:.0%} of the steps",
-            advice="were actions clipped to bounds that are too narrow? A policy that is truly bang-bang is fine",
+            message=(
+                f"action dimensions {_some(saturated)} are at a bound in more than "
+                f"{SATURATION:.0%} of the steps"
+            ),
+            advice=(
+                "were actions clipped to bounds that are too narrow? A policy that is truly "
+                "bang-bang is fine"
+            ),
         )
 
 
@@ -171,15 +232,25 @@ def observations(data: Transitions, description: Description) -> Iterator[Findin
             message=f"observation dimensions {_some(constant)} never change",
             advice="harmless, but a policy cannot know what it does where they change",
         )
-    mean, std = (torch.tensor(values) for values in (data.spec.normalizer.mean, data.spec.normalizer.std))
-    far = torch.stack([((part - mean) / std).abs().amax(0) for part in data.observations.split(CHUNK)]).amax(0)
+    mean, std = (
+        torch.tensor(values) for values in (data.spec.normalizer.mean, data.spec.normalizer.std)
+    )
+    far = torch.stack(
+        [((part - mean) / std).abs().amax(0) for part in data.observations.split(CHUNK)]
+    ).amax(0)
     outlying = (far > OUTLIER).nonzero()[:, 0].tolist()
     if outlying:
         yield Finding(
             severity="warning",
             name="observation-outliers",
-            message=f"observation dimensions {_some(outlying)} lie up to {float(far.max()):.0f} deviations from their mean",
-            advice="a sensor's error code or a broken file looks like this: it squeezes all other rows together; clip or remove such rows",
+            message=(
+                f"observation dimensions {_some(outlying)} lie up to {float(far.max()):.0f} "
+                "deviations from their mean"
+            ),
+            advice=(
+                "a sensor's error code or a broken file looks like this: it squeezes all other "
+                "rows together; clip or remove such rows"
+            ),
         )
 
 
@@ -192,7 +263,10 @@ def duplicates(data: Transitions, description: Description) -> Iterator[Finding]
             severity="warning",
             name="duplicate-rows",
             message=f"{repeated:,} of {len(hashes):,} rows are equal to an earlier one",
-            advice="files that were joined twice look like this, and count twice in every loss; only discrete states and actions repeat by nature",
+            advice=(
+                "files that were joined twice look like this, and count twice in every loss; "
+                "only discrete states and actions repeat by nature"
+            ),
         )
     if data.episode is None or description.episodes < 2:
         return
@@ -206,7 +280,10 @@ def duplicates(data: Transitions, description: Description) -> Iterator[Finding]
             severity="warning",
             name="duplicate-episodes",
             message=f"{again:,} of {len(codes):,} episodes are copies of another one",
-            advice="remove them: copies on both sides of a split make held-out estimates look better than they are",
+            advice=(
+                "remove them: copies on both sides of a split make held-out estimates look "
+                "better than they are"
+            ),
         )
 
 
@@ -216,26 +293,36 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
         yield Finding(
             severity="note",
             name="dropped-rows",
-            message=f"{description.dropped_rows:,} rows were dropped: nobody wrote down what came after them",
+            message=(
+                f"{description.dropped_rows:,} rows were dropped: nobody wrote down what came "
+                "after them"
+            ),
             advice="give next_observations to keep them",
         )
     if description.clipped_rows:
         yield Finding(
             severity="note",
             name="clipped-actions",
-            message=f"the actions of {description.clipped_rows:,} rows were brought inside their bounds",
+            message=(
+                f"the actions of {description.clipped_rows:,} rows were brought inside their bounds"
+            ),
             advice='check the bounds; action_bounds="data" changes no action',
         )
     if description.env is None:
         yield Finding(
-            severity="note", name="no-environment", message="no environment is recorded", advice="give env= to evaluate, or estimate with ddice.ope"
+            severity="note",
+            name="no-environment",
+            message="no environment is recorded",
+            advice="give env= to evaluate, or estimate with ddice.ope",
         )
     elif description.reference is None:
         yield Finding(
             severity="note",
             name="no-reference-scores",
             message=f"no reference scores are known for {description.env}",
-            advice="returns are reported raw: give reference_scores=(random, expert) to normalise them",
+            advice=(
+                "returns are reported raw: give reference_scores=(random, expert) to normalise them"
+            ),
         )
 
 
@@ -245,18 +332,35 @@ CHECKS: tuple[Callable[[Transitions, Description], Iterator[Finding]], ...] = (
 
 
 def row_hashes(data: Transitions) -> NDArray[np.uint64]:
-    """A 64-bit number for each row's observation, action, reward and termination: equal rows, equal numbers."""
-    columns = [data.observations, data.actions, data.rewards[:, None], data.terminations[:, None].float()]
+    """A 64-bit number for each row's observation, action, reward and termination: equal rows,
+    equal numbers.
+    """
+    columns = [
+        data.observations,
+        data.actions,
+        data.rewards[:, None],
+        data.terminations[:, None].float(),
+    ]
     width = sum(column.shape[1] for column in columns)
-    odd = np.random.default_rng(0).integers(0, 1 << 63, size=width, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    odd = np.random.default_rng(0).integers(0, 1 << 63, size=width, dtype=np.uint64) * np.uint64(
+        2
+    ) + np.uint64(1)
     hashes = np.empty(len(data), np.uint64)
     for start in range(0, len(data), CHUNK):
-        part = torch.cat([column[start : start + CHUNK] for column in columns], 1) + 0.0  # -0.0 is 0.0
+        part = (
+            torch.cat([column[start : start + CHUNK] for column in columns], 1) + 0.0
+        )  # -0.0 is 0.0
         bits = part.numpy().view(np.uint32).astype(np.uint64) + np.uint64(1)
-        bits ^= bits << np.uint64(29)  # a product alone would keep the low bits of floats, which are mostly zero, together
-        hashes[start : start + CHUNK] = ((bits * odd) ^ ((bits * odd) >> np.uint64(32))).sum(1, dtype=np.uint64)
+        bits ^= bits << np.uint64(
+            29
+        )  # a product alone would keep the low bits of floats, which are mostly zero, together
+        hashes[start : start + CHUNK] = ((bits * odd) ^ ((bits * odd) >> np.uint64(32))).sum(
+            1, dtype=np.uint64
+        )
     return hashes
 
 
 def _some(dimensions: list[int]) -> str:
-    return ", ".join(map(str, dimensions[:SHOWN])) + (f" and {len(dimensions) - SHOWN} more" if len(dimensions) > SHOWN else "")
+    return ", ".join(map(str, dimensions[:SHOWN])) + (
+        f" and {len(dimensions) - SHOWN} more" if len(dimensions) > SHOWN else ""
+    )

@@ -22,32 +22,62 @@ SUFFIXES = (".npz", ".hdf5", ".h5")
 
 
 def read(item: Any, name: str, *, download: bool, episode_steps: int | None, cache: bool) -> Source:
-    """Read one source; `name` is that of a dict of arrays. Raises ValueError, TypeError and OSError for what cannot be read."""
+    """Read one source; `name` is that of a dict of arrays. Raises ValueError, TypeError and
+    OSError for what cannot be read.
+    """
     if isinstance(item, Mapping):
         return read_arrays(item, name, episode_steps=episode_steps)
-    if isinstance(item, Path) or (isinstance(item, str) and (Path(item).suffix.lower() in SUFFIXES or Path(item).is_file())):
+    if isinstance(item, Path) or (
+        isinstance(item, str) and (Path(item).suffix.lower() in SUFFIXES or Path(item).is_file())
+    ):
         path, name = Path(item).expanduser().resolve(), str(item)
         _require_file(path, name)
         reader = partial(_read_file, path, name, episode_steps)
-        source = cached({"source": str(path), "episode_steps": episode_steps}, [path], reader) if cache else reader()
+        source = (
+            cached({"source": str(path), "episode_steps": episode_steps}, [path], reader)
+            if cache
+            else reader()
+        )
         source.name = name  # another spelling of the same path is the same entry
         return source
     from ddice.data.minari_source import is_minari, locate, read_minari
 
     if not isinstance(item, str) and not is_minari(item):
-        raise TypeError(f"expected a Minari id, a MinariDataset, a dict of arrays, a file or a list of these, got {type(item).__name__}")
+        raise TypeError(
+            "expected a Minari id, a MinariDataset, a dict of arrays, a file or a list of "
+            f"these, got {type(item).__name__}"
+        )
     if episode_steps is not None:
-        raise ValueError(f"expected episode_steps only for files and arrays without truncations, got it for {item}: Minari records them")
+        raise ValueError(
+            "expected episode_steps only for files and arrays without truncations, got it for "
+            f"{item}: Minari records them"
+        )
     folder, reader = locate(item, download=download), partial(read_minari, item)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    chosen = None if isinstance(item, str) else hashlib.blake2b(np.asarray(item.episode_indices, np.int64).tobytes(), digest_size=16).hexdigest()
-    return cached({"source": str(folder.resolve()), "episodes": chosen}, files, reader) if cache else reader()
+    chosen = (
+        None
+        if isinstance(item, str)
+        else hashlib.blake2b(
+            np.asarray(item.episode_indices, np.int64).tobytes(), digest_size=16
+        ).hexdigest()
+    )
+    return (
+        cached({"source": str(folder.resolve()), "episodes": chosen}, files, reader)
+        if cache
+        else reader()
+    )
 
 
 def _require_file(path: Path, name: str) -> None:
-    what = f"expected a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file with columns such as observations and actions"
+    what = (
+        f"expected a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file with columns such as "
+        "observations and actions"
+    )
     if path.is_dir():
-        raise IsADirectoryError(f"{what}, got the folder {name}: give the file in it; Minari datasets are named by their id")
+        raise IsADirectoryError(
+            f"{what}, got the folder {name}: give the file in it; Minari datasets are named by "
+            "their id"
+        )
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist: {what}")
     if path.suffix.lower() not in SUFFIXES:
@@ -56,7 +86,9 @@ def _require_file(path: Path, name: str) -> None:
 
 def _read_file(path: Path, name: str, episode_steps: int | None) -> Source:
     try:
-        return (_read_npz if path.suffix.lower() == ".npz" else read_hdf5)(path, name, episode_steps)
+        return (_read_npz if path.suffix.lower() == ".npz" else read_hdf5)(
+            path, name, episode_steps
+        )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except TypeError as error:
@@ -70,7 +102,10 @@ def _read_npz(path: Path, name: str, episode_steps: int | None) -> Source:
         with np.load(path, allow_pickle=False) as file:  # columns that nobody asks for are not read
             if is_ogbench(file):
                 if episode_steps is not None:
-                    raise ValueError("expected no episode_steps, because the terminals of an OGBench file say where trajectories are cut")
+                    raise ValueError(
+                        "expected no episode_steps, because the terminals of an OGBench file "
+                        "say where trajectories are cut"
+                    )
                 return read_ogbench(file, name)
             if "terminals" in file and "timeouts" in file:
                 return read_d4rl(file, name, episode_steps)

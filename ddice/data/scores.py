@@ -1,4 +1,6 @@
-"""Reference returns that turn a return into a score, with their provenance. Looked up by exact id only: a near name is another task."""
+"""Reference returns that turn a return into a score, with their provenance. Looked up by exact
+id only: a near name is another task.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,23 @@ POINTMAZE_REFERENCES: dict[str, ReferenceScores] = {
     size: ReferenceScores(
         random=random,
         expert=expert,
-        source="bundled table: mean return of 50 episodes in the evaluation environment (fixed goal cell, random start), "
-        "uniformly random actions and the waypoint controller without noise",
+        source=(
+            "bundled table: mean return of 50 episodes in the evaluation environment (fixed "
+            "goal cell, random start), uniformly random actions and the waypoint controller "
+            "without noise"
+        ),
     )
-    for size, random, expert in (("umaze", 10.1, 210.4), ("medium", 7.5, 366.4), ("large", 2.0, 472.8))
+    for size, random, expert in (
+        ("umaze", 10.1, 210.4),
+        ("medium", 7.5, 366.4),
+        ("large", 2.0, 472.8),
+    )
 }
 
 
 def _locomotion() -> dict[str, ReferenceScores]:
-    # D4RL recorded these in Gym's -v2 environments. Ant-v5 is left out: it pays contact costs that the others do not.
+    # D4RL recorded these in Gym's -v2 environments. Ant-v5 is left out: it pays contact costs that
+    # the others do not.
     table = (
         ("HalfCheetah", -280.178953, 12135.0, ("-v2", "-v3", "-v4", "-v5")),
         ("Hopper", -20.272305, 3234.3, ("-v2", "-v3", "-v4", "-v5")),
@@ -30,7 +40,13 @@ def _locomotion() -> dict[str, ReferenceScores]:
     for name, random, expert, versions in table:
         reference = ReferenceScores(random=random, expert=expert, source=f"{_D4RL}, {name}")
         scores.update({name + version: reference for version in versions})
-        scores.update({f"{name.lower()}-{kind}-{version}": reference for kind in kinds for version in ("v0", "v1", "v2")})
+        scores.update(
+            {
+                f"{name.lower()}-{kind}-{version}": reference
+                for kind in kinds
+                for version in ("v0", "v1", "v2")
+            }
+        )
     return scores
 
 
@@ -47,11 +63,26 @@ def _adroit() -> dict[str, ReferenceScores]:
         today = ReferenceScores(
             random=random,
             expert=expert,
-            source=f"{_D4RL}, {name}; gymnasium-robotics 1.2.1 changed Adroit's dense rewards under the same id, so scores of newer versions differ",
+            source=(
+                f"{_D4RL}, {name}; gymnasium-robotics 1.2.1 changed Adroit's dense rewards "
+                "under the same id, so scores of newer versions differ"
+            ),
         )
         scores[f"AdroitHand{name}-v1"] = today
-        scores.update({f"{name.lower()}-{kind}-{version}": published for kind in ("human", "cloned", "expert") for version in ("v0", "v1")})
-        scores.update({f"D4RL/{name.lower()}/{kind}-{version}": today for kind in ("human", "cloned", "expert") for version in ("v1", "v2")})
+        scores.update(
+            {
+                f"{name.lower()}-{kind}-{version}": published
+                for kind in ("human", "cloned", "expert")
+                for version in ("v0", "v1")
+            }
+        )
+        scores.update(
+            {
+                f"D4RL/{name.lower()}/{kind}-{version}": today
+                for kind in ("human", "cloned", "expert")
+                for version in ("v1", "v2")
+            }
+        )
     return scores
 
 
@@ -66,12 +97,26 @@ def _goal_tasks() -> dict[str, ReferenceScores]:
         "maze2d-medium-dense-v1": (44.264742, 297.4552547777125),
         "maze2d-large-dense-v1": (30.569041, 303.4857382709002),
     }
-    scores = {name: ReferenceScores(random=random, expert=expert, source=f"{_D4RL}, {name}") for name, (random, expert) in mazes.items()}
-    # An AntMaze episode of D4RL ends at the goal with a return of 1. Minari's AntMaze goes on collecting, so its ids are not listed.
-    ant = ReferenceScores(random=0.0, expert=1.0, source=f"{_D4RL}, antmaze: 1 for reaching the goal")
-    kinds = ("umaze", "umaze-diverse", "medium-play", "medium-diverse", "large-play", "large-diverse")
+    scores = {
+        name: ReferenceScores(random=random, expert=expert, source=f"{_D4RL}, {name}")
+        for name, (random, expert) in mazes.items()
+    }
+    # An AntMaze episode of D4RL ends at the goal with a return of 1. Minari's AntMaze goes on
+    # collecting, so its ids are not listed.
+    ant = ReferenceScores(
+        random=0.0, expert=1.0, source=f"{_D4RL}, antmaze: 1 for reaching the goal"
+    )
+    kinds = (
+        "umaze",
+        "umaze-diverse",
+        "medium-play",
+        "medium-diverse",
+        "large-play",
+        "large-diverse",
+    )
     scores.update({f"antmaze-{kind}-{version}": ant for kind in kinds for version in ("v0", "v2")})
-    # Which sub-tasks count is an argument of FrankaKitchen-v1, not part of its id: only the datasets, with their four, are listed.
+    # Which sub-tasks count is an argument of FrankaKitchen-v1, not part of its id: only the
+    # datasets, with their four, are listed.
     kitchen = ReferenceScores(random=0.0, expert=4.0, source=f"{_D4RL}, kitchen: four sub-tasks")
     for kind in ("complete", "partial", "mixed"):
         scores[f"kitchen-{kind}-v0"] = kitchen
@@ -87,7 +132,9 @@ BUNDLED: dict[str, ReferenceScores] = {**_locomotion(), **_adroit(), **_goal_tas
 
 
 def bundled_reference(env_id: str | None, dataset_id: str | None = None) -> ReferenceScores | None:
-    """The bundled references of a dataset (by its Minari or D4RL id), else of an environment (by its id with version), else None."""
+    """The bundled references of a dataset (by its Minari or D4RL id), else of an environment (by
+    its id with version), else None.
+    """
     for name in (dataset_id, env_id):
         if name is not None and name in BUNDLED:
             return BUNDLED[name]

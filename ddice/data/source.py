@@ -1,4 +1,6 @@
-"""What every reader hands over: the leaves of the observations, untouched, and which of their rows make a transition."""
+"""What every reader hands over: the leaves of the observations, untouched, and which of their
+rows make a transition.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 class Source:
     """One dataset as read, before view, action map and checks of values.
 
-    Observations are kept once: transition i goes from row `here[i]` of `leaves` to row `there[i]` of `next_leaves`, which is
-    the same object unless the source brought next observations of its own. N transitions, E episodes.
+    Observations are kept once: transition i goes from row `here[i]` of `leaves` to row `there[i]`
+    of `next_leaves`, which is the same object unless the source brought next observations of its
+    own. N transitions, E episodes.
     """
 
     name: str
@@ -43,7 +46,9 @@ class Source:
     dropped_rows: int = 0
     empty_episodes: int = 0
     unknown_next: NDArray[np.bool_] | None = None
-    """True where the next observation is a stand-in (the row's own): terminated rows of sources that do not record it."""
+    """True where the next observation is a stand-in (the row's own): terminated rows of sources
+    that do not record it.
+    """
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -51,7 +56,8 @@ class Source:
 
 
 def leaves_of(observations: Any, name: str) -> Leaves:
-    """An array, or nested dicts of arrays, as {path: array}; keys are sorted, as Gymnasium sorts those of its dict spaces.
+    """An array, or nested dicts of arrays, as {path: array}; keys are sorted, as Gymnasium sorts
+    those of its dict spaces.
 
     Raises TypeError for lists of mixed lengths and for objects, ValueError for empty dicts.
     """
@@ -67,20 +73,30 @@ def leaves_of(observations: Any, name: str) -> Leaves:
 
 
 def numeric(values: Any, name: str) -> np.ndarray:
-    """`values` (an array, a tensor or a list) as a numpy array of numbers. Raises TypeError when it is none."""
+    """`values` (an array, a tensor or a list) as a numpy array of numbers. Raises TypeError when
+    it is none.
+    """
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     try:
         array = np.asarray(values)
     except ValueError as error:
-        raise TypeError(f"expected {name} to be one array, got a ragged sequence: concatenate the episodes along the first axis") from error
+        raise TypeError(
+            f"expected {name} to be one array, got a ragged sequence: concatenate the episodes "
+            "along the first axis"
+        ) from error
     if array.dtype == object or array.dtype.kind not in "biuf":
-        raise TypeError(f"expected {name} to be an array of numbers, got dtype {array.dtype}: concatenate the episodes along the first axis")
+        raise TypeError(
+            f"expected {name} to be an array of numbers, got dtype {array.dtype}: concatenate "
+            "the episodes along the first axis"
+        )
     return array
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
-    """Several sources as one, in order; rows and episodes go on counting. Raises ValueError when they do not fit together."""
+    """Several sources as one, in order; rows and episodes go on counting. Raises ValueError when
+    they do not fit together.
+    """
     if len(sources) == 1:
         return sources[0]
     first = sources[0]
@@ -93,8 +109,13 @@ def concatenate(sources: Sequence[Source]) -> Source:
     leaves = _concatenate_leaves([s.leaves for s in sources])
     episode = None
     if first.episode is not None:
-        counts = np.cumsum([0] + [int(s.episode[-1]) + 1 if s.episode is not None and len(s) else 0 for s in sources])
-        episode = np.concatenate([s.episode + k for s, k in zip(sources, counts, strict=False) if s.episode is not None])
+        counts = np.cumsum(
+            [0]
+            + [int(s.episode[-1]) + 1 if s.episode is not None and len(s) else 0 for s in sources]
+        )
+        episode = np.concatenate(
+            [s.episode + k for s, k in zip(sources, counts, strict=False) if s.episode is not None]
+        )
     initial = [s.initial_leaves for s in sources if s.initial_leaves is not None]
     return Source(
         name=" + ".join(s.name for s in sources),
@@ -110,7 +131,9 @@ def concatenate(sources: Sequence[Source]) -> Source:
         episode=episode,
         weights=_concatenate_weights([s.weights for s in sources], [len(s) for s in sources]),
         initial_leaves=_concatenate_leaves(initial) if len(initial) == len(sources) else None,
-        initial_weights=_concatenate_weights([s.initial_weights for s in sources], [_length(i) for i in initial])
+        initial_weights=_concatenate_weights(
+            [s.initial_weights for s in sources], [_length(i) for i in initial]
+        )
         if len(initial) == len(sources)
         else None,
         initial_by_episode=all(s.initial_by_episode for s in sources),
@@ -120,7 +143,9 @@ def concatenate(sources: Sequence[Source]) -> Source:
         reference=next((s.reference for s in sources if s.reference), None),
         dropped_rows=sum(s.dropped_rows for s in sources),
         empty_episodes=sum(s.empty_episodes for s in sources),
-        unknown_next=np.concatenate([np.zeros(len(s), bool) if s.unknown_next is None else s.unknown_next for s in sources]),
+        unknown_next=np.concatenate(
+            [np.zeros(len(s), bool) if s.unknown_next is None else s.unknown_next for s in sources]
+        ),
         notes=[note for s in sources for note in s.notes],
     )
 
@@ -131,13 +156,29 @@ def _must_fit(first: Source, other: Source) -> None:
 
     names = f"{first.name} and {other.name}"
     if shapes(first.leaves) != shapes(other.leaves):
-        raise ValueError(f"expected sources with the same observations, got {shapes(first.leaves)} and {shapes(other.leaves)} in {names}")
+        raise ValueError(
+            f"expected sources with the same observations, got {shapes(first.leaves)} and "
+            f"{shapes(other.leaves)} in {names}"
+        )
     if first.actions.shape[1:] != other.actions.shape[1:]:
-        raise ValueError(f"expected sources with the same actions, got {first.actions.shape[1:]} and {other.actions.shape[1:]} in {names}")
+        raise ValueError(
+            f"expected sources with the same actions, got {first.actions.shape[1:]} and "
+            f"{other.actions.shape[1:]} in {names}"
+        )
     if (first.episode is None) != (other.episode is None):
-        raise ValueError(f"expected either whole episodes or independent transitions in every source, got both in {names}")
-    if first.bounds is not None and other.bounds is not None and not all(map(np.array_equal, first.bounds, other.bounds)):
-        raise ValueError(f"expected sources with the same action space, got {first.bounds} and {other.bounds} in {names}")
+        raise ValueError(
+            "expected either whole episodes or independent transitions in every source, got "
+            f"both in {names}"
+        )
+    if (
+        first.bounds is not None
+        and other.bounds is not None
+        and not all(map(np.array_equal, first.bounds, other.bounds))
+    ):
+        raise ValueError(
+            f"expected sources with the same action space, got {first.bounds} and "
+            f"{other.bounds} in {names}"
+        )
 
 
 def _length(leaves: Leaves) -> int:
@@ -148,7 +189,14 @@ def _concatenate_leaves(parts: Sequence[Leaves]) -> Leaves:
     return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
-def _concatenate_weights(parts: Sequence[np.ndarray | None], lengths: Sequence[int]) -> np.ndarray | None:
+def _concatenate_weights(
+    parts: Sequence[np.ndarray | None], lengths: Sequence[int]
+) -> np.ndarray | None:
     if all(part is None for part in parts):
         return None
-    return np.concatenate([np.ones(n, np.float32) if part is None else part for part, n in zip(parts, lengths, strict=True)])
+    return np.concatenate(
+        [
+            np.ones(n, np.float32) if part is None else part
+            for part, n in zip(parts, lengths, strict=True)
+        ]
+    )

@@ -1,4 +1,6 @@
-"""What is known about a dataset before any training: shapes, spaces, normaliser, environment, references, fingerprint."""
+"""What is known about a dataset before any training: shapes, spaces, normaliser, environment,
+references, fingerprint.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def _like(values: tuple[float, ...], reference: ArrayOrTensor) -> Any:
 
 
 class BoxActions(Config):
-    """Continuous actions in the box [low, high]; training sees them mapped to [-1, 1]. Only this class reads the bounds."""
+    """Continuous actions in the box [low, high]; training sees them mapped to [-1, 1]. Only this
+    class reads the bounds.
+    """
 
     kind: Literal["box"] = "box"
     low: tuple[float, ...]
@@ -41,18 +45,24 @@ class BoxActions(Config):
     def from_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
         """The inverse of `to_unit`: (..., A) in [-1, 1] -> environment actions (..., A)."""
         low, high = _like(self.low, actions), _like(self.high, actions)
-        return (1 - actions) / 2 * low + (1 + actions) / 2 * high  # exact at -1 and 1: no action leaves the box by rounding
+        return (1 - actions) / 2 * low + (
+            1 + actions
+        ) / 2 * high  # exact at -1 and 1: no action leaves the box by rounding
 
 
 class ObservationPart(Config):
-    """One leaf of an observation: its path (keys joined by "/"; "" for a plain array) and its shape."""
+    """One leaf of an observation: its path (keys joined by "/"; "" for a plain array) and its
+    shape.
+    """
 
     path: str
     shape: tuple[int, ...]
 
 
 class Observations(Config):
-    """The stated order in which the leaves of an observation are flattened and concatenated; leaves not listed are dropped."""
+    """The stated order in which the leaves of an observation are flattened and concatenated;
+    leaves not listed are dropped.
+    """
 
     parts: tuple[ObservationPart, ...]
 
@@ -61,10 +71,11 @@ class Observations(Config):
         return sum(int(np.prod(part.shape)) for part in self.parts)
 
     def flatten(self, observation: Any) -> Any:
-        """A native observation (an array, a tensor, or nested dicts of them) with any leading batch axes -> (*batch, S).
+        """A native observation (an array, a tensor, or nested dicts of them) with any leading batch
+        axes -> (*batch, S).
 
-        An array of S numbers in place of a dict is taken as flat already. Raises ValueError naming the leaf whose key is missing or whose
-        trailing shape differs.
+        An array of S numbers in place of a dict is taken as flat already. Raises ValueError naming
+        the leaf whose key is missing or whose trailing shape differs.
         """
         if any(part.path for part in self.parts) and not isinstance(observation, Mapping):
             flat = observation if isinstance(observation, Tensor) else np.asarray(observation)
@@ -77,33 +88,46 @@ class Observations(Config):
                 if not isinstance(leaf, Mapping) or key not in leaf:
                     have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
                     raise ValueError(
-                        f"expected an observation with the key {part.path!r}, or a flat one of {self.size} numbers, got {have}: "
-                        "is this the environment of the dataset?"
+                        f"expected an observation with the key {part.path!r}, or a flat one of "
+                        f"{self.size} numbers, got {have}: is this the environment of the "
+                        "dataset?"
                     )
                 leaf = leaf[key]
             if isinstance(leaf, Mapping):
-                raise ValueError(f"expected an array of shape {part.shape}, got a dict of {sorted(leaf)}: is this the dataset's environment?")
+                raise ValueError(
+                    f"expected an array of shape {part.shape}, got a dict of {sorted(leaf)}: "
+                    "is this the dataset's environment?"
+                )
             if not isinstance(leaf, Tensor):
                 leaf = np.asarray(leaf)
             rank = len(part.shape)
             if leaf.ndim < rank or tuple(leaf.shape[leaf.ndim - rank :]) != part.shape:
                 name = f"observation[{part.path!r}]" if part.path else "observation"
-                raise ValueError(f"expected {name} of shape (..., {', '.join(map(str, part.shape))}), got {tuple(leaf.shape)}")
-            leaves.append(leaf.reshape(*leaf.shape[: leaf.ndim - rank], int(np.prod(part.shape))))  # not -1: a batch may be empty
+                raise ValueError(
+                    f"expected {name} of shape (..., {', '.join(map(str, part.shape))}), got "
+                    f"{tuple(leaf.shape)}"
+                )
+            leaves.append(
+                leaf.reshape(*leaf.shape[: leaf.ndim - rank], int(np.prod(part.shape)))
+            )  # not -1: a batch may be empty
         if isinstance(leaves[0], Tensor):
             return torch.cat(leaves, dim=-1)
         return np.concatenate(leaves, axis=-1)
 
 
 class Normalizer(Config):
-    """Mean and standard deviation of the flat observations; constant dimensions have a deviation of 1."""
+    """Mean and standard deviation of the flat observations; constant dimensions have a deviation
+    of 1.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class FixedGoal(Config):
-    """One goal, that of the evaluation environment: reward 1 when the next position lies within `radius` of it, else 0 (D4RL's maze2d convention)."""
+    """One goal, that of the evaluation environment: reward 1 when the next position lies within
+    `radius` of it, else 0 (D4RL's maze2d convention).
+    """
 
     kind: Literal["fixed"] = "fixed"
     goal: tuple[float, ...]
@@ -111,7 +135,9 @@ class FixedGoal(Config):
 
 
 class ObservedGoal(Config):
-    """The goal stays in the observation and rewards are the recorded ones; also the view of data without goals."""
+    """The goal stays in the observation and rewards are the recorded ones; also the view of data
+    without goals.
+    """
 
     kind: Literal["observed"] = "observed"
 
@@ -143,7 +169,8 @@ class ReferenceScores(Config):
 class RewardSummary(Config):
     """Statistics of rewards from which reward transforms take their constants.
 
-    The `*_return` numbers are over whole episodes and None without episodes; `*_nonpositive` count the steps of an episode with reward <= 0.
+    The `*_return` numbers are over whole episodes and None without episodes; `*_nonpositive` count
+    the steps of an episode with reward <= 0.
     """
 
     mean: float

@@ -18,7 +18,9 @@ from ddice.randomness import Seed, generator, randint
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the packed table keeps what: observations | next observations | actions | reward, termination, weight."""
+    """Where the packed table keeps what: observations | next observations | actions | reward,
+    termination, weight.
+    """
 
     observation: int
     action: int
@@ -29,10 +31,12 @@ class Columns:
 
 
 class Transitions:
-    """N transitions and what is known about them (`spec`). Made by `ddice.load_dataset`; `sample` is the only random reader.
+    """N transitions and what is known about them (`spec`). Made by `ddice.load_dataset`; `sample`
+    is the only random reader.
 
-    `episode` (N,) numbers the episodes from 0, None for independent transitions. `initial_observations` (E, S) are the first
-    observations of the episodes, or those given with the data, else None.
+    `episode` (N,) numbers the episodes from 0, None for independent transitions.
+    `initial_observations` (E, S) are the first observations of the episodes, or those given with
+    the data, else None.
     """
 
     def __init__(
@@ -62,7 +66,10 @@ class Transitions:
 
     def __repr__(self) -> str:
         columns = self._columns
-        return f"Transitions({len(self)} steps, {self.spec.episodes} episodes, S={columns.observation}, A={columns.action}, {self.device})"
+        return (
+            f"Transitions({len(self)} steps, {self.spec.episodes} episodes, "
+            f"S={columns.observation}, A={columns.action}, {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -99,30 +106,38 @@ class Transitions:
         return self._table[:, -1]
 
     def sample(self, batch_size: int, *, seed: Seed, step: int) -> Batch:
-        """`batch_size` transitions drawn uniformly with replacement, and as many first observations where there are any.
+        """`batch_size` transitions drawn uniformly with replacement, and as many first observations
+        where there are any.
 
-        A pure function of (seed, step) and the kind of device; a sequence of seeds gives a leading axis whose slice i is what seed i draws alone.
+        A pure function of (seed, step) and the kind of device; a sequence of seeds gives a leading
+        axis whose slice i is what seed i draws alone.
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         index = randint(seed, "batch", step, len(self), (batch_size,), self.device)
         initial = None
         if self.initial_observations is not None and self.initial_weights is not None:
-            first = randint(seed, "initial", step, len(self.initial_observations), (batch_size,), self.device)
+            first = randint(
+                seed, "initial", step, len(self.initial_observations), (batch_size,), self.device
+            )
             initial = InitialBatch(self.initial_observations[first], self.initial_weights[first])
         flat = index.reshape(-1)
         packed = self._table.index_select(0, flat).view(*index.shape, self._columns.width)
         return self._batch(packed, self.rows.index_select(0, flat).view(index.shape), initial)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Every transition once, in order, in batches of at most `size`, without initial observations."""
+        """Every transition once, in order, in batches of at most `size`, without initial
+        observations.
+        """
         if size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {size}")
         for packed, rows in zip(self._table.split(size), self.rows.split(size), strict=True):
             yield self._batch(packed, rows, None)
 
     def full(self) -> Batch:
-        """Everything as one batch, with all initial observations: the exact objective of a tabular problem."""
+        """Everything as one batch, with all initial observations: the exact objective of a
+        tabular problem.
+        """
         initial = None
         if self.initial_observations is not None and self.initial_weights is not None:
             initial = InitialBatch(self.initial_observations, self.initial_weights)
@@ -145,7 +160,10 @@ class Transitions:
 
     def to(self, device: torch.device | str) -> Transitions:
         """The same transitions on another device."""
-        moved = [None if t is None else t.to(device) for t in (self.episode, self.initial_observations, self.initial_weights)]
+        moved = [
+            None if t is None else t.to(device)
+            for t in (self.episode, self.initial_observations, self.initial_weights)
+        ]
         return Transitions(
             self._table.to(device),
             self.rows.to(device),
@@ -158,7 +176,9 @@ class Transitions:
         )
 
     def subset(self, fraction: float, seed: int) -> Transitions:
-        """A random share of the episodes (of the rows, for independent transitions), in their order; at least one."""
+        """A random share of the episodes (of the rows, for independent transitions), in their
+        order; at least one.
+        """
         if not 0 < fraction <= 1:
             raise ValueError(f"expected a fraction in (0, 1], got {fraction}")
         units = self._units()
@@ -166,26 +186,37 @@ class Transitions:
         return self._take(self._draw(units, seed, "subset")[:chosen])
 
     def split(self, fraction: float, seed: int) -> tuple[Transitions, Transitions]:
-        """Two disjoint parts by whole episodes (by rows, for independent transitions): about `fraction` of them, and the rest."""
+        """Two disjoint parts by whole episodes (by rows, for independent transitions): about
+        `fraction` of them, and the rest.
+        """
         if not 0 < fraction < 1:
             raise ValueError(f"expected a fraction in (0, 1), got {fraction}")
         units = self._units()
         if units < 2:
-            raise ValueError(f"expected at least 2 {'episodes' if self.episode is not None else 'rows'} to split, got {units}")
+            raise ValueError(
+                f"expected at least 2 {'episodes' if self.episode is not None else 'rows'} to "
+                f"split, got {units}"
+            )
         order = self._draw(units, seed, "split")
         chosen = min(units - 1, max(1, round(fraction * units)))
         return self._take(order[:chosen]), self._take(order[chosen:])
 
     def returns_to_go(self, rewards: Tensor, discount: float) -> Tensor:
-        """G_t = sum of discount^k rewards[t + k] to the end of the episode, (N,), for (N,) rewards aligned with the rows of this object.
+        """G_t = sum of discount^k rewards[t + k] to the end of the episode, (N,), for (N,) rewards
+        aligned with the rows of this object.
 
-        The sum ends at a termination, which can lie inside an episode, and at the end of the episode, a cut or not.
-        Raises ValueError for independent transitions and for another shape.
+        The sum ends at a termination, which can lie inside an episode, and at the end of the
+        episode, a cut or not. Raises ValueError for independent transitions and for another shape.
         """
         if self.episode is None:
-            raise ValueError("expected whole episodes, got independent transitions: returns-to-go need terminations and truncations, or episode_ids")
+            raise ValueError(
+                "expected whole episodes, got independent transitions: returns-to-go need "
+                "terminations and truncations, or episode_ids"
+            )
         if tuple(rewards.shape) != (len(self),):
-            raise ValueError(f"expected rewards of shape ({len(self)},), got {tuple(rewards.shape)}")
+            raise ValueError(
+                f"expected rewards of shape ({len(self)},), got {tuple(rewards.shape)}"
+            )
         if not 0 <= discount <= 1:
             raise ValueError(f"expected a discount in [0, 1], got {discount}")
         before = torch.nn.functional.pad(self.terminations.cumsum(0)[:-1], (1, 0))
@@ -194,7 +225,15 @@ class Transitions:
     def describe(self) -> Description:
         """What the dataset holds, in numbers; `print` it."""
         cpu = self.to("cpu")
-        return describe(cpu.spec, cpu._provenance, cpu.observations, cpu.actions, cpu.rewards, cpu.terminations, cpu.episode)
+        return describe(
+            cpu.spec,
+            cpu._provenance,
+            cpu.observations,
+            cpu.actions,
+            cpu.rewards,
+            cpu.terminations,
+            cpu.episode,
+        )
 
     def _units(self) -> int:
         return len(self) if self.episode is None else int(self.episode[-1]) + 1
@@ -237,18 +276,37 @@ def build(
     initial_by_episode: bool,
     provenance: Provenance,
 ) -> Transitions:
-    """`Transitions` whose spec is `spec` with all that the content decides measured anew: normaliser, rewards, counts, fingerprints."""
+    """`Transitions` whose spec is `spec` with all that the content decides measured anew:
+    normaliser, rewards, counts, fingerprints.
+    """
     size = spec.observations.size
     cpu = table.cpu()
     observations, following = cpu[:, :size], cpu[:, size : 2 * size]
-    actions, rewards, terminations, weights = cpu[:, 2 * size : -3], cpu[:, -3], cpu[:, -2], cpu[:, -1]
+    actions, rewards, terminations, weights = (
+        cpu[:, 2 * size : -3],
+        cpu[:, -3],
+        cpu[:, -2],
+        cpu[:, -1],
+    )
     episodes = None if episode is None else episode.cpu()
     normalizer = normalizer_of(observations)
-    behaviour = fingerprint((spec.observations, spec.actions, spec.view, normalizer), (observations, actions, weights))
+    behaviour = fingerprint(
+        (spec.observations, spec.actions, spec.view, normalizer), (observations, actions, weights)
+    )
     # The next observation of a terminated row is never read, and not every source records it.
-    read = following if not terminations.any() else torch.where(terminations[:, None] != 0, torch.zeros(()), following)
-    starts = None if initial_observations is None or initial_weights is None else (initial_observations.cpu(), initial_weights.cpu())
-    content = fingerprint((behaviour,), (read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None))))
+    read = (
+        following
+        if not terminations.any()
+        else torch.where(terminations[:, None] != 0, torch.zeros(()), following)
+    )
+    starts = (
+        None
+        if initial_observations is None or initial_weights is None
+        else (initial_observations.cpu(), initial_weights.cpu())
+    )
+    content = fingerprint(
+        (behaviour,), (read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None)))
+    )
     measured = {
         "normalizer": normalizer,
         "rewards": reward_summary(rewards, episodes),

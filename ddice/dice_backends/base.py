@@ -1,4 +1,6 @@
-"""What every backend has in common: Q heads, reward transforms, the temperature, and the diagnostics of distribution ratios."""
+"""What every backend has in common: Q heads, reward transforms, the temperature, and the
+diagnostics of distribution ratios.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,29 @@ from ddice.networks import MLP, Encoder, FlattenEncoder, Network
 from ddice.part import Fits, Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.randomness import Seed
 
-TEMPERATURE_RATE = 0.01  # per step and per unit of log effective sample size: settles within some hundred steps, slower than the value
+# per step and per unit of log effective sample size: settles within some hundred steps, slower than
+# the value
+TEMPERATURE_RATE = 0.01
 CHECKED_ROWS = 4096
 VALUE_MARGIN = 0.05
 RatioKind = Literal["action", "state-action"]
 
 
 def _check_temperature(value: Any) -> Any:
-    if isinstance(value, str) and (match := re.fullmatch(r"ess:(0?\.\d+)", value)) and 0 < float(match[1]) < 1:
+    if (
+        isinstance(value, str)
+        and (match := re.fullmatch(r"ess:(0?\.\d+)", value))
+        and 0 < float(match[1]) < 1
+    ):
         return value
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f'expected a positive number or a target effective sample size such as "ess:0.3", got {value!r}') from None
+            raise ValueError(
+                "expected a positive number or a target effective sample size such as "
+                f'"ess:0.3", got {value!r}'
+            ) from None
     if value <= 0:
         raise ValueError(f"the temperature must be positive, got {value}")
     return value
@@ -41,7 +52,8 @@ Temperature = Annotated[float | str, BeforeValidator(_check_temperature)]
 
 
 class QFunction(nn.Module):
-    """Q(s, a) for M members, reduced by the selection rule of an extractor: critic(s, a), plus V(s) where the critic is an advantage.
+    """Q(s, a) for M members, reduced by the selection rule of an extractor: critic(s, a), plus V(s)
+    where the critic is an advantage.
 
     `offset` (*seeds) is a constant added to all values. In the units of the transformed rewards.
     """
@@ -73,23 +85,42 @@ class QConfig(Config):
 
     def build(self, spec: Spec, seed: Seed = 0, stream: str = "q") -> QFunction:
         encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        critic = self.critic.build({"features": encoder.size, "actions": spec.actions.size}, 1, seed=seed, stream=stream, members=(self.members,))
-        value = None if self.value is None else self.value.build({"features": encoder.size}, 1, seed=seed, stream="value")
+        critic = self.critic.build(
+            {"features": encoder.size, "actions": spec.actions.size},
+            1,
+            seed=seed,
+            stream=stream,
+            members=(self.members,),
+        )
+        value = (
+            None
+            if self.value is None
+            else self.value.build({"features": encoder.size}, 1, seed=seed, stream="value")
+        )
         return QFunction(self, encoder, critic, value)
 
 
 class BackendConfig(Config, Fits["Backend"]):
     """The fields that all trained backends share."""
 
-    temperature: Temperature = Field(1.0, description='strength of the f-divergence penalty in reward units, or a target such as "ess:0.3"')
+    temperature: Temperature = Field(
+        1.0,
+        description=(
+            'strength of the f-divergence penalty in reward units, or a target such as "ess:0.3"'
+        ),
+    )
     discount: float = Field(0.99, ge=0, lt=1)
-    rewards: tuple[RewardTransform, ...] = Field((), description="ordered: return_range, minus_one_zero, standardize, scale")
+    rewards: tuple[RewardTransform, ...] = Field(
+        (), description="ordered: return_range, minus_one_zero, standardize, scale"
+    )
     value: MLP = Field(MLP(layer_norm=True), description="network of V(s)")
     encoder: FlattenEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
     polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
-    warm_start_steps: int = Field(0, ge=0, description="first steps that regress values on observed returns-to-go instead")
+    warm_start_steps: int = Field(
+        0, ge=0, description="first steps that regress values on observed returns-to-go instead"
+    )
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -98,15 +129,23 @@ class BackendConfig(Config, Fits["Backend"]):
 
 
 class AdvantageHead(Config):
-    """Members that regress e(s, a) = r + gamma V(s') - V(s), so that Q = V + e ranks new actions; targets are clipped to resist outliers."""
+    """Members that regress e(s, a) = r + gamma V(s') - V(s), so that Q = V + e ranks new
+    actions; targets are clipped to resist outliers.
+    """
 
     network: MLP = MLP()
     members: int = Field(2, ge=1)
-    clip_deviations: float = Field(6.0, gt=0, description="targets further than this many deviations from their mean are clipped")
+    clip_deviations: float = Field(
+        6.0,
+        gt=0,
+        description="targets further than this many deviations from their mean are clipped",
+    )
 
 
 def clipped_targets(targets: Tensor, weights: Tensor, deviations: float) -> tuple[Tensor, Tensor]:
-    """Targets (*seeds, B) clipped to mean +- deviations * std of the batch, and the share that was."""
+    """Targets (*seeds, B) clipped to mean +- deviations * std of the batch, and the share that
+    was.
+    """
     mean = weighted_mean(targets, weights)[..., None]
     reach = deviations * weighted_mean((targets - mean).square(), weights).sqrt()[..., None]
     clipped = torch.clamp(targets, mean - reach, mean + reach)
@@ -114,7 +153,9 @@ def clipped_targets(targets: Tensor, weights: Tensor, deviations: float) -> tupl
 
 
 def ratio_metrics(log_ratio: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Diagnostics of ratios (*seeds, B): mean, effective sample size, share of zeros, largest share that one row has of all weight."""
+    """Diagnostics of ratios (*seeds, B): mean, effective sample size, share of zeros, largest
+    share that one row has of all weight.
+    """
     ratio = torch.exp(log_ratio)
     mean = weighted_mean(ratio, weights)
     return {
@@ -126,11 +167,15 @@ def ratio_metrics(log_ratio: Tensor, weights: Tensor) -> dict[str, Tensor]:
 
 
 class Backend(Part):
-    """A trained source of distribution ratios. Values and Q are in the units of the transformed rewards."""
+    """A trained source of distribution ratios. Values and Q are in the units of the transformed
+    rewards.
+    """
 
     config: BackendConfig
     ratio_kind: ClassVar[RatioKind]
-    starts_from: ClassVar[Literal["initial", "data"]] = "initial"  # where the flow of a state-action ratio begins
+    starts_from: ClassVar[Literal["initial", "data"]] = (
+        "initial"  # where the flow of a state-action ratio begins
+    )
     has_q: bool = True
     has_value: bool = True
     values_are_returns: bool = True
@@ -141,15 +186,23 @@ class Backend(Part):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
         self.rewards = Rewards(config.rewards, spec.rewards)
-        self.value_network = config.value.build({"features": self.encoder.size}, 1, seed=seed, stream="value")
-        self.target_size = float(config.temperature.removeprefix("ess:")) if isinstance(config.temperature, str) else None
+        self.value_network = config.value.build(
+            {"features": self.encoder.size}, 1, seed=seed, stream="value"
+        )
+        self.target_size = (
+            float(config.temperature.removeprefix("ess:"))
+            if isinstance(config.temperature, str)
+            else None
+        )
         start = 1.0 if isinstance(config.temperature, str) else config.temperature
         self.register_buffer("log_temperature", torch.full(self.seed_shape, start).log())
         self._returns: Tensor | None = None
 
     @property
     def temperature(self) -> Tensor:
-        """The temperature in force, (*seeds): the configured number, or the one found for the target effective sample size."""
+        """The temperature in force, (*seeds): the configured number, or the one found for the
+        target effective sample size.
+        """
         return self.log_temperature.exp()
 
     @property
@@ -175,31 +228,50 @@ class Backend(Part):
 
     def bootstrap(self, batch: Batch, next_values: Tensor) -> Tensor:
         """r + gamma (1 - termination) V(s'), with transformed rewards; (*seeds, B)."""
-        return self.rewards(batch.rewards) + self.config.discount * torch.where(batch.terminations, 0.0, next_values)
+        return self.rewards(batch.rewards) + self.config.discount * torch.where(
+            batch.terminations, 0.0, next_values
+        )
 
     def prepare(self, data: Transitions) -> None:
-        """Compute returns-to-go for a warm start. `fit` calls it; a hand-written loop must, when warm_start_steps > 0."""
+        """Compute returns-to-go for a warm start. `fit` calls it; a hand-written loop must, when
+        warm_start_steps > 0.
+        """
         if self.config.warm_start_steps:
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
-            self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_((data.rows,), returns.to(self.device))
+            self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_(
+                (data.rows,), returns.to(self.device)
+            )
 
     def check_trained(self, data: Transitions) -> None:
-        """Warn when values average beyond every return that is possible, max(0, largest reward) / (1 - gamma) and the same from below.
+        """Warn when values average beyond every return that is possible, max(0, largest reward) /
+        (1 - gamma) and the same from below.
 
         An error of a twentieth of the range is allowed for.
         """
         if not self.values_are_returns:
             return
         rewards = self.rewards(data.rewards)
-        low, high = (float(bound) / (1 - self.config.discount) for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0)))
-        observations = data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(self.device)
+        low, high = (
+            float(bound) / (1 - self.config.discount)
+            for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0))
+        )
+        observations = data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(
+            self.device
+        )
         with torch.no_grad():
-            values = self.value(observations.expand(*self.seed_shape, *observations.shape)).mean(-1).reshape(-1).tolist()
+            values = (
+                self.value(observations.expand(*self.seed_shape, *observations.shape))
+                .mean(-1)
+                .reshape(-1)
+                .tolist()
+            )
         margin = VALUE_MARGIN * (high - low)
         if any(not low - margin <= value <= high + margin for value in values):
             warnings.warn(
-                f"values average {', '.join(f'{value:.4g}' for value in values)}, but returns lie between {low:.4g} and {high:.4g}: they have run "
-                'away, and the ratios with them. Raise the temperature, or let it be found: temperature="ess:0.3"',
+                f"values average {', '.join(f'{value:.4g}' for value in values)}, but returns "
+                f"lie between {low:.4g} and {high:.4g}: they have run "
+                "away, and the ratios with them. Raise the temperature, or let it be found: "
+                'temperature="ess:0.3"',
                 stacklevel=2,
             )
 
@@ -208,11 +280,18 @@ class Backend(Part):
         if step >= self.config.warm_start_steps:
             return None
         if self._returns is None:
-            raise ValueError("warm_start_steps > 0 needs the whole dataset first: call backend.prepare(data) before backend.update(...)")
+            raise ValueError(
+                "warm_start_steps > 0 needs the whole dataset first: call "
+                "backend.prepare(data) before backend.update(...)"
+            )
         return self._returns[batch.rows]
 
     @torch.no_grad()
     def adapt_temperature(self, effective_size: Tensor) -> None:
-        """Move the temperature towards the target effective sample size: larger temperatures flatten the ratios."""
+        """Move the temperature towards the target effective sample size: larger temperatures
+        flatten the ratios.
+        """
         if self.target_size is not None:
-            self.log_temperature += TEMPERATURE_RATE * (self.target_size / effective_size.clamp(min=1e-3)).log().clamp(-1, 1)
+            self.log_temperature += TEMPERATURE_RATE * (
+                self.target_size / effective_size.clamp(min=1e-3)
+            ).log().clamp(-1, 1)

@@ -1,4 +1,6 @@
-"""Ratios that a user brings: weights per source row or a function of the batch, with an optional Q. How any critic meets the extractors."""
+"""Ratios that a user brings: weights per source row or a function of the batch, with an optional
+Q. How any critic meets the extractors.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +28,28 @@ def _digest(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, np.ndarray):
-        return f"array:{hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).hexdigest()}"
-    return f"callable:{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', repr(value))}"
+        content = np.ascontiguousarray(value).tobytes()
+        return f"array:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    module, name = getattr(value, "__module__", "?"), getattr(value, "__qualname__", repr(value))
+    return f"callable:{module}:{name}"
 
 
 class GivenRatio(Config):
-    """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch -> w (B,) (or its "module:function").
+    """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch
+    -> w (B,) (or its "module:function").
 
-    `q` is a callable (observations (B, S), actions (B, A) in [-1, 1]) -> (M, B) or (B,), or its "module:function"; without it only one candidate
-    can be sampled. A JSON recipe can hold names and paths only.
+    `q` is a callable (observations (B, S), actions (B, A) in [-1, 1]) -> (M, B) or (B,), or its
+    "module:function"; without it only one candidate can be sampled. A JSON recipe can hold names
+    and paths only.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     kind: Literal["given"] = "given"
     source: Any = Field(description='array, path of a .npy file, callable, or "module:function"')
-    q: Any = Field(None, description='callable or "module:function"; needed for more than one candidate')
+    q: Any = Field(
+        None, description='callable or "module:function"; needed for more than one candidate'
+    )
     ratio_kind: RatioKind = "action"
 
     @field_validator("source", mode="before")
@@ -55,7 +63,10 @@ class GivenRatio(Config):
             return source
         if isinstance(source, list | tuple):
             return np.asarray(source, dtype=np.float64)
-        raise ValueError(f'expected an array, a .npy path, a callable or "module:function", got {type(source).__name__}')
+        raise ValueError(
+            'expected an array, a .npy path, a callable or "module:function", got '
+            f"{type(source).__name__}"
+        )
 
     @field_serializer("source", "q")
     def _serialise(self, value: Any) -> Any:
@@ -75,7 +86,9 @@ class GivenRatio(Config):
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Given:
-        """There is nothing to train: reads and checks the source. The arguments are those of every `fit`."""
+        """There is nothing to train: reads and checks the source. The arguments are those of
+        every `fit`.
+        """
         return self.build(data.spec, seed).to(loop.resolve_device(device))
 
 
@@ -88,7 +101,9 @@ class Given:
         self.config, self.spec, self.seed, self.step = config, spec, seed, 0
         self.ratio_kind: RatioKind = config.ratio_kind
         self.has_value = False
-        self.q: QCallable | None = import_function(config.q, "q") if isinstance(config.q, str) else config.q
+        self.q: QCallable | None = (
+            import_function(config.q, "q") if isinstance(config.q, str) else config.q
+        )
         self.has_q = self.q is not None
         self._function: RatioFunction | None = None
         self._log_weights: Tensor | None = None
@@ -112,11 +127,19 @@ class Given:
         if self._log_weights is not None:
             return self._log_weights[batch.rows.to(self._log_weights.device)]
         assert self._function is not None
-        ratio = torch.as_tensor(self._function(batch), dtype=torch.float32, device=batch.rewards.device)
+        ratio = torch.as_tensor(
+            self._function(batch), dtype=torch.float32, device=batch.rewards.device
+        )
         if ratio.shape != batch.rewards.shape:
-            raise ValueError(f"expected the ratio function to return shape {tuple(batch.rewards.shape)}, got {tuple(ratio.shape)}")
+            raise ValueError(
+                f"expected the ratio function to return shape {tuple(batch.rewards.shape)}, "
+                f"got {tuple(ratio.shape)}"
+            )
         if not bool((torch.isfinite(ratio) & (ratio >= 0)).all()):
-            raise ValueError("the ratio function returned a negative, infinite or NaN ratio: ratios are finite and >= 0")
+            raise ValueError(
+                "the ratio function returned a negative, infinite or NaN ratio: ratios are "
+                "finite and >= 0"
+            )
         return ratio.log()
 
     def ratio(self, batch: Batch) -> Tensor:
@@ -133,7 +156,9 @@ class Given:
         """There are no values to check."""
 
     def identity(self, data: Transitions) -> str:
-        """Names the ratios of these data by their values: a function or a file may change without its name."""
+        """Names the ratios of these data by their values: a function or a file may change
+        without its name.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for batch in data.batches(65_536):
             digest.update(self.log_ratio(batch).cpu().numpy().tobytes())
@@ -165,24 +190,35 @@ class Given:
 
     def select(self, index: int) -> Given:
         """The same ratios, for one seed of several."""
-        part = Given(self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index])  # type: ignore[index]
+        part = Given(
+            self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index]
+        )  # type: ignore[index]
         part.step = self.step
         return part
 
 
 def _read_npy(path: Path) -> np.ndarray:
     if not path.exists():
-        raise ValueError(f"source = {str(path)!r} does not exist: expected a .npy file with one weight per source row")
+        raise ValueError(
+            f"source = {str(path)!r} does not exist: expected a .npy file with one weight per "
+            "source row"
+        )
     return np.load(path, allow_pickle=False)
 
 
 def _check_weights(weights: np.ndarray, rows: int) -> Tensor:
     if weights.shape != (rows,):
-        raise ValueError(f"expected one weight per source row, shape ({rows},), got {weights.shape}: dropped rows of the source count too")
+        raise ValueError(
+            f"expected one weight per source row, shape ({rows},), got {weights.shape}: "
+            "dropped rows of the source count too"
+        )
     bad = ~np.isfinite(weights) | (weights < 0)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"weights must be finite and >= 0: {int(bad.sum())} are not, the first is {weights[row]} in row {row}")
+        raise ValueError(
+            f"weights must be finite and >= 0: {int(bad.sum())} are not, the first is "
+            f"{weights[row]} in row {row}"
+        )
     if not (weights > 0).any():
         raise ValueError("all weights are 0: there is no policy to extract")
     return torch.as_tensor(weights, dtype=torch.float32)

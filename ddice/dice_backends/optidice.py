@@ -1,4 +1,6 @@
-"""OptiDICE (arXiv 2106.10783): the true gradient of the dual, through s and s', with terminations that lead to an absorbing state."""
+"""OptiDICE (arXiv 2106.10783): the true gradient of the dual, through s and s', with
+terminations that lead to an absorbing state.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +22,44 @@ from ddice.randomness import Seed
 
 
 class OptiDice(ValueOnlyConfig):
-    """min over V and lam of (1 - gamma) E_mu0[V] + E_D[temperature f*((e - lam) / temperature)] + lam, with e = r + gamma V(s') - V(s)."""
+    """min over V and lam of (1 - gamma) E_mu0[V] + E_D[temperature f*((e - lam) / temperature)]
+    + lam, with e = r + gamma V(s') - V(s).
+    """
 
     kind: Literal["optidice"] = "optidice"
-    divergence: Divergence = Field(SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices")
+    divergence: Divergence = Field(
+        SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices"
+    )
     rewards: tuple[RewardTransform, ...] = (Standardize(), Scale(factor=0.1))
     value: MLP = Field(MLP(), description="network of V(s)")
     expectation: Literal["network", "sample"] = Field(
-        "network", description='whether w sees E[e | s, a], regressed by a network, or the sampled e, which is biased in stochastic dynamics'
+        "network",
+        description=(
+            "whether w sees E[e | s, a], regressed by a network, or the sampled e, which is "
+            "biased in stochastic dynamics"
+        ),
     )
 
     def build(self, spec: Spec, seed: Seed = 0) -> Opti:
         if not spec.has_initial:
-            raise ValueError("OptiDice needs initial observations: give whole episodes, or the array `initial_observations`")
+            raise ValueError(
+                "OptiDice needs initial observations: give whole episodes, or the array "
+                "`initial_observations`"
+            )
         return Opti(self, spec, seed)
 
 
-def dual_loss(advantage: Tensor, lam: Tensor, initial: Tensor, weights: Tensor, *, divergence: FDivergence, temperature: Tensor) -> Tensor:
-    """initial + E[temperature f*((advantage - lam) / temperature)] + lam, per seed; convex in (V, lam), stationary in lam where E[w] = 1.
+def dual_loss(
+    advantage: Tensor,
+    lam: Tensor,
+    initial: Tensor,
+    weights: Tensor,
+    *,
+    divergence: FDivergence,
+    temperature: Tensor,
+) -> Tensor:
+    """initial + E[temperature f*((advantage - lam) / temperature)] + lam, per seed; convex in (V,
+    lam), stationary in lam where E[w] = 1.
 
     `initial` is (1 - gamma) E_mu0[V], (*seeds); advantage and weights (*seeds, N).
     """
@@ -45,17 +67,23 @@ def dual_loss(advantage: Tensor, lam: Tensor, initial: Tensor, weights: Tensor, 
     return initial + temperature * weighted_mean(divergence.conjugate(y), weights) + lam
 
 
-def envelope_loss(advantage: Tensor, ratio: Tensor, lam: Tensor, initial: Tensor, weights: Tensor) -> Tensor:
-    """initial + E[ratio (advantage - lam)] + lam with fixed ratios: the gradient of `dual_loss` when they are those of E[advantage | s, a]."""
+def envelope_loss(
+    advantage: Tensor, ratio: Tensor, lam: Tensor, initial: Tensor, weights: Tensor
+) -> Tensor:
+    """initial + E[ratio (advantage - lam)] + lam with fixed ratios: the gradient of `dual_loss`
+    when they are those of E[advantage | s, a].
+    """
     return initial + weighted_mean(ratio * (advantage - lam[..., None]), weights) + lam
 
 
 class Opti(ValueOnly):
-    """The trainable V, lam, value of the absorbing state, and e(s, a). Ratios are state-action ratios with mean 1 over the rows of the data
-    and one self-loop of the absorbing state per termination.
+    """The trainable V, lam, value of the absorbing state, and e(s, a). Ratios are state-action
+    ratios with mean 1 over the rows of the data and one self-loop of the absorbing state per
+    termination.
 
-    The absorbing state pays what a raw reward of 0 becomes under the reward transforms. V and lam alone are fixed up to
-    (V + c, lam - (1 - gamma) c) only: `value` adds lam / (1 - gamma) and `q` gamma times that, so that q = E[r + gamma value(s')].
+    The absorbing state pays what a raw reward of 0 becomes under the reward transforms. V and lam
+    alone are fixed up to (V + c, lam - (1 - gamma) c) only: `value` adds lam / (1 - gamma) and `q`
+    gamma times that, so that q = E[r + gamma value(s')].
     """
 
     config: OptiDice
@@ -65,7 +93,9 @@ class Opti(ValueOnly):
     def __init__(self, config: OptiDice, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
         self.lam = nn.Parameter(torch.zeros(self.seed_shape))
-        self.absorbing_value = nn.Parameter(torch.full(self.seed_shape, self.rewards.absorbing / (1 - config.discount)))
+        self.absorbing_value = nn.Parameter(
+            torch.full(self.seed_shape, self.rewards.absorbing / (1 - config.discount))
+        )
 
     @property
     def _shift(self) -> Tensor:
@@ -81,7 +111,9 @@ class Opti(ValueOnly):
         return super().value(observations) + self._shift[..., None]
 
     def _sampled(self, batch: Batch, values: Tensor, next_values: Tensor) -> Tensor:
-        """e of every row, then of the self-loop of the absorbing state for every row, (*seeds, 2 B); the loops count where rows terminate."""
+        """e of every row, then of the self-loop of the absorbing state for every row, (*seeds, 2
+        B); the loops count where rows terminate.
+        """
         next_values = torch.where(batch.terminations, self.absorbing_value[..., None], next_values)
         rows = self.rewards(batch.rewards) + self.config.discount * next_values - values
         loop_advantage = self.rewards.absorbing - (1 - self.config.discount) * self.absorbing_value
@@ -97,8 +129,13 @@ class Opti(ValueOnly):
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
         features = self.encoder(batch.observations)
-        values, next_values = (self.value_network(f).squeeze(-1) for f in (features, self.encoder(batch.next_observations)))
-        advantage = self._expected(features, batch.actions, self._sampled(batch, values, next_values))[..., : values.shape[-1]]
+        values, next_values = (
+            self.value_network(f).squeeze(-1)
+            for f in (features, self.encoder(batch.next_observations))
+        )
+        advantage = self._expected(
+            features, batch.actions, self._sampled(batch, values, next_values)
+        )[..., : values.shape[-1]]
         return self.config.divergence.log_ratio(self.scaled(advantage - self.lam[..., None]))
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
@@ -107,7 +144,10 @@ class Opti(ValueOnly):
         if returns is not None:
             return self.warm_start(batch, returns, step=step)
         if batch.initial is None:
-            raise ValueError("OptiDice needs batch.initial, the initial observations that data.sample and data.full add")
+            raise ValueError(
+                "OptiDice needs batch.initial, the initial observations that data.sample and "
+                "data.full add"
+            )
         features = self.encoder(batch.observations)
         values = self.value_network(features).squeeze(-1)
         next_values = self.value_network(self.encoder(batch.next_observations)).squeeze(-1)
@@ -118,10 +158,30 @@ class Opti(ValueOnly):
         expected = self._expected(features, batch.actions, sampled)
         y = self.scaled((expected - self.lam[..., None]).detach())
         if self.config.expectation == "sample":
-            v_loss = dual_loss(sampled, self.lam, initial, weights, divergence=self.config.divergence, temperature=self.temperature)
+            v_loss = dual_loss(
+                sampled,
+                self.lam,
+                initial,
+                weights,
+                divergence=self.config.divergence,
+                temperature=self.temperature,
+            )
         else:
-            v_loss = envelope_loss(sampled, self.config.divergence.ratio(y), self.lam, initial, weights)
-        head_loss, metrics = self.head_loss(features, batch.actions, sampled[..., : values.shape[-1]], batch.weights)
+            v_loss = envelope_loss(
+                sampled, self.config.divergence.ratio(y), self.lam, initial, weights
+            )
+        head_loss, metrics = self.head_loss(
+            features, batch.actions, sampled[..., : values.shape[-1]], batch.weights
+        )
         self.descend(v_loss + head_loss, step)
-        metrics |= {"v_loss": v_loss.detach(), "mean_ratio_expected": torch.ones_like(v_loss), "lam": self.lam.detach().clone()}
-        return metrics | self.diagnostics(y, expected.detach(), torch.cat([values, values], -1).detach() + self._shift[..., None], weights)
+        metrics |= {
+            "v_loss": v_loss.detach(),
+            "mean_ratio_expected": torch.ones_like(v_loss),
+            "lam": self.lam.detach().clone(),
+        }
+        return metrics | self.diagnostics(
+            y,
+            expected.detach(),
+            torch.cat([values, values], -1).detach() + self._shift[..., None],
+            weights,
+        )

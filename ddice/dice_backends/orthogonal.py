@@ -1,4 +1,6 @@
-"""Orthogonal-gradient DICE (ODICE, arXiv 2402.00348): V alone, with the backward gradient projected off the forward one."""
+"""Orthogonal-gradient DICE (ODICE, arXiv 2402.00348): V alone, with the backward gradient
+projected off the forward one.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +20,51 @@ from ddice.randomness import Seed
 
 
 class OrthogonalDice(ValueOnlyConfig):
-    """L = (1 - lam) V(s) + lam temperature f*((r + gamma V(s') - V(s)) / temperature), in which the gradient through V(s') is orthogonalised."""
+    """L = (1 - lam) V(s) + lam temperature f*((r + gamma V(s') - V(s)) / temperature), in which
+    the gradient through V(s') is orthogonalised.
+    """
 
     kind: Literal["orthogonal"] = "orthogonal"
-    trade_off: float = Field(0.6, gt=0, lt=1, description="lam: weight of the conjugate against the linear term")
-    orthogonal_weight: float = Field(1.0, ge=0, description="eta: weight of the projected backward gradient; 0 is the semi-gradient")
+    trade_off: float = Field(
+        0.6, gt=0, lt=1, description="lam: weight of the conjugate against the linear term"
+    )
+    orthogonal_weight: float = Field(
+        1.0,
+        ge=0,
+        description="eta: weight of the projected backward gradient; 0 is the semi-gradient",
+    )
 
     def build(self, spec: Spec, seed: Seed = 0) -> Orthogonal:
         return Orthogonal(self, spec, seed)
 
 
-def orthogonal_gradient(forward: Sequence[Tensor], backward: Sequence[Tensor], weight: float, seed_axes: int) -> list[Tensor]:
-    """forward + weight * (backward - its projection on forward), over all tensors together, separately for each seed (the leading axes)."""
+def orthogonal_gradient(
+    forward: Sequence[Tensor], backward: Sequence[Tensor], weight: float, seed_axes: int
+) -> list[Tensor]:
+    """forward + weight * (backward - its projection on forward), over all tensors together,
+    separately for each seed (the leading axes).
+    """
 
     def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        return torch.stack([(x * y).flatten(seed_axes).sum(-1) for x, y in zip(a, b, strict=True)]).sum(0)
+        return torch.stack(
+            [(x * y).flatten(seed_axes).sum(-1) for x, y in zip(a, b, strict=True)]
+        ).sum(0)
 
-    share = inner(forward, backward) / inner(forward, forward).clamp(min=torch.finfo(forward[0].dtype).tiny)
+    share = inner(forward, backward) / inner(forward, forward).clamp(
+        min=torch.finfo(forward[0].dtype).tiny
+    )
     return [
-        f + weight * (b - share.reshape(*share.shape, *(1,) * (f.ndim - seed_axes)) * f) for f, b in zip(forward, backward, strict=True)
+        f + weight * (b - share.reshape(*share.shape, *(1,) * (f.ndim - seed_axes)) * f)
+        for f, b in zip(forward, backward, strict=True)
     ]
 
 
 class Orthogonal(ValueOnly):
-    """The trainable V. Ratios (f*)'((r + gamma V(s') - V(s)) / temperature) are state-action ratios, unnormalised.
+    """The trainable V. Ratios (f*)'((r + gamma V(s') - V(s)) / temperature) are state-action
+    ratios, unnormalised.
 
-    In the true-gradient limit E[w (1 - gamma (1 - termination))] = (1 - lam) / lam; the metric `flow_balance` is their quotient.
+    In the true-gradient limit E[w (1 - gamma (1 - termination))] = (1 - lam) / lam; the metric
+    `flow_balance` is their quotient.
     """
 
     config: OrthogonalDice
@@ -53,21 +74,40 @@ class Orthogonal(ValueOnly):
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
-        advantage = self.bootstrap(batch, self.value(batch.next_observations)) - self.value(batch.observations)
+        advantage = self.bootstrap(batch, self.value(batch.next_observations)) - self.value(
+            batch.observations
+        )
         return self.config.divergence.log_ratio(self.scaled(advantage))
 
-    def _gradients(self, batch: Batch, values: Tensor, next_values: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Forward plus projected backward gradient of the conjugate term; an averaged copy stands at the other end of each."""
+    def _gradients(
+        self, batch: Batch, values: Tensor, next_values: Tensor
+    ) -> dict[nn.Parameter, Tensor]:
+        """Forward plus projected backward gradient of the conjugate term; an averaged copy
+        stands at the other end of each.
+        """
         with torch.no_grad():
             averaged = self.target(self.encoder(batch.observations)).squeeze(-1)
             averaged_next = self.target(self.encoder(batch.next_observations)).squeeze(-1)
         scale = self.config.trade_off * self.temperature
         terms = []
-        for advantage in (self.bootstrap(batch, averaged_next) - values, self.bootstrap(batch, next_values) - averaged):
-            terms.append(scale * weighted_mean(self.config.divergence.conjugate(self.scaled(advantage)), batch.weights))
+        for advantage in (
+            self.bootstrap(batch, averaged_next) - values,
+            self.bootstrap(batch, next_values) - averaged,
+        ):
+            terms.append(
+                scale
+                * weighted_mean(
+                    self.config.divergence.conjugate(self.scaled(advantage)), batch.weights
+                )
+            )
         parameters = list(self.value_network.parameters())
-        forward, backward = (torch.autograd.grad(term.sum(), parameters, retain_graph=True, materialize_grads=True) for term in terms)
-        gradient = orthogonal_gradient(forward, backward, self.config.orthogonal_weight, len(self.seed_shape))
+        forward, backward = (
+            torch.autograd.grad(term.sum(), parameters, retain_graph=True, materialize_grads=True)
+            for term in terms
+        )
+        gradient = orthogonal_gradient(
+            forward, backward, self.config.orthogonal_weight, len(self.seed_shape)
+        )
         return dict(zip(parameters, gradient, strict=True))
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
@@ -85,6 +125,14 @@ class Orthogonal(ValueOnly):
         self.descend(linear + head_loss, step, gradients=gradients)
         average(self.target, self.value_network, self.config.polyak)
         y = self.scaled(advantage)
-        flow = self.config.divergence.ratio(y) * torch.where(batch.terminations, 1.0, 1 - self.config.discount)
-        balance = weighted_mean(flow, batch.weights) * self.config.trade_off / (1 - self.config.trade_off)
-        return metrics | {"flow_balance": balance} | self.diagnostics(y, advantage, values.detach(), batch.weights)
+        flow = self.config.divergence.ratio(y) * torch.where(
+            batch.terminations, 1.0, 1 - self.config.discount
+        )
+        balance = (
+            weighted_mean(flow, batch.weights) * self.config.trade_off / (1 - self.config.trade_off)
+        )
+        return (
+            metrics
+            | {"flow_balance": balance}
+            | self.diagnostics(y, advantage, values.detach(), batch.weights)
+        )

@@ -1,4 +1,6 @@
-"""Reward transforms: an ordered list in a backend's configuration, with constants fitted on the data."""
+"""Reward transforms: an ordered list in a backend's configuration, with constants fitted on the
+data.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,25 @@ from ddice.data.spec import RewardSummary
 class _Transform(Config):
     @abstractmethod
     def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
-        """Rewards of any shape -> transformed rewards; `summary` describes the rewards that arrive here."""
+        """Rewards of any shape -> transformed rewards; `summary` describes the rewards that
+        arrive here.
+        """
 
     @abstractmethod
     def summarise(self, summary: RewardSummary) -> RewardSummary:
         """The summary of the transformed rewards, in closed form."""
 
     def absorbing(self, reward: float, summary: RewardSummary) -> float:
-        """The reward of the absorbing state that a termination leads to, where it was `reward` before."""
+        """The reward of the absorbing state that a termination leads to, where it was `reward`
+        before.
+        """
         return float(self.apply(torch.tensor(reward, dtype=torch.float64), summary))
 
 
 def _affine_summary(summary: RewardSummary, factor: float, shift: float) -> RewardSummary:
-    """The summary of factor * r + shift, factor > 0. A shift moves returns by the episode's length: they, and the sign of r, are then unknown."""
+    """The summary of factor * r + shift, factor > 0. A shift moves returns by the episode's
+    length: they, and the sign of r, are then unknown.
+    """
     returns = (summary.min_return, summary.max_return) if shift == 0 else (None, None)
     scaled = [None if value is None else factor * value for value in returns]
     return RewardSummary(
@@ -57,15 +65,23 @@ class Scale(_Transform):
 
 
 class ReturnRange(_Transform):
-    """r * 1000 / (max return - min return) over the episodes of the data (the published choice for locomotion)."""
+    """r * 1000 / (max return - min return) over the episodes of the data (the published choice
+    for locomotion).
+    """
 
     kind: Literal["return_range"] = "return_range"
 
     def _factor(self, summary: RewardSummary) -> float:
         if summary.min_return is None or summary.max_return is None:
-            raise ValueError('"return_range" needs the returns of whole episodes: put it before any shift of rewards, and give data with episodes')
+            raise ValueError(
+                '"return_range" needs the returns of whole episodes: put it before any shift '
+                "of rewards, and give data with episodes"
+            )
         if summary.max_return <= summary.min_return:
-            raise ValueError(f'"return_range" needs episodes of different returns, all are {summary.max_return}: use "scale" or "standardize"')
+            raise ValueError(
+                '"return_range" needs episodes of different returns, all are '
+                f'{summary.max_return}: use "scale" or "standardize"'
+            )
         return 1000 / (summary.max_return - summary.min_return)
 
     def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
@@ -94,7 +110,9 @@ class Standardize(_Transform):
 
 
 class MinusOneZero(_Transform):
-    """0 where r > 0, else -1 (the published choice for AntMaze): must come first. Reaching the goal ends the cost, so absorption costs 0."""
+    """0 where r > 0, else -1 (the published choice for AntMaze): must come first. Reaching the
+    goal ends the cost, so absorption costs 0.
+    """
 
     kind: Literal["minus_one_zero"] = "minus_one_zero"
 
@@ -134,7 +152,8 @@ def _from_name(value: Any) -> Any:
 
 
 RewardTransform = Annotated[
-    Annotated[Scale | ReturnRange | Standardize | MinusOneZero, Field(discriminator="kind")], BeforeValidator(_from_name)
+    Annotated[Scale | ReturnRange | Standardize | MinusOneZero, Field(discriminator="kind")],
+    BeforeValidator(_from_name),
 ]
 
 

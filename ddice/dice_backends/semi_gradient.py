@@ -1,6 +1,8 @@
-"""Semi-gradient DICE: a (Q, V) pair whose ratio w = (f*)'((Q - V) / temperature) is the action ratio pi*(a | s) / pi_D(a | s).
+"""Semi-gradient DICE: a (Q, V) pair whose ratio w = (f*)'((Q - V) / temperature) is the action
+ratio pi*(a | s) / pi_D(a | s).
 
-Source: Diffusion-DICE, arXiv 2407.20109, equations for V and Q; f-DICE is the same pair with another divergence.
+Source: Diffusion-DICE, arXiv 2407.20109, equations for V and Q; f-DICE is the same pair with
+another divergence.
 """
 
 from __future__ import annotations
@@ -16,24 +18,48 @@ from torch import Tensor
 
 from ddice import loop
 from ddice.data import Batch, Spec
-from ddice.dice_backends.base import AdvantageHead, Backend, BackendConfig, QConfig, QFunction, RatioKind, clipped_targets, ratio_metrics
+from ddice.dice_backends.base import (
+    AdvantageHead,
+    Backend,
+    BackendConfig,
+    QConfig,
+    QFunction,
+    RatioKind,
+    clipped_targets,
+    ratio_metrics,
+)
 from ddice.divergences import Divergence, FDivergence, Piecewise
 from ddice.networks import MLP
 from ddice.part import average, weighted_mean
 from ddice.randomness import Seed
 
 
-def value_loss(y: Tensor, values: Tensor, temperature: Tensor, divergence: FDivergence, value_weight: float, weights: Tensor) -> Tensor:
-    """Weighted mean of f*(y) + value_weight V / temperature, with y = (Q - V) / temperature differentiable in V.
+def value_loss(
+    y: Tensor,
+    values: Tensor,
+    temperature: Tensor,
+    divergence: FDivergence,
+    value_weight: float,
+    weights: Tensor,
+) -> Tensor:
+    """Weighted mean of f*(y) + value_weight V / temperature, with y = (Q - V) / temperature
+    differentiable in V.
 
-    Stationary where E[(f*)'(y) | s] = value_weight: the mean ratio of every state. y, values, weights (*seeds, B); temperature (*seeds).
+    Stationary where E[(f*)'(y) | s] = value_weight: the mean ratio of every state. y, values,
+    weights (*seeds, B); temperature (*seeds).
     """
-    return weighted_mean(divergence.conjugate(y) + value_weight * values / temperature[..., None], weights)
+    return weighted_mean(
+        divergence.conjugate(y) + value_weight * values / temperature[..., None], weights
+    )
 
 
 class _SemiGradientConfig(BackendConfig):
     value_weight: float | Literal["one_minus_discount"] = Field(
-        1.0, description='coefficient of V, and the mean ratio of every state; "one_minus_discount" follows the printed equation'
+        1.0,
+        description=(
+            'coefficient of V, and the mean ratio of every state; "one_minus_discount" follows '
+            "the printed equation"
+        ),
     )
 
     @property
@@ -44,14 +70,22 @@ class _SemiGradientConfig(BackendConfig):
     @property
     def expected_ratio(self) -> float:
         """What E[w | s] must be."""
-        return 1 - self.discount if self.value_weight == "one_minus_discount" else float(self.value_weight)
+        return (
+            1 - self.discount
+            if self.value_weight == "one_minus_discount"
+            else float(self.value_weight)
+        )
 
 
 class _PairConfig(_SemiGradientConfig):
     critic: MLP = Field(MLP(), description="network of Q(s, a)")
     critic_members: int = Field(2, ge=1, description="Q networks whose minimum enters the ratio")
     selector: Literal["critic", "ensemble", "advantage"] = Field(
-        "critic", description="which Q ranks candidates: the averaged critic, a separate ensemble of it, or V plus a regressed advantage"
+        "critic",
+        description=(
+            "which Q ranks candidates: the averaged critic, a separate ensemble of it, or V "
+            "plus a regressed advantage"
+        ),
     )
     ensemble_members: int = Field(10, ge=1, description='members of the "ensemble" selector')
     advantage: AdvantageHead = Field(AdvantageHead(), description='the "advantage" selector')
@@ -61,7 +95,9 @@ class _PairConfig(_SemiGradientConfig):
 
 
 class PiecewiseF(_PairConfig):
-    """Diffusion-DICE's backend: f = x log x - x + 1 below 1 and (x - 1)^2 above, so ratios are positive and grow linearly."""
+    """Diffusion-DICE's backend: f = x log x - x + 1 below 1 and (x - 1)^2 above, so ratios are
+    positive and grow linearly.
+    """
 
     kind: Literal["piecewise_f"] = "piecewise_f"
 
@@ -74,7 +110,9 @@ class FDice(_PairConfig):
     """The same pair with any divergence."""
 
     kind: Literal["f_dice"] = "f_dice"
-    divergence: Divergence = Field(Piecewise(), description='a name, such as "kl", or "module:function" of your own f')
+    divergence: Divergence = Field(
+        Piecewise(), description='a name, such as "kl", or "module:function" of your own f'
+    )
 
     @property
     def f(self) -> FDivergence:
@@ -82,7 +120,9 @@ class FDice(_PairConfig):
 
 
 class SemiGradient(Backend):
-    """The trainable (Q, V) pair: min over V of E[f*((Q - V) / temperature) + c V / temperature], min over Q of E[(r + gamma V(s') - Q)^2]."""
+    """The trainable (Q, V) pair: min over V of E[f*((Q - V) / temperature) + c V / temperature],
+    min over Q of E[(r + gamma V(s') - Q)^2].
+    """
 
     config: _PairConfig
     ratio_kind: ClassVar[RatioKind] = "action"
@@ -91,19 +131,26 @@ class SemiGradient(Backend):
         super().__init__(config, spec, seed)
         if config.value_weight == "one_minus_discount":
             warnings.warn(
-                f"value_weight 1 - discount forces a mean ratio of {config.expected_ratio:.3g} in every state and adds about "
-                "-temperature * log(1 - discount) / (1 - discount) to every value: values are then no returns",
+                f"value_weight 1 - discount forces a mean ratio of {config.expected_ratio:.3g} "
+                "in every state and adds about -temperature * log(1 - discount) / (1 - "
+                "discount) to every value: values are then no returns",
                 stacklevel=4,
             )
         self.values_are_returns = config.expected_ratio == 1
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
-        self.critic = config.critic.build(inputs, 1, seed=seed, stream="critic", members=(config.critic_members,))
+        self.critic = config.critic.build(
+            inputs, 1, seed=seed, stream="critic", members=(config.critic_members,)
+        )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.head = None
         if config.selector == "ensemble":
-            self.head = config.critic.build(inputs, 1, seed=seed, stream="ensemble", members=(config.ensemble_members,))
+            self.head = config.critic.build(
+                inputs, 1, seed=seed, stream="ensemble", members=(config.ensemble_members,)
+            )
         elif config.selector == "advantage":
-            self.head = config.advantage.network.build(inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,))
+            self.head = config.advantage.network.build(
+                inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,)
+            )
 
     @property
     def q(self) -> QFunction:
@@ -111,7 +158,9 @@ class SemiGradient(Backend):
         critic = self.head or self.target
         network = self.config.advantage.network if advantage else self.config.critic
         value = self.config.value if advantage else None
-        settings = QConfig(critic=network, members=critic.members[-1], value=value, encoder=self.config.encoder)
+        settings = QConfig(
+            critic=network, members=critic.members[-1], value=value, encoder=self.config.encoder
+        )
         return QFunction(settings, self.encoder, critic, self.value_network if advantage else None)
 
     def _members(self, x: Tensor) -> Tensor:
@@ -127,7 +176,11 @@ class SemiGradient(Backend):
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
         features = self.encoder(batch.observations)
-        return self.config.f.log_ratio(self._scaled_advantage(features, batch.actions, self.value_network(features).squeeze(-1)))
+        return self.config.f.log_ratio(
+            self._scaled_advantage(
+                features, batch.actions, self.value_network(features).squeeze(-1)
+            )
+        )
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """One joint step of V, Q and the selector; the target of Q uses the live V."""
@@ -139,7 +192,14 @@ class SemiGradient(Backend):
         returns = self.warm_start_target(batch, step)
         y = self._scaled_advantage(features, batch.actions, values)
         if returns is None:
-            v_loss = value_loss(y, values, self.temperature, self.config.f, self.config.expected_ratio, batch.weights)
+            v_loss = value_loss(
+                y,
+                values,
+                self.temperature,
+                self.config.f,
+                self.config.expected_ratio,
+                batch.weights,
+            )
         else:
             targets, v_loss = returns, weighted_mean((values - returns).square(), batch.weights)
         inputs = self._members(features), self._members(batch.actions)
@@ -157,14 +217,20 @@ class SemiGradient(Backend):
             loss, metrics["selector_loss"] = loss + head_loss, head_loss.detach()
         self.descend(loss, step)
         average(self.target, self.critic, 1.0 if returns is not None else self.config.polyak)
-        return metrics | self._diagnostics(y.detach(), values.detach(), errors.detach(), batch, adapt=returns is None)
+        return metrics | self._diagnostics(
+            y.detach(), values.detach(), errors.detach(), batch, adapt=returns is None
+        )
 
-    def _diagnostics(self, y: Tensor, values: Tensor, errors: Tensor, batch: Batch, *, adapt: bool) -> dict[str, Tensor]:
+    def _diagnostics(
+        self, y: Tensor, values: Tensor, errors: Tensor, batch: Batch, *, adapt: bool
+    ) -> dict[str, Tensor]:
         metrics = ratio_metrics(self.config.f.log_ratio(y), batch.weights)
         if adapt:
             self.adapt_temperature(metrics["effective_sample_size"])
         return metrics | {
-            "mean_ratio_expected": torch.full_like(metrics["mean_ratio"], self.config.expected_ratio),
+            "mean_ratio_expected": torch.full_like(
+                metrics["mean_ratio"], self.config.expected_ratio
+            ),
             "cut_rate": weighted_mean(self.config.f.past_cut(y).to(y.dtype), batch.weights),
             "td_error": weighted_mean(errors.abs(), self._members(batch.weights)).mean(-1),
             "value": weighted_mean(values, batch.weights),

@@ -1,8 +1,9 @@
 """From an action ratio w(a | s) to a state-action ratio: the state factor that makes it a flow.
 
-Semi-gradient pairs learn w(a | s) = pi(a | s) / pi_D(a | s). Off-policy evaluation needs d^pi(s, a) / d^D(s, a). Following the two stages of
-arXiv 2504.13368 - first the action ratio, then off-policy evaluation of the policy it defines recovers the state-action ratio - this part learns
-eta(s) with w(a | s) eta(s) = d^pi(s, a) / d^D(s, a).
+Semi-gradient pairs learn w(a | s) = pi(a | s) / pi_D(a | s). Off-policy evaluation needs d^pi(s, a)
+/ d^D(s, a). Following the two stages of arXiv 2504.13368 - first the action ratio, then off-policy
+evaluation of the policy it defines recovers the state-action ratio - this part learns eta(s) with
+w(a | s) eta(s) = d^pi(s, a) / d^D(s, a).
 """
 
 from __future__ import annotations
@@ -37,38 +38,58 @@ class ActionRatio(Protocol):
 
 
 def correction_loss(advantage: Tensor, factor: Tensor, initial: Tensor, weights: Tensor) -> Tensor:
-    """initial + E[eta(s) w (gamma (1 - d) U(s') - U(s))] with fixed factors eta, per seed: the gradient in U of the dual
+    """initial + E[eta(s) w (gamma (1 - d) U(s') - U(s))] with fixed factors eta, per seed: the
+    gradient in U of the dual
 
-        min over U of (1 - gamma) E_mu0[U] + E_{s ~ d^D}[f*(E[w (gamma (1 - d) U(s') - U(s)) | s])],    eta = (f*)'(that expectation),
+        min over U of (1 - gamma) E_mu0[U] + E_{s ~ d^D}[f*(E[w (gamma (1 - d) U(s') - U(s)) | s])],
+        eta = (f*)'(that expectation),
 
-    whose primal is min over eta >= 0 of E_{s ~ d^D}[f(eta(s))] under the Bellman flow of w eta. `initial` is (1 - gamma) E_mu0[U], (*seeds);
-    advantage = w (gamma (1 - d) U(s') - U(s)), factor and weights (*seeds, B).
+    whose primal is min over eta >= 0 of E_{s ~ d^D}[f(eta(s))] under the Bellman flow of w eta.
+    `initial` is (1 - gamma) E_mu0[U], (*seeds); advantage = w (gamma (1 - d) U(s') - U(s)), factor
+    and weights (*seeds, B).
     """
     return initial + weighted_mean(factor * advantage, weights)
 
 
 class StateCorrection(Config):
-    """Learns eta(s) > 0 for the action ratios of a trained backend; the flow alone fixes it, whatever the divergence.
+    """Learns eta(s) > 0 for the action ratios of a trained backend; the flow alone fixes it,
+    whatever the divergence.
 
-    Behind a termination nothing follows (U = 0, no mass is counted there): E_D[w eta] is then (1 - gamma) times the expected discounted number of
-    steps, 1 without terminations. w need not have mean 1 per state: the policy is pi proportional to pi_D w, and eta absorbs the rest.
+    Behind a termination nothing follows (U = 0, no mass is counted there): E_D[w eta] is then (1 -
+    gamma) times the expected discounted number of steps, 1 without terminations. w need not have
+    mean 1 per state: the policy is pi proportional to pi_D w, and eta absorbs the rest.
     """
 
     kind: Literal["state_correction"] = "state_correction"
-    discount: float | None = Field(None, ge=0, lt=1, description="None: the discount of the backend")
-    divergence: Divergence = Field(SoftChi2(), description="shapes the way to the solution; it must keep eta positive: not (half_)pearson")
+    discount: float | None = Field(
+        None, ge=0, lt=1, description="None: the discount of the backend"
+    )
+    divergence: Divergence = Field(
+        SoftChi2(),
+        description="shapes the way to the solution; it must keep eta positive: not (half_)pearson",
+    )
     potential: MLP = Field(MLP(), description="network of U(s)")
-    factor: MLP = Field(MLP(), description="network of (f')(eta(s)), regressed on the advantage of U")
+    factor: MLP = Field(
+        MLP(), description="network of (f')(eta(s)), regressed on the advantage of U"
+    )
     encoder: FlattenEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
 
     def build(self, spec: Spec, seed: Seed = 0, *, backend: ActionRatio) -> CorrectedRatio:
-        """Raises ValueError without initial observations, and for a backend whose ratios are state-action ratios already."""
+        """Raises ValueError without initial observations, and for a backend whose ratios are
+        state-action ratios already.
+        """
         if not spec.has_initial:
-            raise ValueError("StateCorrection needs initial observations: give whole episodes, or the array `initial_observations`")
+            raise ValueError(
+                "StateCorrection needs initial observations: give whole episodes, or the array "
+                "`initial_observations`"
+            )
         if backend.ratio_kind != "action":
-            raise ValueError(f"expected a backend with action ratios, got {backend.ratio_kind!r} ratios: these need no correction")
+            raise ValueError(
+                f"expected a backend with action ratios, got {backend.ratio_kind!r} ratios: "
+                "these need no correction"
+            )
         return CorrectedRatio(self, spec, seed, backend)
 
     def fit(
@@ -85,15 +106,20 @@ class StateCorrection(Config):
     ) -> CorrectedRatio:
         """Build and train for `steps` steps; see `Part.fit`. The backend is read, never trained."""
         part = self.build(data.spec, seed, backend=backend).to(loop.resolve_device(device))
-        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        return part.fit(
+            data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint
+        )
 
 
 class CorrectedRatio(Part):
-    """U(s), the regression of its advantage, and the backend they correct; `log_ratio` = log w(a | s) + log eta(s)."""
+    """U(s), the regression of its advantage, and the backend they correct; `log_ratio` = log w(a
+    | s) + log eta(s).
+    """
 
     config: StateCorrection
     backend: Any
-    # Momentum makes U and the factor chase each other: with Adam's usual betas tables were still 5 to 10 % off after 1000 steps, with these 0.2 %.
+    # Momentum makes U and the factor chase each other: with Adam's usual betas tables were still 5
+    # to 10 % off after 1000 steps, with these 0.2 %.
     betas = (0.5, 0.99)
     ratio_kind: ClassVar[RatioKind] = "state-action"
     starts_from: ClassVar[Literal["initial", "data"]] = "initial"
@@ -101,14 +127,26 @@ class CorrectedRatio(Part):
 
     def __init__(self, config: StateCorrection, spec: Spec, seed: Seed, backend: ActionRatio):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
-        object.__setattr__(self, "backend", backend)  # not a submodule: its parameters are neither trained nor saved here
-        discount = getattr(getattr(backend, "config", None), "discount", None) if config.discount is None else config.discount
+        object.__setattr__(
+            self, "backend", backend
+        )  # not a submodule: its parameters are neither trained nor saved here
+        discount = (
+            getattr(getattr(backend, "config", None), "discount", None)
+            if config.discount is None
+            else config.discount
+        )
         if discount is None:
-            raise ValueError("the backend has no discount of its own: give one, StateCorrection(discount=0.99)")
+            raise ValueError(
+                "the backend has no discount of its own: give one, StateCorrection(discount=0.99)"
+            )
         self.discount = float(discount)
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        self.potential = config.potential.build({"features": self.encoder.size}, 1, seed=seed, stream="potential")
-        self.factor = config.factor.build({"features": self.encoder.size}, 1, seed=seed, stream="factor")
+        self.potential = config.potential.build(
+            {"features": self.encoder.size}, 1, seed=seed, stream="potential"
+        )
+        self.factor = config.factor.build(
+            {"features": self.encoder.size}, 1, seed=seed, stream="factor"
+        )
 
     @property
     def has_q(self) -> bool:
@@ -153,9 +191,17 @@ class CorrectedRatio(Part):
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """One joint step of U and the factor. Raises ValueError without initial observations."""
         if batch.initial is None:
-            raise ValueError("StateCorrection needs batch.initial, the initial observations that data.sample and data.full add")
-        features, following, first = (self.encoder(x) for x in (batch.observations, batch.next_observations, batch.initial.observations))
-        potential, next_potential, initial_potential = (self.potential(x).squeeze(-1) for x in (features, following, first))
+            raise ValueError(
+                "StateCorrection needs batch.initial, the initial observations that "
+                "data.sample and data.full add"
+            )
+        features, following, first = (
+            self.encoder(x)
+            for x in (batch.observations, batch.next_observations, batch.initial.observations)
+        )
+        potential, next_potential, initial_potential = (
+            self.potential(x).squeeze(-1) for x in (features, following, first)
+        )
         action_log_ratio = self.backend.log_ratio(batch).detach()
         stays = self.discount * torch.where(batch.terminations, 0.0, next_potential)
         advantage = torch.exp(action_log_ratio) * (stays - potential)
@@ -166,9 +212,12 @@ class CorrectedRatio(Part):
         factor_loss = weighted_mean((y - advantage.detach()).square(), batch.weights)
         self.descend(loss + factor_loss, step)
         metrics = ratio_metrics(action_log_ratio + log_eta, batch.weights)
-        counted = torch.exp(action_log_ratio + log_eta) * torch.where(batch.terminations, 1.0, 1 - self.discount)
+        counted = torch.exp(action_log_ratio + log_eta) * torch.where(
+            batch.terminations, 1.0, 1 - self.discount
+        )
         return metrics | {
             "correction_loss": loss.detach(),
             "factor_loss": factor_loss.detach(),
-            "flow_balance": weighted_mean(counted, batch.weights) / (1 - self.discount),  # 1 when mass is conserved
+            "flow_balance": weighted_mean(counted, batch.weights)
+            / (1 - self.discount),  # 1 when mass is conserved
         }

@@ -1,4 +1,6 @@
-"""Backends that learn V alone, and Q only as V plus a regressed advantage e(s, a) = E[r + gamma V(s')] - V(s)."""
+"""Backends that learn V alone, and Q only as V plus a regressed advantage e(s, a) = E[r + gamma
+V(s')] - V(s).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from torch import Tensor
 
 from ddice import loop
 from ddice.data import Batch, Spec
-from ddice.dice_backends.base import AdvantageHead, Backend, BackendConfig, QConfig, QFunction, RatioKind, clipped_targets, ratio_metrics
+from ddice.dice_backends.base import (
+    AdvantageHead,
+    Backend,
+    BackendConfig,
+    QConfig,
+    QFunction,
+    RatioKind,
+    clipped_targets,
+    ratio_metrics,
+)
 from ddice.dice_backends.semi_gradient import value_loss
 from ddice.divergences import Divergence, Piecewise
 from ddice.part import average, weighted_mean
@@ -21,8 +32,12 @@ from ddice.randomness import Seed
 class ValueOnlyConfig(BackendConfig):
     """The fields of the backends that learn V alone."""
 
-    divergence: Divergence = Field(Piecewise(), description='a name, such as "kl", or "module:function" of your own f')
-    advantage: AdvantageHead = Field(AdvantageHead(), description="the regression e(s, a) that makes Q = V + e")
+    divergence: Divergence = Field(
+        Piecewise(), description='a name, such as "kl", or "module:function" of your own f'
+    )
+    advantage: AdvantageHead = Field(
+        AdvantageHead(), description="the regression e(s, a) that makes Q = V + e"
+    )
 
 
 class ValueOnly(Backend):
@@ -34,12 +49,17 @@ class ValueOnly(Backend):
         super().__init__(config, spec, seed)
         self.target = copy.deepcopy(self.value_network).requires_grad_(False)
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
-        self.head = config.advantage.network.build(inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,))
+        self.head = config.advantage.network.build(
+            inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,)
+        )
 
     @property
     def q(self) -> QFunction:
         settings = QConfig(
-            critic=self.config.advantage.network, members=self.config.advantage.members, value=self.config.value, encoder=self.config.encoder
+            critic=self.config.advantage.network,
+            members=self.config.advantage.members,
+            value=self.config.value,
+            encoder=self.config.encoder,
         )
         return QFunction(settings, self.encoder, self.head, self.value_network)
 
@@ -48,9 +68,15 @@ class ValueOnly(Backend):
         axis = len(self.seed_shape)
         return self.head(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
 
-    def head_loss(self, features: Tensor, actions: Tensor, advantage: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the head to clipped advantages (*seeds, B), summed over members; and its metrics."""
-        targets, clip_rate = clipped_targets(advantage.detach(), weights, self.config.advantage.clip_deviations)
+    def head_loss(
+        self, features: Tensor, actions: Tensor, advantage: Tensor, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of the head to clipped advantages (*seeds, B), summed over members; and
+        its metrics.
+        """
+        targets, clip_rate = clipped_targets(
+            advantage.detach(), weights, self.config.advantage.clip_deviations
+        )
         axis = len(self.seed_shape)
         errors = self.predicted_advantage(features, actions) - targets.unsqueeze(axis)
         loss = weighted_mean(errors.square(), weights.unsqueeze(axis)).sum(-1)
@@ -63,8 +89,12 @@ class ValueOnly(Backend):
         average(self.target, self.value_network, 1.0)
         return {"warm_start_loss": loss.detach()}
 
-    def diagnostics(self, y: Tensor, advantage: Tensor, values: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Metrics of ratios at y = advantage / temperature, after which the temperature adapts; all (*seeds, B) and detached."""
+    def diagnostics(
+        self, y: Tensor, advantage: Tensor, values: Tensor, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """Metrics of ratios at y = advantage / temperature, after which the temperature adapts;
+        all (*seeds, B) and detached.
+        """
         metrics = ratio_metrics(self.config.divergence.log_ratio(y), weights)
         self.adapt_temperature(metrics["effective_sample_size"])
         return metrics | {
@@ -76,17 +106,22 @@ class ValueOnly(Backend):
 
 
 class DeterministicDice(ValueOnlyConfig):
-    """Semi-gradient DICE on V alone, r + gamma V(s') in place of Q: right for deterministic dynamics only, where it learns far quicker."""
+    """Semi-gradient DICE on V alone, r + gamma V(s') in place of Q: right for deterministic
+    dynamics only, where it learns far quicker.
+    """
 
     kind: Literal["deterministic"] = "deterministic"
-    value_weight: float = Field(1.0, gt=0, description="coefficient of V, and the mean ratio of every state")
+    value_weight: float = Field(
+        1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
+    )
 
     def build(self, spec: Spec, seed: Seed = 0) -> Deterministic:
         return Deterministic(self, spec, seed)
 
 
 class Deterministic(ValueOnly):
-    """min over V of E[f*(y) + c V / temperature], y = (r + gamma V_target(s') - V(s)) / temperature. Action ratio.
+    """min over V of E[f*(y) + c V / temperature], y = (r + gamma V_target(s') - V(s)) /
+    temperature. Action ratio.
 
     In stochastic dynamics y carries the noise of s', and the ratio prefers lucky transitions.
     """
@@ -100,12 +135,16 @@ class Deterministic(ValueOnly):
 
     def _advantage(self, batch: Batch, values: Tensor) -> Tensor:
         with torch.no_grad():
-            targets = self.bootstrap(batch, self.target(self.encoder(batch.next_observations)).squeeze(-1))
+            targets = self.bootstrap(
+                batch, self.target(self.encoder(batch.next_observations)).squeeze(-1)
+            )
         return targets - values
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
-        return self.config.divergence.log_ratio(self.scaled(self._advantage(batch, self.value(batch.observations))))
+        return self.config.divergence.log_ratio(
+            self.scaled(self._advantage(batch, self.value(batch.observations)))
+        )
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """One joint step of V and the advantage head."""
@@ -116,10 +155,19 @@ class Deterministic(ValueOnly):
         values = self.value_network(features).squeeze(-1)
         advantage = self._advantage(batch, values)
         y = self.scaled(advantage)
-        v_loss = value_loss(y, values, self.temperature, self.config.divergence, self.config.value_weight, batch.weights)
+        v_loss = value_loss(
+            y,
+            values,
+            self.temperature,
+            self.config.divergence,
+            self.config.value_weight,
+            batch.weights,
+        )
         head_loss, metrics = self.head_loss(features, batch.actions, advantage, batch.weights)
         self.descend(v_loss + head_loss, step)
         average(self.target, self.value_network, self.config.polyak)
         expected = torch.full_like(v_loss.detach(), self.config.value_weight)
-        diagnostics = self.diagnostics(y.detach(), advantage.detach(), values.detach(), batch.weights)
+        diagnostics = self.diagnostics(
+            y.detach(), advantage.detach(), values.detach(), batch.weights
+        )
         return {"v_loss": v_loss.detach(), "mean_ratio_expected": expected} | metrics | diagnostics

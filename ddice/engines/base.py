@@ -17,7 +17,9 @@ QCallable = Callable[[Tensor, Tensor], Tensor]
 
 
 class Parts(NamedTuple):
-    """What makes a decision: K = `candidates` of the sampler, within the bounds before q scores them or after, and one of them selected."""
+    """What makes a decision: K = `candidates` of the sampler, within the bounds before q scores
+    them or after, and one of them selected.
+    """
 
     sampler: Sampler
     q: QCallable | None
@@ -27,7 +29,9 @@ class Parts(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a decision gives: actions (B, A) in [-1, 1], all candidates (B, K, A) as the sampler made them, and which were chosen (B)."""
+    """What a decision gives: actions (B, A) in [-1, 1], all candidates (B, K, A) as the sampler
+    made them, and which were chosen (B).
+    """
 
     actions: Tensor
     candidates: Tensor
@@ -35,7 +39,9 @@ class Choice(NamedTuple):
 
 
 class Engine(ABC):
-    """Runs whole decisions of one policy. Calls from several threads wait for each other: an engine owns its buffers."""
+    """Runs whole decisions of one policy. Calls from several threads wait for each other: an
+    engine owns its buffers.
+    """
 
     name: ClassVar[str]
 
@@ -46,7 +52,8 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
-        """One call: observations (B, S), noise (B, K, A), uniform numbers (B,) for a softmax sample; B * K <= rows_per_call unless B = 1.
+        """One call: observations (B, S), noise (B, K, A), uniform numbers (B,) for a softmax
+        sample; B * K <= rows_per_call unless B = 1.
 
         The tensors are on one device, and so are those of the choice, which nobody overwrites.
         """
@@ -61,31 +68,46 @@ class Engine(ABC):
     def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
         """`run` in chunks of at most `rows_per_call` candidates, so that memory stays bounded.
 
-        Where the device runs out of memory, chunks become half as large, for good. Raises torch.OutOfMemoryError where one state does not fit,
-        ValueError without states and for inputs of different numbers of states.
+        Where the device runs out of memory, chunks become half as large, for good. Raises
+        torch.OutOfMemoryError where one state does not fit, ValueError without states and for
+        inputs of different numbers of states.
         """
         if not len(observations):
             raise ValueError("expected at least one observation, got an empty batch")
         for name, given in (("noise", noise), ("uniform numbers", uniform)):
             if given is not None and len(given) != len(observations):
-                raise ValueError(f"expected {name} for {len(observations)} states, got them for {len(given)}")
+                raise ValueError(
+                    f"expected {name} for {len(observations)} states, got them for {len(given)}"
+                )
         whole: Choice | None = None
         start = 0
         with self._lock, torch.inference_mode():
-            inputs = [None if tensor is None else self.place(tensor, noise.device) for tensor in (observations, noise, uniform)]
+            inputs = [
+                None if tensor is None else self.place(tensor, noise.device)
+                for tensor in (observations, noise, uniform)
+            ]
             while start < len(noise):
                 size = max(1, self.rows_per_call // noise.shape[1])
                 rows = slice(start, start + size)
                 try:
-                    choice = self.run(*(None if tensor is None else tensor[rows] for tensor in inputs))  # type: ignore[arg-type]
+                    choice = self.run(
+                        *(None if tensor is None else tensor[rows] for tensor in inputs)
+                    )  # type: ignore[arg-type]
                 except torch.OutOfMemoryError as error:
-                    reason = str(error)  # not the error: it holds the frames, and these the tensors, of the call that failed
+                    reason = str(
+                        error
+                        # not the error: it holds the frames, and these the tensors, of the call
+                        # that failed
+                    )
                 else:
                     with torch.inference_mode(False):  # copies, which gradients may flow on from
                         if size >= len(noise):
                             return Choice(*(part.clone() for part in choice))
-                        # At once: many small results that are kept would pin the memory between them.
-                        whole = whole or Choice(*(part.new_empty(len(noise), *part.shape[1:]) for part in choice))
+                        # At once: many small results that are kept would pin the memory between
+                        # them.
+                        whole = whole or Choice(
+                            *(part.new_empty(len(noise), *part.shape[1:]) for part in choice)
+                        )
                     for all_rows, part in zip(whole, choice, strict=True):
                         all_rows[rows] = part
                     start += size
@@ -95,19 +117,24 @@ class Engine(ABC):
         return whole
 
     def _halve(self, states: int, candidates: int, reason: str) -> None:
-        """Half as many rows in every later call, and all memory given back. Says so once; raises where there is nothing to halve."""
+        """Half as many rows in every later call, and all memory given back. Says so once; raises
+        where there is nothing to halve.
+        """
         self.free()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if states == 1:
             raise torch.OutOfMemoryError(
-                f"one state with its {candidates} candidates does not fit into memory: use fewer candidates, or free memory of the device ({reason})"
+                f"one state with its {candidates} candidates does not fit into memory: use "
+                f"fewer candidates, or free memory of the device ({reason})"
             )
         self.rows_per_call = states // 2 * candidates
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"out of memory with {states} states x {candidates} candidates: engine {self.name!r} goes on with at most {states // 2} at once, "
-                f"and with fewer where they do not fit; rows_per_call={self.rows_per_call} asks for that from the start",
+                f"out of memory with {states} states x {candidates} candidates: engine "
+                f"{self.name!r} goes on with at most {states // 2} at once, and with fewer "
+                f"where they do not fit; rows_per_call={self.rows_per_call} asks for that from "
+                "the start",
                 stacklevel=5,
             )

@@ -1,7 +1,8 @@
 """Decisions as programs.
 
-The plans of a policy's networks become instructions by partial evaluation. The gradient of the guidance is part of the body, written by hand from the
-same plan. Every solver is linear in the noise and the predictions, so it is one matrix.
+The plans of a policy's networks become instructions by partial evaluation. The gradient of the
+guidance is part of the body, written by hand from the same plan. Every solver is linear in the
+noise and the predictions, so it is one matrix.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from ddice.solvers import Solver
 CHECK_TOLERANCE = 1e-6  # of the check that a solver is linear, in float64
 
 
-def add_network(program: Program, network: Network, inputs: Mapping[str, str]) -> tuple[dict[str, str], list[Layer]]:
-    """Append a network whose inputs are these values; where each of its values is found in the program, and its plan."""
+def add_network(
+    program: Program, network: Network, inputs: Mapping[str, str]
+) -> tuple[dict[str, str], list[Layer]]:
+    """Append a network whose inputs are these values; where each of its values is found in the
+    program, and its plan.
+    """
     names, plan = dict(inputs), network.plan()
     for layer in plan:
         if layer.op not in get_args(Operation):
@@ -37,7 +42,9 @@ def add_network(program: Program, network: Network, inputs: Mapping[str, str]) -
         elif layer.op in ("add", "concat", "relu", "silu"):
             names[layer.output] = program.emit(layer.op, values, size)
         else:
-            weights = tuple(weight.detach() for weight in (layer.weight, layer.bias) if weight is not None)
+            weights = tuple(
+                weight.detach() for weight in (layer.weight, layer.bias) if weight is not None
+            )
             names[layer.output] = program.emit(layer.op, values, size, weights=weights)
     return names, plan
 
@@ -48,23 +55,40 @@ def _linear(program: Program, layer: Layer, values: tuple[str, ...], size: int) 
     assert layer.bias is not None
     weights = layer.weight.detach().split([program.sizes[name] for name in values], dim=-2)
     row = program.constant(layer.bias.detach()[..., None, None, :])
-    for inside in ([n for n in values if n in program.constants], [n for n in values if n not in program.constants and n not in program.in_body]):
+    for inside in (
+        [n for n in values if n in program.constants],
+        [n for n in values if n not in program.constants and n not in program.in_body],
+    ):
         if inside:
-            row = program.emit("linear", tuple(inside), size, weights=tuple(w for n, w in zip(values, weights, strict=True) if n in inside), row=row)
+            row = program.emit(
+                "linear",
+                tuple(inside),
+                size,
+                weights=tuple(w for n, w in zip(values, weights, strict=True) if n in inside),
+                row=row,
+            )
     rest = [(n, w) for n, w in zip(values, weights, strict=True) if n in program.in_body]
     if not rest:
         return row
-    return program.emit("linear", tuple(n for n, _ in rest), size, weights=tuple(w for _, w in rest), row=row)
+    return program.emit(
+        "linear", tuple(n for n, _ in rest), size, weights=tuple(w for _, w in rest), row=row
+    )
 
 
-def add_gradient(program: Program, network: Network, inputs: Mapping[str, str], wrt: str, factor: Tensor) -> str:
-    """Append factor (T) times the gradient of the network's summed outputs in its input `wrt`; the name of the gradient."""
+def add_gradient(
+    program: Program, network: Network, inputs: Mapping[str, str], wrt: str, factor: Tensor
+) -> str:
+    """Append factor (T) times the gradient of the network's summed outputs in its input `wrt`;
+    the name of the gradient.
+    """
     names, plan = add_network(program, network, inputs)
     depends = {wrt}
     for layer in plan:
         if depends & set(layer.inputs):
             depends.add(layer.output)
-    seed = program.constant(factor[:, None, None].expand(-1, 1, network.sizes[plan[-1].output]).contiguous())
+    seed = program.constant(
+        factor[:, None, None].expand(-1, 1, network.sizes[plan[-1].output]).contiguous()
+    )
     gradients = {plan[-1].output: [seed]}
     for layer in reversed(plan):
         if layer.output not in gradients or layer.output not in depends:
@@ -75,22 +99,33 @@ def add_gradient(program: Program, network: Network, inputs: Mapping[str, str], 
             columns = (start, start + network.sizes[name])
             start = columns[1]
             if name in depends:
-                gradients.setdefault(name, []).append(_backward(program, layer, names[name], gradient, columns))
+                gradients.setdefault(name, []).append(
+                    _backward(program, layer, names[name], gradient, columns)
+                )
     if wrt not in gradients:
         return program.constant(factor.new_zeros(1, 1, network.sizes[wrt]))
     return _total(program, gradients[wrt])
 
 
 def _total(program: Program, terms: list[str]) -> str:
-    return terms[0] if len(terms) == 1 else program.emit("add", tuple(terms), program.sizes[terms[0]])
+    return (
+        terms[0] if len(terms) == 1 else program.emit("add", tuple(terms), program.sizes[terms[0]])
+    )
 
 
-def _backward(program: Program, layer: Layer, x: str, gradient: str, columns: tuple[int, int]) -> str:
+def _backward(
+    program: Program, layer: Layer, x: str, gradient: str, columns: tuple[int, int]
+) -> str:
     """The gradient in one input x of one layer, from the gradient in its output."""
     size = columns[1] - columns[0]
     if layer.op == "linear":
         assert layer.weight is not None
-        return program.emit("linear", (gradient,), size, weights=(layer.weight.detach()[..., columns[0] : columns[1], :].mT.contiguous(),))
+        return program.emit(
+            "linear",
+            (gradient,),
+            size,
+            weights=(layer.weight.detach()[..., columns[0] : columns[1], :].mT.contiguous(),),
+        )
     if layer.op == "concat":
         return program.emit("slice", (gradient,), size, columns=columns)
     if layer.op == "add":
@@ -101,16 +136,20 @@ def _backward(program: Program, layer: Layer, x: str, gradient: str, columns: tu
         return program.emit("relu_backward", (x, gradient), size)
     if layer.op == "layer_norm":
         assert layer.weight is not None
-        return program.emit("layer_norm_backward", (x, gradient), size, weights=(layer.weight.detach(),))
+        return program.emit(
+            "layer_norm_backward", (x, gradient), size, weights=(layer.weight.detach(),)
+        )
     raise NotCovered(f"not covered: the gradient of {layer.op}")
 
 
 def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tuple[Tensor, Tensor]:
-    """The times (T) of the evaluations and the matrix (T + 1, T + 1) of a solver, lower triangular, float64.
+    """The times (T) of the evaluations and the matrix (T + 1, T + 1) of a solver, lower triangular,
+    float64.
 
-    Predictions are of noise, or `clean`: of clean actions. With h = (noise, prediction 0, ..., prediction T - 1): row i times h is the x of
-    evaluation i, and row T times h the action. Found by integrating with coordinates in place of numbers. Raises NotCovered for a solver whose
-    steps are not linear.
+    Predictions are of noise, or `clean`: of clean actions. With h = (noise, prediction 0, ...,
+    prediction T - 1): row i times h is the x of evaluation i, and row T times h the action. Found
+    by integrating with coordinates in place of numbers. Raises NotCovered for a solver whose steps
+    are not linear.
     """
     times: list[Tensor] = []
     rows: list[Tensor] = []
@@ -131,8 +170,15 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     matrix = torch.stack(rows)
     known = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     answers = iter(known[1:])
-    if not torch.allclose(solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule), matrix[-1] @ known, rtol=CHECK_TOLERANCE):
-        raise NotCovered(f"not covered: the solver {solver.kind!r}, whose steps are not linear in noise and predictions")
+    if not torch.allclose(
+        solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule),
+        matrix[-1] @ known,
+        rtol=CHECK_TOLERANCE,
+    ):
+        raise NotCovered(
+            f"not covered: the solver {solver.kind!r}, whose steps are not linear in noise and "
+            "predictions"
+        )
     return torch.stack(times), matrix
 
 
@@ -142,7 +188,9 @@ def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
     features = {}
     for name, encoder in encoders.items():
         program.sizes["observations"] = encoder.size
-        features[name] = program.emit("standardize", ("observations",), encoder.size, weights=(encoder.mean, encoder.std))
+        features[name] = program.emit(
+            "standardize", ("observations",), encoder.size, weights=(encoder.mean, encoder.std)
+        )
     return program, features
 
 
@@ -158,14 +206,18 @@ class DiffusionProgram:
 
 @dataclass(frozen=True)
 class GaussianProgram:
-    """`network` gives, from observations alone, the numbers (1, B, 2A) that `GaussianSampler` turns into mean and log deviation."""
+    """`network` gives, from observations alone, the numbers (1, B, 2A) that `GaussianSampler`
+    turns into mean and log deviation.
+    """
 
     network: Program
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A whole decision: observations (B, S) and noise (B, K, A) -> candidates -> the bounds -> selection by q -> actions (B, A) in [-1, 1]."""
+    """A whole decision: observations (B, S) and noise (B, K, A) -> candidates -> the bounds ->
+    selection by q -> actions (B, A) in [-1, 1].
+    """
 
     generator: DiffusionProgram | GaussianProgram
     q: Program | None  # (M, B, K, 1) of candidates, up to a constant per state; None where K = 1
@@ -177,7 +229,9 @@ class Decision:
 
 
 def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
-    """The sampler's guided denoiser and solver. Raises NotCovered for a layer or a solver that cannot be taken apart."""
+    """The sampler's guided denoiser and solver. Raises NotCovered for a layer or a solver that
+    cannot be taken apart.
+    """
     config, schedule = sampler.config, sampler.config.prior.schedule
     times, matrix = solver_matrix(config.solver, schedule, clean=config.clip_denoised)
     t = times.to(sampler.encoder.mean)
@@ -187,11 +241,15 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     names, plan = add_network(program, sampler.network, inputs)
     program.output = names[plan[-1].output]
     if sampler.guidance is not None and config.guidance_scale:
-        gradient = add_gradient(program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t))
+        gradient = add_gradient(
+            program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t)
+        )
         program.output = program.emit("add", (program.output, gradient), program.sizes["x"])
     if config.clip_denoised:
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-        levels = (program.constant(level[:, None, None].to(t)) for level in (1 / alpha, sigma / alpha))
+        levels = (
+            program.constant(level[:, None, None].to(t)) for level in (1 / alpha, sigma / alpha)
+        )
         program.output = program.emit("clean", (program.output, "x", *levels), program.sizes["x"])
     return DiffusionProgram(_of_candidates(program), matrix.to(t), t)
 
@@ -205,7 +263,9 @@ def gaussian_program(sampler: GaussianSampler) -> GaussianProgram:
 
 
 def q_program(q: QFunction) -> Program:
-    """The critic of a QFunction, without V(s) and the offset: they are the same for all candidates of a state."""
+    """The critic of a QFunction, without V(s) and the offset: they are the same for all
+    candidates of a state.
+    """
     program, features = _start({"features": q.encoder})
     program.sizes["x"] = q.critic.sizes["actions"]
     names, plan = add_network(program, q.critic, {**features, "actions": "x"})
@@ -232,4 +292,12 @@ def decision(parts: Parts) -> Decision:
         generator = gaussian_program(sampler)
         actions = generator.network.sizes[generator.network.output] // 2
     program = q_program(q) if candidates > 1 and isinstance(q, QFunction) else None
-    return Decision(generator, program, selection, clip_before_scoring, candidates, sampler.encoder.size, actions)
+    return Decision(
+        generator,
+        program,
+        selection,
+        clip_before_scoring,
+        candidates,
+        sampler.encoder.size,
+        actions,
+    )

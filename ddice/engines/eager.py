@@ -1,4 +1,6 @@
-"""Plain tensors: state and time terms once per call, the guidance gradient by hand, the solver as one matrix, no autograd and no host round trip."""
+"""Plain tensors: state and time terms once per call, the guidance gradient by hand, the solver
+as one matrix, no autograd and no host round trip.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from ddice.engines.program import Instruction, Program, evaluate
 from ddice.networks import NORM_EPS, normalise
 from ddice.samplers.reference import gaussian_mean_and_log_std
 
-Rows = Mapping[str, tuple[Tensor, ...]]  # of every setup value, (*M, B or 1, n) or (n) for each time; one where it does not depend on time
+Rows = Mapping[
+    str, tuple[Tensor, ...]
+    # of every setup value, (*M, B or 1, n) or (n) for each time; one where it does not depend on
+    # time
+]
 Values = dict[str, Tensor]  # of the body, (*M, B * K, n)
 Run = Callable[[Values, Rows, int], None]
 SHAPES_KEPT = 64  # programs, numbers of states and of candidates whose bodies are kept
@@ -87,18 +93,29 @@ def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
     values = {**program.constants, "observations": observations[None]}
     for instruction in program.setup:
         row = None if instruction.row is None else values[instruction.row]
-        values[instruction.output] = evaluate(instruction, [values[name] for name in instruction.inputs], row)
+        values[instruction.output] = evaluate(
+            instruction, [values[name] for name in instruction.inputs], row
+        )
     return values
 
 
 class Body:
-    """The body of a program for B states and K candidates: calls on values (*M, B * K, n), which are let go of after their last use."""
+    """The body of a program for B states and K candidates: calls on values (*M, B * K, n), which
+    are let go of after their last use.
+    """
 
     def __init__(self, program: Program, batch: int, candidates: int, products: Products):
-        self.program, self.batch, self.candidates, self._products = program, batch, candidates, products
+        self.program, self.batch, self.candidates, self._products = (
+            program,
+            batch,
+            candidates,
+            products,
+        )
         self._activated = self._fusable()
         steps = [step for step in program.body if step.output not in self._activated.values()]
-        last = {name: j for j, step in enumerate(steps) for name in (*step.inputs, self._name(step))} | {program.output: len(steps)}
+        last = {
+            name: j for j, step in enumerate(steps) for name in (*step.inputs, self._name(step))
+        } | {program.output: len(steps)}
         dead: list[list[str]] = [[] for _ in range(len(steps) + 1)]
         for name in program.in_body.intersection(last):
             dead[last[name]].append(name)
@@ -122,9 +139,13 @@ class Body:
         return self._activated.get(step.output, step.output)
 
     def _fusable(self) -> dict[str, str]:
-        """Packed products that nobody but a silu reads -> that silu, which the product then takes along."""
+        """Packed products that nobody but a silu reads -> that silu, which the product then
+        takes along.
+        """
         steps, rows = self.program.body, self.batch * self.candidates
-        readers = Counter(name for step in steps for name in (*step.inputs, step.row)) + Counter([self.program.output])
+        readers = Counter(name for step in steps for name in (*step.inputs, step.row)) + Counter(
+            [self.program.output]
+        )
         packed = {
             step.output
             for step in steps
@@ -135,7 +156,11 @@ class Body:
             and (step.row is None or self._shared(step.row))
             and self._products.packs(step.weights[0], rows)
         }
-        return {x: step.output for step in steps if step.op == "silu" and (x := step.inputs[0]) in packed and readers[x] == 1}
+        return {
+            x: step.output
+            for step in steps
+            if step.op == "silu" and (x := step.inputs[0]) in packed and readers[x] == 1
+        }
 
     def _shared(self, row: str) -> bool:
         """Whether a row is the same for all candidates, so that a product can add it."""
@@ -158,15 +183,22 @@ class Body:
 
         def general(values: Values, rows: Rows, i: int) -> None:
             row = None if step.row is None else _value(values, rows, step.row, i, candidates)
-            values[output] = evaluate(step, [_value(values, rows, name, i, candidates) for name in inputs], row)
+            values[output] = evaluate(
+                step, [_value(values, rows, name, i, candidates) for name in inputs], row
+            )
 
         return layer_norm if step.op == "layer_norm" else general
 
     def _linear(self, step: Instruction) -> Run:
-        """sum of inputs @ weights + row; the row inside the product where all candidates share it."""
+        """sum of inputs @ weights + row; the row inside the product where all candidates share
+        it.
+        """
         row, output, by_state = step.row, self._name(step), (self.batch, self.candidates)
         inside, silu = row is not None and self._shared(row), output != step.output
-        products = [self._products.make(weight, self.batch * self.candidates, silu=silu) for weight in step.weights]
+        products = [
+            self._products.make(weight, self.batch * self.candidates, silu=silu)
+            for weight in step.weights
+        ]
         (first, product), *others = zip(step.inputs, products, strict=True)
 
         def linear(values: Values, rows: Rows, i: int) -> None:
@@ -181,7 +213,9 @@ class Body:
         return linear
 
     def _add(self, step: Instruction) -> Run:
-        """The sum of a body value and others; the rows of states are spread over their candidates as they are added."""
+        """The sum of a body value and others; the rows of states are spread over their
+        candidates as they are added.
+        """
         output, (first, *others), by_state = step.output, step.inputs, (self.batch, self.candidates)
 
         def add(values: Values, rows: Rows, i: int) -> None:
@@ -206,8 +240,14 @@ def _value(values: Values, rows: Rows, name: str, i: int, candidates: int) -> Te
 
 
 def _by_time(value: Tensor) -> tuple[Tensor, ...]:
-    """(*M, T or 1, B or 1, n) -> for each time (*M, B or 1, n), or (n) without members and for all states alike, as products take a bias."""
-    return value.squeeze(-2).unbind(-2) if value.ndim == 3 and value.shape[-2] == 1 else value.unbind(-3)
+    """(*M, T or 1, B or 1, n) -> for each time (*M, B or 1, n), or (n) without members and for
+    all states alike, as products take a bias.
+    """
+    return (
+        value.squeeze(-2).unbind(-2)
+        if value.ndim == 3 and value.shape[-2] == 1
+        else value.unbind(-3)
+    )
 
 
 def _at(times: tuple[Tensor, ...], i: int) -> Tensor:

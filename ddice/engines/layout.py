@@ -1,4 +1,6 @@
-"""Where everything of a program's phases lies in memory, and the phases as trees of numbers that a kernel is compiled for."""
+"""Where everything of a program's phases lies in memory, and the phases as trees of numbers that
+a kernel is compiled for.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,30 @@ from ddice.engines.program import NotCovered
 from ddice.networks import NORM_EPS as NORM_EPS
 
 NONE, VALUE, CONSTANT, SETUP, X = range(5)  # where an operand lies
-STEPS = ("add", "silu", "relu", "silu_gradient", "silu_of", "relu_gradient", "relu_of", "layer_norm", "layer_norm_gradient", "clean")
-ADD, SILU, RELU, SILU_GRADIENT, SILU_OF, RELU_GRADIENT, RELU_OF, LAYER_NORM, LAYER_NORM_GRADIENT, CLEAN = range(len(STEPS))
+STEPS = (
+    "add",
+    "silu",
+    "relu",
+    "silu_gradient",
+    "silu_of",
+    "relu_gradient",
+    "relu_of",
+    "layer_norm",
+    "layer_norm_gradient",
+    "clean",
+)
+(
+    ADD,
+    SILU,
+    RELU,
+    SILU_GRADIENT,
+    SILU_OF,
+    RELU_GRADIENT,
+    RELU_OF,
+    LAYER_NORM,
+    LAYER_NORM_GRADIENT,
+    CLEAN,
+) = range(len(STEPS))
 STORE, COMBINE = 100, 101
 ALIGNED = 16  # offsets are multiples of it, so that loads can be wide
 SMALLEST = 16  # side of a product that tensor cores take
@@ -25,7 +49,9 @@ FEW_ROWS = 1024  # up to here a launch waits for memory: small tiles, many block
 
 
 class Tile(NamedTuple):
-    """Candidates x columns of one block, the depth of one step of a product, and the warps of a block."""
+    """Candidates x columns of one block, the depth of one step of a product, and the warps of a
+    block.
+    """
 
     rows: int
     columns: int
@@ -34,9 +60,15 @@ class Tile(NamedTuple):
 
 
 FEW = Tile(32, 16, 128, 4)
-MANY = {torch.float16: Tile(128, 128, 64, 16), torch.float32: Tile(64, 64, 32, 4)}  # by the type of weights and stored values
+MANY = {
+    torch.float16: Tile(128, 128, 64, 16),
+    torch.float32: Tile(64, 64, 32, 4),
+}  # by the type of weights and stored values
 LARGEST_TILE = 4096  # numbers of a tile with whole rows
-WIDE_ROW, WIDE_WARPS = 64, 8  # whole rows above the one take at least the other: their numbers stay in registers
+WIDE_ROW, WIDE_WARPS = (
+    64,
+    8,
+)  # whole rows above the one take at least the other: their numbers stay in registers
 SHALLOWEST = 32  # step of a product
 
 
@@ -74,9 +106,11 @@ class Launch(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The constants and weights of a program in one array each, how many columns its values and its setup rows take, and its phases as trees.
+    """The constants and weights of a program in one array each, how many columns its values and its
+    setup rows take, and its phases as trees.
 
-    `setup`: the rows (name, members, times, size) that a call puts side by side, each as (M, T or 1, B, size). `members` of the output.
+    `setup`: the rows (name, members, times, size) that a call puts side by side, each as (M, T or
+    1, B, size). `members` of the output.
     """
 
     weights: Tensor
@@ -104,8 +138,10 @@ def layout(
     dtype: torch.dtype,
     tf32: bool = False,
 ) -> Layout:
-    """setup: the shapes (*M, T or 1, B, size) of the setup values. evaluations: of the solver that follows; None for an output that is kept.
-    dtype: of the weights; with tf32 these are float32 rounded to its 10 bits."""
+    """setup: the shapes (*M, T or 1, B, size) of the setup values. evaluations: of the solver that
+    follows; None for an output that is kept. dtype: of the weights; with tf32 these are float32
+    rounded to its 10 bits.
+    """
     return _Layout(phases, sizes, setup, evaluations).finish(dtype, tf32)
 
 
@@ -118,15 +154,30 @@ def _power(size: int) -> int:
 
 
 class _Layout:
-    def __init__(self, phases: Phases, sizes: Mapping[str, int], setup: Mapping[str, tuple[int, ...]], evaluations: int | None):
-        self.phases, self.sizes, self.steps = phases, sizes, 0 if evaluations is None else evaluations + 1
+    def __init__(
+        self,
+        phases: Phases,
+        sizes: Mapping[str, int],
+        setup: Mapping[str, tuple[int, ...]],
+        evaluations: int | None,
+    ):
+        self.phases, self.sizes, self.steps = (
+            phases,
+            sizes,
+            0 if evaluations is None else evaluations + 1,
+        )
         self.tasks = [task for phase in phases.phases for task in phase]
-        self.shapes = {**{name: tuple(value.shape) for name, value in phases.constants.items()}, **setup}
+        self.shapes = {
+            **{name: tuple(value.shape) for name, value in phases.constants.items()},
+            **setup,
+        }
         self.members: dict[str, int] = {}
         for task in self.tasks:
             self.members.update(dict.fromkeys(task.outputs(), self._count(task)))
         self.places, self.columns = self._values()
-        self.rows: dict[str, tuple[int, int]] = {}  # of constants and setup values: where, and the offset
+        self.rows: dict[
+            str, tuple[int, int]
+        ] = {}  # of constants and setup values: where, and the offset
         self.kept: dict[str, list[str]] = {"constants": [], "setup": []}
         self._place_rows(setup)
         self.weights: list[Tensor] = []
@@ -139,7 +190,10 @@ class _Layout:
         for view in task.reads():
             shape = self.shapes.get(view.name)
             if shape is None:
-                counts |= {self.members.get(part, 1) for part in self.phases.joined.get(view.name, (view.name,))}
+                counts |= {
+                    self.members.get(part, 1)
+                    for part in self.phases.joined.get(view.name, (view.name,))
+                }
             elif len(shape) > 4:
                 raise NotCovered("not covered: two axes of members")
             else:
@@ -150,7 +204,9 @@ class _Layout:
         return counts.pop() if counts else 1
 
     def _values(self) -> tuple[dict[str, tuple[int, int, int]], int]:
-        """(offset in columns, columns of the array, first column) of every stored value, and the columns of all."""
+        """(offset in columns, columns of the array, first column) of every stored value, and the
+        columns of all.
+        """
         places: dict[str, tuple[int, int, int]] = {}
         total = 0
         for name, parts in self.phases.joined.items():
@@ -170,7 +226,9 @@ class _Layout:
 
     def _place_rows(self, setup: Mapping[str, tuple[int, ...]]) -> None:
         ends = dict.fromkeys(self.kept, 0)
-        for name in dict.fromkeys(view.name for task in self.tasks for view in task.reads() if view.name in self.shapes):
+        for name in dict.fromkeys(
+            view.name for task in self.tasks for view in task.reads() if view.name in self.shapes
+        ):
             kind = "setup" if name in setup else "constants"
             *others, _, size = self.shapes[name]
             self.rows[name] = (SETUP if kind == "setup" else CONSTANT), ends[kind]
@@ -183,21 +241,29 @@ class _Layout:
         for task in self.tasks:
             for term in task.terms:
                 self.offsets[id(term)] = end
-                padded = torch.nn.functional.pad(term.weight, (0, _aligned(task.size) - task.size)).reshape(-1)  # rows that wide loads can read
+                padded = torch.nn.functional.pad(
+                    term.weight, (0, _aligned(task.size) - task.size)
+                ).reshape(-1)  # rows that wide loads can read
                 self.weights.append(padded)
                 end += len(padded)
 
     def _operand(self, view: View, wanted: int) -> Tree:
-        """(where, offset, columns of the array, first column, 1 with members, times, columns or 0 for one number that stands for all `wanted`)."""
+        """(where, offset, columns of the array, first column, 1 with members, times, columns or
+        0 for one number that stands for all `wanted`).
+        """
         width = 0 if view.size == 1 < wanted else view.size
         if view.name == "x":
             return Tree(X, 0, self.sizes["x"], view.start, 0, 1, width)
         if view.name in self.rows:
             where, offset = self.rows[view.name]
             *members, times, _, size = self.shapes[view.name]
-            return Tree(where, offset, size, view.start, int(members not in ([], [1])), times, width)
+            return Tree(
+                where, offset, size, view.start, int(members not in ([], [1])), times, width
+            )
         offset, size, start = self.places[view.name]
-        return Tree(VALUE, offset, size, start + view.start, int(self.members[view.name] > 1), 1, width)
+        return Tree(
+            VALUE, offset, size, start + view.start, int(self.members[view.name] > 1), 1, width
+        )
 
     def _steps(self, task: Task) -> Iterator[Tree]:
         """Steps with their operands, and in between what is stored."""
@@ -214,32 +280,65 @@ class _Layout:
             yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0), nothing, nothing)
 
     def _term(self, term: Term, depth: int) -> Tree:
-        """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members, columns of the weight as it is stored)."""
+        """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members,
+        columns of the weight as it is stored).
+        """
         view, weight = term
         stored = _aligned(weight.shape[-1])
-        return Tree(self._operand(view, view.size), view.size, min(depth, _power(view.size)), self.offsets[id(term)], int(weight.ndim == 3), stored)
+        return Tree(
+            self._operand(view, view.size),
+            view.size,
+            min(depth, _power(view.size)),
+            self.offsets[id(term)],
+            int(weight.ndim == 3),
+            stored,
+        )
 
     def _task(self, task: Task, tile: Tile) -> Tree:
         """(terms, start, columns, rows and columns of a tile, members, steps)."""
         columns = _power(task.size) if task.whole else min(tile.columns, _power(task.size))
         rows = max(SMALLEST, min(tile.rows, LARGEST_TILE // columns)) if task.whole else tile.rows
-        depth = min(max(tile.depth * tile.columns // columns, SHALLOWEST), 2 * tile.depth)  # the wider a tile, the shallower
+        depth = min(
+            max(tile.depth * tile.columns // columns, SHALLOWEST), 2 * tile.depth
+        )  # the wider a tile, the shallower
         terms = Tree(*(self._term(term, depth) for term in task.terms))
         start = Tree() if task.start is None else self._operand(task.start, task.size)
-        return Tree(terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task)))
+        return Tree(
+            terms, start, task.size, rows, columns, self._count(task), Tree(*self._steps(task))
+        )
 
     def _launch(self, phase: tuple[Task, ...], tile: Tile) -> Launch:
         wide = any(task.whole and task.size > WIDE_ROW for task in phase)
-        return Launch(Tree(*(self._task(task, tile) for task in phase)), max(tile.warps, WIDE_WARPS if wide else 0))
+        return Launch(
+            Tree(*(self._task(task, tile) for task in phase)),
+            max(tile.warps, WIDE_WARPS if wide else 0),
+        )
 
     def finish(self, dtype: torch.dtype, tf32: bool) -> Layout:
-        few, many = (tuple(self._launch(phase, tile) for phase in self.phases.phases) for tile in (FEW, MANY[dtype]))
+        few, many = (
+            tuple(self._launch(phase, tile) for phase in self.phases.phases)
+            for tile in (FEW, MANY[dtype])
+        )
         constants = []
         for name in self.kept["constants"]:
             value = self.phases.constants[name]
-            constants.append(torch.nn.functional.pad(value.reshape(-1), (0, _aligned(value.numel()) - value.numel())))
-        packed = torch.cat(constants) if constants else torch.zeros(1, device=self.weights[0].device)
+            constants.append(
+                torch.nn.functional.pad(
+                    value.reshape(-1), (0, _aligned(value.numel()) - value.numel())
+                )
+            )
+        packed = (
+            torch.cat(constants) if constants else torch.zeros(1, device=self.weights[0].device)
+        )
         weights = torch.cat(self.weights).to(dtype)
         if tf32:
             weights = ((weights.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
-        return Layout(weights, packed, tuple(self.kept["setup"]), self.columns, self.members[self.phases.output], few, many)
+        return Layout(
+            weights,
+            packed,
+            tuple(self.kept["setup"]),
+            self.columns,
+            self.members[self.phases.output],
+            few,
+            many,
+        )

@@ -33,19 +33,30 @@ class EngineSettings(Config):
     engine: EngineName = "auto"
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), min_length=1)
     dtype: EngineDtype = "float32"
-    rows_per_call: int | None = Field(None, ge=1, description="states x candidates of one call: bounds memory; by default as engine and device ask")
+    rows_per_call: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "states x candidates of one call: bounds memory; by default as engine and device ask"
+        ),
+    )
 
 
 REFERENCE = EngineSettings(engine="reference")
 
 
 def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
-    """The engine that is asked for; "auto": the fastest that covers the policy and is installed, with a warning for each that does not."""
+    """The engine that is asked for; "auto": the fastest that covers the policy and is installed,
+    with a warning for each that does not.
+    """
     device = next(parts.sampler.parameters()).device
     rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device.type == "cpu" else "cuda"]
     reference = ReferenceEngine(parts, rows_per_call=rows)
     if settings.dtype != "float32" and settings.engine != "fused":
-        raise ValueError(f"engine {settings.engine!r} computes in float32, got dtype={settings.dtype!r}: engine='fused' offers it")
+        raise ValueError(
+            f"engine {settings.engine!r} computes in float32, got dtype={settings.dtype!r}: "
+            "engine='fused' offers it"
+        )
     if settings.engine == "reference":
         return reference
     try:
@@ -65,20 +76,38 @@ def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
     return reference
 
 
-def _engine(name: EngineName, program: Decision, settings: EngineSettings, device: torch.device) -> Engine:
-    """Raises NotCovered for a program that this engine cannot run, ImportError where its package is missing."""
+def _engine(
+    name: EngineName, program: Decision, settings: EngineSettings, device: torch.device
+) -> Engine:
+    """Raises NotCovered for a program that this engine cannot run, ImportError where its package
+    is missing.
+    """
     rows = settings.rows_per_call or (CPU_BLOCK if device.type == "cpu" else ROWS_PER_CALL["cuda"])
     if name == "onnx":
         if device.type != "cpu":
-            raise NotCovered(f"the engine 'onnx' runs on the CPU and this policy is on {device}: policy.to('cpu') first, or engine='eager'")
+            raise NotCovered(
+                f"the engine 'onnx' runs on the CPU and this policy is on {device}: "
+                "policy.to('cpu') first, or engine='eager'"
+            )
         return OnnxEngine(program, batch_sizes=settings.batch_sizes, rows_per_call=rows)
     if name == "eager":
         return EagerEngine(program, rows_per_call=rows)
     if device.type != "cuda":
-        raise NotCovered(f"engine {name!r} needs a CUDA device; this policy is on {device}: policy.to('cuda') first, or engine='eager'")
+        raise NotCovered(
+            f"engine {name!r} needs a CUDA device; this policy is on {device}: "
+            "policy.to('cuda') first, or engine='eager'"
+        )
     with torch.cuda.device(device):
         runner: MakeRunner = partial(EagerEngine, program, rows_per_call=rows)
         if name == "fused":
-            runner = partial(FusedRunner, program, fused_plan(program, settings.dtype), rows_per_call=rows)
+            runner = partial(
+                FusedRunner, program, fused_plan(program, settings.dtype), rows_per_call=rows
+            )
         kind = FusedEngine if name == "fused" else GraphEngine
-        return kind(runner, CudaCapture(), batch_sizes=settings.batch_sizes, rows_per_call=rows, device=device)
+        return kind(
+            runner,
+            CudaCapture(),
+            batch_sizes=settings.batch_sizes,
+            rows_per_call=rows,
+            device=device,
+        )

@@ -14,7 +14,9 @@ from ddice.engines.onnx_model import ARGMAX, onnx_model
 
 
 class OnnxEngine(Engine):
-    """Runs the exported decision; one session for single states, one for batches, made when first needed."""
+    """Runs the exported decision; one session for single states, one for batches, made when
+    first needed.
+    """
 
     name: ClassVar[str] = "onnx"
 
@@ -24,9 +26,13 @@ class OnnxEngine(Engine):
             import onnx  # noqa: F401
             import onnxruntime
         except ImportError as error:
-            raise ImportError(f"the engine 'onnx' needs onnx and onnxruntime ({error}): pip install 'ddice[onnx]'") from error
+            raise ImportError(
+                f"the engine 'onnx' needs onnx and onnxruntime ({error}): pip install 'ddice[onnx]'"
+            ) from error
         self.decision, self._runtime = decision, onnxruntime
-        self._sessions: dict[int | None, tuple[Any, set[str]]] = {}  # with the names of their inputs
+        self._sessions: dict[
+            int | None, tuple[Any, set[str]]
+        ] = {}  # with the names of their inputs
         for batch in batch_sizes:  # at least one: what is not covered is said at once
             self._session(batch)
 
@@ -38,7 +44,9 @@ class OnnxEngine(Engine):
             options = self._runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3
-            session = self._runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            session = self._runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
             self._sessions[batch] = session, {known.name for known in session.get_inputs()}
         return self._sessions[batch]
 
@@ -47,5 +55,14 @@ class OnnxEngine(Engine):
         if "uniform" in names and uniform is None:
             uniform = noise.new_full((len(noise),), ARGMAX)
         given = {"observations": observations, "noise": noise, "uniform": uniform}
-        feeds = {name: tensor.contiguous().numpy() for name, tensor in given.items() if tensor is not None and name in names}
-        return Choice(*(torch.from_numpy(array) for array in session.run(["unit_actions", "candidates", "chosen"], feeds)))
+        feeds = {
+            name: tensor.contiguous().numpy()
+            for name, tensor in given.items()
+            if tensor is not None and name in names
+        }
+        return Choice(
+            *(
+                torch.from_numpy(array)
+                for array in session.run(["unit_actions", "candidates", "chosen"], feeds)
+            )
+        )

@@ -13,7 +13,9 @@ from ddice.networks import NORM_EPS
 
 
 class Writer:
-    """Nodes and initializers of a graph; values are named, and setup values are shared by the loop's body, which sees the outer names."""
+    """Nodes and initializers of a graph; values are named, and setup values are shared by the
+    loop's body, which sees the outer names.
+    """
 
     def __init__(self, batch: int | None):
         from onnx import helper, numpy_helper
@@ -30,7 +32,9 @@ class Writer:
         self._count += 1
         return f"{stem}_{self._count}"
 
-    def node(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+    def node(
+        self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any
+    ) -> str:
         output = self.name(op.lower()) if output is None else output
         self.nodes.append(self._helper.make_node(op, list(inputs), [output], **attributes))
         return output
@@ -40,7 +44,9 @@ class Writer:
         if len(sizes) == 1:
             return [x]
         outputs = [self.name("split") for _ in sizes]
-        self.nodes.append(self._helper.make_node("Split", [x, self.integers(*sizes)], outputs, axis=-1))
+        self.nodes.append(
+            self._helper.make_node("Split", [x, self.integers(*sizes)], outputs, axis=-1)
+        )
         return outputs
 
     def array(self, value: np.ndarray) -> str:
@@ -55,7 +61,10 @@ class Writer:
         """Weights, written once for each tensor."""
         key = (value.data_ptr(), value.shape, value.stride())
         if key not in self._weights:
-            self._weights[key] = (self.name("weight"), value)  # kept, so that nothing else comes to lie where it lies
+            self._weights[key] = (
+                self.name("weight"),
+                value,
+            )  # kept, so that nothing else comes to lie where it lies
             array = np.ascontiguousarray(value.detach().cpu().numpy(), dtype=np.float32)
             self.initializers.append(self._numpy.from_array(array, self._weights[key][0]))
         return self._weights[key][0]
@@ -77,23 +86,38 @@ class Writer:
             return self.node("Concat", inputs, axis=-1)
         if step.op == "slice":
             start, stop = step.columns
-            return self.node("Slice", (x, self.integers(start), self.integers(stop), self.integers(-1)))
+            return self.node(
+                "Slice", (x, self.integers(start), self.integers(stop), self.integers(-1))
+            )
         if step.op == "relu":
             return self.node("Relu", (x,))
         if step.op == "silu":
             return self._silu(x)[1]
         if step.op == "relu_backward":
-            return self.node("Mul", (inputs[1], self.node("Cast", (self.node("Greater", (x, self.floats(0.0))),), to=1)))
+            return self.node(
+                "Mul",
+                (
+                    inputs[1],
+                    self.node("Cast", (self.node("Greater", (x, self.floats(0.0))),), to=1),
+                ),
+            )
         if step.op == "silu_backward":
             gate, value = self._silu(x)
-            slope = self.node("Add", (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value))
+            slope = self.node(
+                "Add",
+                (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value),
+            )
             return self.node("Mul", (inputs[1], slope))
         if step.op == "clean":
             _, actions, inverse, factor = inputs
-            clean = self.node("Sub", (self.node("Mul", (actions, inverse)), self.node("Mul", (x, factor))))
+            clean = self.node(
+                "Sub", (self.node("Mul", (actions, inverse)), self.node("Mul", (x, factor)))
+            )
             return self.node("Clip", (clean, self.floats(-1.0), self.floats(1.0)))
         if step.op == "standardize":
-            return self.node("Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1])))
+            return self.node(
+                "Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1]))
+            )
         if step.op == "layer_norm":
             gain, shift = (self.tensor(weight) for weight in weights)
             return self.node("LayerNormalization", (x, gain, shift), axis=-1, epsilon=NORM_EPS)
@@ -114,8 +138,16 @@ class Writer:
     def _layer_norm_backward(self, x: str, gradient: str, gain: Tensor) -> str:
         gradient = self.node("Mul", (gradient, self.tensor(gain)))
         centred = self.node("Sub", (x, self._mean(x)))
-        variance = self.node("Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS)))
+        variance = self.node(
+            "Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS))
+        )
         inverse = self.node("Reciprocal", (self.node("Sqrt", (variance,)),))
         normal = self.node("Mul", (centred, inverse))
         along = self.node("Mul", (normal, self._mean(self.node("Mul", (gradient, normal)))))
-        return self.node("Mul", (inverse, self.node("Sub", (self.node("Sub", (gradient, self._mean(gradient))), along))))
+        return self.node(
+            "Mul",
+            (
+                inverse,
+                self.node("Sub", (self.node("Sub", (gradient, self._mean(gradient))), along)),
+            ),
+        )

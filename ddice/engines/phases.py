@@ -1,7 +1,9 @@
-"""The body of a program as phases: what one kernel launch can compute, with nothing in it that waits for anything else in it.
+"""The body of a program as phases: what one kernel launch can compute, with nothing in it that
+waits for anything else in it.
 
-A task is a sum of matrix products, or a value that is read again, and a chain of steps on the numbers while they are at hand. Chains take up every
-element-wise instruction that follows, so that activations, their derivatives, sums and clipping need no launch of their own. Tasks without a path
+A task is a sum of matrix products, or a value that is read again, and a chain of steps on the
+numbers while they are at hand. Chains take up every element-wise instruction that follows, so that
+activations, their derivatives, sums and clipping need no launch of their own. Tasks without a path
 between them share a phase: the layers of the score and of the guidance stand side by side.
 """
 
@@ -16,8 +18,20 @@ from torch import Tensor
 
 from ddice.engines.program import Instruction, NotCovered, Program
 
-StepOp = Literal["add", "silu", "relu", "silu_gradient", "silu_of", "relu_gradient", "relu_of", "layer_norm", "layer_norm_gradient", "clean"]
-FUSED_ROW = 128  # a normalisation joins the task before it up to this width: one tile must then hold whole rows
+StepOp = Literal[
+    "add",
+    "silu",
+    "relu",
+    "silu_gradient",
+    "silu_of",
+    "relu_gradient",
+    "relu_of",
+    "layer_norm",
+    "layer_norm_gradient",
+    "clean",
+]
+# a normalisation joins the task before it up to this width: one tile must then hold whole rows
+FUSED_ROW = 128
 WIDEST_ROW = 1024  # that a normalisation of its own can hold
 
 
@@ -39,8 +53,9 @@ class Term(NamedTuple):
 class Step(NamedTuple):
     """The number at hand y becomes op(y, operands), known as `output` (None: known to nobody).
 
-    silu_gradient: y silu'(operand). silu_of: operand silu'(y). relu likewise. layer_norm: operands (gain, shift). layer_norm_gradient: y is the
-    gradient, operands (x, gain). clean: y is the noise, operands (x, 1 / alpha, sigma / alpha).
+    silu_gradient: y silu'(operand). silu_of: operand silu'(y). relu likewise. layer_norm: operands
+    (gain, shift). layer_norm_gradient: y is the gradient, operands (x, gain). clean: y is the
+    noise, operands (x, 1 / alpha, sigma / alpha).
     """
 
     op: StepOp
@@ -50,7 +65,9 @@ class Step(NamedTuple):
 
 @dataclass(eq=False)
 class Task:
-    """The sum of `terms`, or else `start`, known as `first`; then the steps. `size` columns; `whole`: steps that see whole rows."""
+    """The sum of `terms`, or else `start`, known as `first`; then the steps. `size` columns;
+    `whole`: steps that see whole rows.
+    """
 
     size: int
     terms: list[Term] = field(default_factory=list)
@@ -73,12 +90,15 @@ class Task:
         yield from (view for step in self.steps for view in step.operands)
 
     def outputs(self) -> list[str]:
-        return [name for name in (self.first, *(step.output for step in self.steps)) if name is not None]
+        return [
+            name for name in (self.first, *(step.output for step in self.steps)) if name is not None
+        ]
 
 
 @dataclass(frozen=True)
 class Phases:
-    """`phases` in order; `constants` are the program's and the gains and shifts that steps read; `stored`: values that a later phase reads.
+    """`phases` in order; `constants` are the program's and the gains and shifts that steps read;
+    `stored`: values that a later phase reads.
 
     `joined`: values that are others side by side, so that these are stored as columns of them.
     """
@@ -91,7 +111,9 @@ class Phases:
 
 
 def phases(program: Program, *, moves_x: bool = True) -> Phases:
-    """moves_x: the last task puts the solver's next point in the place of x. Raises NotCovered, naming the instruction, for what no task can do."""
+    """moves_x: the last task puts the solver's next point in the place of x. Raises NotCovered,
+    naming the instruction, for what no task can do.
+    """
     builder = _Builder(program)
     for instruction in program.body:
         builder.add(instruction)
@@ -101,16 +123,28 @@ def phases(program: Program, *, moves_x: bool = True) -> Phases:
     if not any(task.terms for task in tasks):
         raise NotCovered("not covered: a network without products of candidates")
     last = builder.makers(program.output)[0]
-    if moves_x and (any(term.view.name == "x" for term in last.terms) or (last.whole and any(view.name == "x" for view in last.reads()))):
-        raise NotCovered("not covered: a last layer that reads the candidates, which it also replaces")
-    stored = {part for task in tasks for view in task.reads() for part in builder.joined.get(view.name, (view.name,))}
+    if moves_x and (
+        any(term.view.name == "x" for term in last.terms)
+        or (last.whole and any(view.name == "x" for view in last.reads()))
+    ):
+        raise NotCovered(
+            "not covered: a last layer that reads the candidates, which it also replaces"
+        )
+    stored = {
+        part
+        for task in tasks
+        for view in task.reads()
+        for part in builder.joined.get(view.name, (view.name,))
+    }
     levels: dict[int, list[Task]] = {}
     known: dict[int, int] = {}
     for task in tasks:
         levels.setdefault(_level(task, builder.makers, known), []).append(task)
     made = {name for task in tasks for name in task.outputs()}
     in_order = tuple(tuple(levels[level]) for level in sorted(levels))
-    return Phases(in_order, builder.constants, frozenset(stored & made), builder.joined, program.output)
+    return Phases(
+        in_order, builder.constants, frozenset(stored & made), builder.joined, program.output
+    )
 
 
 def _level(task: Task, makers: Callable[[str], list[Task]], known: dict[int, int]) -> int:
@@ -156,16 +190,24 @@ class _Builder:
             raise NotCovered(f"not covered: {step.op} of candidates")
 
     def _concat(self, step: Instruction) -> None:
-        """Values that tasks make, each in one concat only, are stored side by side; others are read one by one."""
+        """Values that tasks make, each in one concat only, are stored side by side; others are
+        read one by one.
+        """
         taken = {name for names in self.joined.values() for name in names}
-        if len(set(step.inputs)) == len(step.inputs) and all(name in self._made_by and name not in taken for name in step.inputs):
+        if len(set(step.inputs)) == len(step.inputs) and all(
+            name in self._made_by and name not in taken for name in step.inputs
+        ):
             self.joined[step.output] = step.inputs
         else:
-            self._segments[step.output] = [view for name in step.inputs for view in self._parts(name)]
+            self._segments[step.output] = [
+                view for name in step.inputs for view in self._parts(name)
+            ]
 
     def makers(self, name: str) -> list[Task]:
         """The tasks whose numbers a value is."""
-        return [self._made_by[part] for part in self.joined.get(name, (name,)) if part in self._made_by]
+        return [
+            self._made_by[part] for part in self.joined.get(name, (name,)) if part in self._made_by
+        ]
 
     def _parts(self, name: str) -> list[View]:
         return self._segments.get(name) or [View(name, 0, self.program.sizes[name])]
@@ -218,7 +260,10 @@ class _Builder:
         sums = [
             name
             for name in dict.fromkeys(names)
-            if self._uses[name] == 1 and (task := self._tail(name)) is not None and task.sum_only and task.outputs() == [name]
+            if self._uses[name] == 1
+            and (task := self._tail(name)) is not None
+            and task.sum_only
+            and task.outputs() == [name]
         ]
         if len(sums) < 2:
             return self._chain(step, dict.fromkeys(range(len(names)), "add"))
@@ -232,7 +277,9 @@ class _Builder:
             self.tasks = [kept for kept in self.tasks if kept is not task]
         steps = [Step("add", s.operands, None) for s in added]
         steps = [*steps[:-1], steps[-1]._replace(output=step.output)] if steps else []
-        self._keep(Task(merged.size, terms, first=None if steps else step.output, steps=steps), step.output)
+        self._keep(
+            Task(merged.size, terms, first=None if steps else step.output, steps=steps), step.output
+        )
         return None
 
     def _depends(self, view: View, task: Task) -> bool:
@@ -248,7 +295,9 @@ class _Builder:
         return False
 
     def _chain(self, step: Instruction, roles: dict[int, str], whole: bool = False) -> None:
-        """Into the chain of a task whose numbers are an input that has a role; where there is none, a task of its own reads one of them again."""
+        """Into the chain of a task whose numbers are an input that has a role; where there is
+        none, a task of its own reads one of them again.
+        """
         views = [self._view(name, step.op) for name in step.inputs]
         size = self.program.sizes[step.output]
         if whole and size > WIDEST_ROW:
@@ -256,13 +305,21 @@ class _Builder:
         operands = self._weights(step)
         for role, op in roles.items():
             others = views[:role] + views[role + 1 :]
-            host = self._tail(step.inputs[role]) if step.inputs[role] not in self._segments else None
-            if host is None or (whole and size > FUSED_ROW) or any(self._depends(view, host) for view in others):
+            host = (
+                self._tail(step.inputs[role]) if step.inputs[role] not in self._segments else None
+            )
+            if (
+                host is None
+                or (whole and size > FUSED_ROW)
+                or any(self._depends(view, host) for view in others)
+            ):
                 continue
             return self._append(host, op, [*others, *operands], step.output, whole)
         role, op = next(iter(roles.items()))
         task = Task(size, start=views[role])
-        return self._append(task, op, [*views[:role], *views[role + 1 :], *operands], step.output, whole)
+        return self._append(
+            task, op, [*views[:role], *views[role + 1 :], *operands], step.output, whole
+        )
 
     def _append(self, task: Task, op: str, operands: list[View], output: str, whole: bool) -> None:
         assert op in get_args(StepOp)

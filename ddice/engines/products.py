@@ -1,4 +1,6 @@
-"""Matrix products with weights that stay the same, each by the kernel of PyTorch that is fastest for it."""
+"""Matrix products with weights that stay the same, each by the kernel of PyTorch that is fastest
+for it.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Product = Callable[[Tensor, Tensor | None], Tensor]  # x ((M or 1,) N, in) and what is added, (*M, N or 1, out), (out) or None -> (*M, N, out)
+Product = Callable[
+    [Tensor, Tensor | None], Tensor
+]  # x ((M or 1,) N, in) and what is added, (*M, N or 1, out), (out) or None -> (*M, N, out)
 NARROW = 8  # outputs up to which the weight's transpose is faster
-WORTH_PACKING = 2**20  # multiply-adds of a product from which the 10 us that a call of oneDNN takes are made up for
+WORTH_PACKING = (
+    2**20
+)  # multiply-adds of a product from which the 10 us that a call of oneDNN takes are made up for
 PACKED_GAIN = 1.3  # times faster that packed weights must be, so that no noise of the clock decides
 PROBE = (64, 512, 512)  # rows, inputs and outputs of the product that is timed
 PROBES = 5
 
 
 class Products:
-    """Makes products, and keeps weights that oneDNN has laid out for itself: once, however many numbers of rows they serve."""
+    """Makes products, and keeps weights that oneDNN has laid out for itself: once, however many
+    numbers of rows they serve.
+    """
 
     def __init__(self) -> None:
         self._packed: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def make(self, weight: Tensor, rows: int, *, silu: bool = False) -> Product:
-        """x, plus -> x @ weight + plus, for so many rows and a weight (in, out) or (M, in, out); then silu, which only products that `packs` take."""
+        """x, plus -> x @ weight + plus, for so many rows and a weight (in, out) or (M, in, out);
+        then silu, which only products that `packs` take.
+        """
         if self.packs(weight, rows):
             if weight.ndim == 3:
                 return partial(_packed_members, [self._pack(member) for member in weight])
@@ -39,13 +49,20 @@ class Products:
     def packs(weight: Tensor, rows: int) -> bool:
         """Whether the product of so many rows with this weight goes through oneDNN."""
         inputs, outputs = weight.shape[-2:]
-        worth = weight.device.type == "cpu" and weight.dtype == torch.float32 and rows * inputs * outputs >= WORTH_PACKING
+        worth = (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and rows * inputs * outputs >= WORTH_PACKING
+        )
         return worth and outputs > NARROW and packing_pays()
 
     def _pack(self, weight: Tensor) -> Tensor:
         key = (weight.data_ptr(), *weight.shape, *weight.stride())
         if key not in self._packed:
-            self._packed[key] = weight, _reorder(weight)  # the weight too, so that nothing else comes to lie where it lies
+            self._packed[key] = (
+                weight,
+                _reorder(weight),
+            )  # the weight too, so that nothing else comes to lie where it lies
         return self._packed[key][1]
 
 
@@ -74,7 +91,12 @@ def _packed(weight: Tensor, activation: str, x: Tensor, plus: Tensor | None) -> 
 def _packed_members(weights: list[Tensor], x: Tensor, plus: Tensor | None) -> Tensor:
     count = len(weights)
     sums = [None] * count if plus is None else plus.squeeze(-2)
-    return torch.stack([_packed(w, "none", row, p) for w, row, p in zip(weights, x.expand(count, *x.shape[-2:]), sums, strict=True)])
+    return torch.stack(
+        [
+            _packed(w, "none", row, p)
+            for w, row, p in zip(weights, x.expand(count, *x.shape[-2:]), sums, strict=True)
+        ]
+    )
 
 
 def _reorder(weight: Tensor) -> Tensor:
@@ -83,11 +105,15 @@ def _reorder(weight: Tensor) -> Tensor:
 
 @cache
 def packing_pays() -> bool:
-    """Whether oneDNN with packed weights multiplies faster than PyTorch's own product, timed once for the process.
+    """Whether oneDNN with packed weights multiplies faster than PyTorch's own product, timed once
+    for the process.
 
-    MKL runs at its full rate on Intel's processors only: on others this is 1 to 2.3 times as fast. False where this PyTorch has no oneDNN.
+    MKL runs at its full rate on Intel's processors only: on others this is 1 to 2.3 times as fast.
+    False where this PyTorch has no oneDNN.
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    ):
         return False
     rows, inputs, outputs = PROBE
     x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)

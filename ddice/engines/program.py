@@ -1,7 +1,9 @@
-"""Programs: a network taken apart, once and for every engine, into what depends on nothing, on the state, and on the candidate.
+"""Programs: a network taken apart, once and for every engine, into what depends on nothing, on the
+state, and on the candidate.
 
-Values that depend on time alone become `constants`; values that depend on the state (and time) are computed by `setup`, once per call and for all
-times together; `body` is what remains for every candidate at every evaluation.
+Values that depend on time alone become `constants`; values that depend on the state (and time) are
+computed by `setup`, once per call and for all times together; `body` is what remains for every
+candidate at every evaluation.
 """
 
 from __future__ import annotations
@@ -23,16 +25,20 @@ Op = Literal[
 
 
 class NotCovered(ValueError):
-    """An engine cannot run this policy; the message names the layer, the solver or the Q that stands in the way."""
+    """An engine cannot run this policy; the message names the layer, the solver or the Q that
+    stands in the way.
+    """
 
 
 class Instruction(NamedTuple):
     """One step: `output` = op(`inputs`).
 
-    linear: sum_i inputs[i] @ weights[i] + row; weights[i] is (*M, in_i, out). layer_norm: weights = (gain, shift), each (*M, n).
-    layer_norm_backward: inputs (x, gradient), weights = (gain,). silu_backward, relu_backward: inputs (x, gradient).
-    clean: x / alpha - noise * sigma / alpha within [-1, 1], inputs (noise, x, 1 / alpha, sigma / alpha).
-    standardize: (input - weights[0]) / weights[1]. fourier: (sin, cos) of input[..., :1] * weights[0]. slice: the `columns` of the input.
+    linear: sum_i inputs[i] @ weights[i] + row; weights[i] is (*M, in_i, out). layer_norm: weights =
+    (gain, shift), each (*M, n). layer_norm_backward: inputs (x, gradient), weights = (gain,).
+    silu_backward, relu_backward: inputs (x, gradient). clean: x / alpha - noise * sigma / alpha
+    within [-1, 1], inputs (noise, x, 1 / alpha, sigma / alpha). standardize: (input - weights[0]) /
+    weights[1]. fourier: (sin, cos) of input[..., :1] * weights[0]. slice: the `columns` of the
+    input.
     """
 
     op: Op
@@ -45,10 +51,12 @@ class Instruction(NamedTuple):
 
 @dataclass
 class Program:
-    """A partially evaluated network. Setup values and constants are (*M, T or 1, B or 1, n), body values (*M, B, K, n).
+    """A partially evaluated network. Setup values and constants are (*M, T or 1, B or 1, n), body
+    values (*M, B, K, n).
 
-    The inputs are "observations" (1, B, S) of the setup and "x" (B, K, A) of the body. A body instruction of evaluation i sees of a setup value v
-    its v[..., i, :, None, :], i = 0 where v has no times.
+    The inputs are "observations" (1, B, S) of the setup and "x" (B, K, A) of the body. A body
+    instruction of evaluation i sees of a setup value v its v[..., i, :, None, :], i = 0 where v has
+    no times.
     """
 
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -83,7 +91,11 @@ class Program:
             self.body.append(instruction)
             self.in_body.add(name)
         elif all(value in self.constants for value in used):
-            self.constants[name] = evaluate(instruction, [self.constants[value] for value in inputs], None if row is None else self.constants[row])
+            self.constants[name] = evaluate(
+                instruction,
+                [self.constants[value] for value in inputs],
+                None if row is None else self.constants[row],
+            )
         else:
             self.setup.append(instruction)
         return name
@@ -100,12 +112,30 @@ class Program:
         return {name for name in (*used, self.output) if name not in self.in_body}
 
     def members(self) -> Iterator[Program]:
-        """The programs of the members, without the axis that holds them; only itself where there is none."""
-        count = max((len(weight) for step in (*self.setup, *self.body) for weight in step.weights if weight.ndim > _rank(step)), default=1)
+        """The programs of the members, without the axis that holds them; only itself where there
+        is none.
+        """
+        count = max(
+            (
+                len(weight)
+                for step in (*self.setup, *self.body)
+                for weight in step.weights
+                if weight.ndim > _rank(step)
+            ),
+            default=1,
+        )
         for m in range(count):
-            constants = {name: value[m] if value.ndim > 3 else value for name, value in self.constants.items()}
+            constants = {
+                name: value[m] if value.ndim > 3 else value
+                for name, value in self.constants.items()
+            }
             setup, body = (
-                [step._replace(weights=tuple(w[m] if w.ndim > _rank(step) else w for w in step.weights)) for step in steps]
+                [
+                    step._replace(
+                        weights=tuple(w[m] if w.ndim > _rank(step) else w for w in step.weights)
+                    )
+                    for step in steps
+                ]
                 for steps in (self.setup, self.body)
             )
             yield Program(constants, setup, body, self.sizes, self.in_body, self.output)
@@ -119,7 +149,9 @@ class Program:
             for instruction in reversed(instructions):
                 if instruction.output in needed:
                     kept.append(instruction)
-                    needed.update(instruction.inputs, () if instruction.row is None else (instruction.row,))
+                    needed.update(
+                        instruction.inputs, () if instruction.row is None else (instruction.row,)
+                    )
         constants = {name: value for name, value in self.constants.items() if name in needed}
         return Program(constants, setup[::-1], body[::-1], self.sizes, self.in_body, self.output)
 
@@ -130,12 +162,24 @@ def _rank(step: Instruction) -> int:
 
 
 def evaluate(instruction: Instruction, inputs: list[Tensor], row: Tensor | None) -> Tensor:
-    """One instruction on tensors that broadcast against each other: what every engine must compute."""
+    """One instruction on tensors that broadcast against each other: what every engine must
+    compute.
+    """
     op, x, weights = instruction.op, inputs[0], instruction.weights
     if op == "linear":
-        bias = row.flatten() if row is not None and weights[0].ndim == 2 and row.numel() == row.shape[-1] else None  # inside the product
+        bias = (
+            row.flatten()
+            if row is not None and weights[0].ndim == 2 and row.numel() == row.shape[-1]
+            else None
+        )  # inside the product
         y = x @ _matrix(weights[0]) if bias is None else functional.linear(x, weights[0].mT, bias)
-        y = sum((value @ _matrix(weight) for value, weight in zip(inputs[1:], weights[1:], strict=True)), y)
+        y = sum(
+            (
+                value @ _matrix(weight)
+                for value, weight in zip(inputs[1:], weights[1:], strict=True)
+            ),
+            y,
+        )
         return y if row is None or bias is not None else y + row
     if op == "add":
         return sum(inputs[1:], x)

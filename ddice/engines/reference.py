@@ -23,14 +23,23 @@ class ReferenceEngine(Engine):
         raw = self.parts.sampler(observations, noise)
         candidates = raw.clamp(-1, 1) if self.parts.clip_before_scoring else raw
         index = self.select(observations, candidates, uniform)
-        return Choice(candidates[torch.arange(len(candidates), device=candidates.device), index].clamp(-1, 1), raw, index)
+        return Choice(
+            candidates[torch.arange(len(candidates), device=candidates.device), index].clamp(-1, 1),
+            raw,
+            index,
+        )
 
     def select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
         """Which of the candidates (B, K, A) is chosen, (B,)."""
         (batch, count, size), q_function = candidates.shape, self.parts.q
         if q_function is None or count == 1:
             return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
-        q = q_function(observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size))
+        q = q_function(
+            observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size)
+        )
         if q.ndim not in (1, 2) or q.shape[-1] != batch * count:
-            raise ValueError(f"expected q(observations, actions) of shape (M, {batch * count}) or ({batch * count},), got {tuple(q.shape)}")
+            raise ValueError(
+                f"expected q(observations, actions) of shape (M, {batch * count}) or "
+                f"({batch * count},), got {tuple(q.shape)}"
+            )
         return self.parts.selection.select(q.reshape(-1, batch, count), uniform)

@@ -11,7 +11,17 @@ from ddice.extractors.weighted_bc import GaussianBC, WeightedBC
 from ddice.plugins import EXTRACTORS, PluginKinds
 
 AnyExtractor = Annotated[
-    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly, Field(discriminator="kind"), PluginKinds(EXTRACTORS, ExtractorConfig)
+    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly,
+    Field(discriminator="kind"),
+    PluginKinds(EXTRACTORS, ExtractorConfig),
 ]
 
-__all__ = ["AnyExtractor", "Extractor", "ExtractorConfig", "GaussianBC", "GuideThenSelect", "SelectOnly", "WeightedBC"]
+__all__ = [
+    "AnyExtractor",
+    "Extractor",
+    "ExtractorConfig",
+    "GaussianBC",
+    "GuideThenSelect",
+    "SelectOnly",
+    "WeightedBC",
+]

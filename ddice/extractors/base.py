@@ -46,9 +46,13 @@ class RatioSource(Protocol):
 class ExtractorConfig(Config):
     """The fields that all extractors share."""
 
-    candidates: int = Field(1, ge=1, description="K, actions sampled per decision; more than one needs a Q")
+    candidates: int = Field(
+        1, ge=1, description="K, actions sampled per decision; more than one needs a Q"
+    )
     selection: Selection = Field(Selection(), description="how Q chooses among the candidates")
-    clip_candidates: Clipping = Field("before_scoring", description="map all candidates into the action bounds, or the chosen one")
+    clip_candidates: Clipping = Field(
+        "before_scoring", description="map all candidates into the action bounds, or the chosen one"
+    )
 
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
@@ -61,15 +65,22 @@ class ExtractorConfig(Config):
         """The trainable part."""
 
     def check(self, prior: Prior | None, backend: RatioSource | None) -> None:
-        """Raise ValueError, before any training, when prior and backend cannot be put together with this extractor.
+        """Raise ValueError, before any training, when prior and backend cannot be put together with
+        this extractor.
 
         Raises TypeError for a configuration in the place of a trained part.
         """
         for name, part in (("prior", prior), ("backend", backend)):
             if isinstance(part, Config):
-                raise TypeError(f"expected {name} to be a trained part, got the configuration {type(part).__name__}(...): call .fit(data, ...) first")
+                raise TypeError(
+                    f"expected {name} to be a trained part, got the configuration "
+                    f"{type(part).__name__}(...): call .fit(data, ...) first"
+                )
         if self.needs_prior and prior is None:
-            raise ValueError(f"{type(self).__name__} needs a prior: train one with DiffusionPrior().fit(data, steps=...)")
+            raise ValueError(
+                f"{type(self).__name__} needs a prior: train one with "
+                "DiffusionPrior().fit(data, steps=...)"
+            )
         if self.needs_ratio and backend is None:
             hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=...).fit(data)"
             raise ValueError(f"{type(self).__name__} needs a backend for its ratios: {hint}")
@@ -90,16 +101,28 @@ class ExtractorConfig(Config):
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Any:
-        """Train for `steps` steps and return the policy; one policy per seed when `seed` is a sequence. See `Part.fit` for the arguments."""
+        """Train for `steps` steps and return the policy; one policy per seed when `seed` is a
+        sequence. See `Part.fit` for the arguments.
+        """
         self.check(prior, backend)
         if prior is not None:
             check_same_spaces(prior.spec, data.spec)
         part = self.build(data.spec, seed, prior).to(loop.resolve_device(device))
-        part.train_on(data, backend, steps=steps if part.trains else 0, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        part.train_on(
+            data,
+            backend,
+            steps=steps if part.trains else 0,
+            progress=progress,
+            on_step=on_step,
+            checkpoint=checkpoint,
+        )
         notes = {} if backend is None else {"ratio": backend.ratio_kind}
         if isinstance(seed, int):
             return part.policy(q=None if backend is None else backend.q, notes=notes)
-        return [part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes) for i in range(len(seed))]
+        return [
+            part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes)
+            for i in range(len(seed))
+        ]
 
 
 class DiffusionConfig(ExtractorConfig):
@@ -107,13 +130,23 @@ class DiffusionConfig(ExtractorConfig):
 
     solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
     clip_denoised: bool = Field(
-        True, description="keep the clean action that is predicted at every evaluation within the action bounds; an exact model is not changed by it"
+        True,
+        description=(
+            "keep the clean action that is predicted at every evaluation within the action "
+            "bounds; an exact model is not changed by it"
+        ),
     )
 
-    def diffusion(self, prior: Prior, guidance: Guidance | None = None, guidance_scale: float = 1.0) -> Diffusion:
+    def diffusion(
+        self, prior: Prior, guidance: Guidance | None = None, guidance_scale: float = 1.0
+    ) -> Diffusion:
         """The configuration of the policy's sampler."""
         return Diffusion(
-            prior=prior.config, guidance=guidance, guidance_scale=guidance_scale, solver=self.solver, clip_denoised=self.clip_denoised
+            prior=prior.config,
+            guidance=guidance,
+            guidance_scale=guidance_scale,
+            solver=self.solver,
+            clip_denoised=self.clip_denoised,
         )
 
 
@@ -122,22 +155,40 @@ def check_same_spaces(first: Spec, second: Spec) -> None:
     for name in ("observations", "actions"):
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
-            raise ValueError(f"the parts were trained on data with different {name}: {one} and {two}. Train them on the same dataset")
+            raise ValueError(
+                f"the parts were trained on data with different {name}: {one} and {two}. Train "
+                "them on the same dataset"
+            )
 
 
 class Extractor(Part):
-    """Ratios in, a policy out. `update` reads dataset actions only; the prior is read, never trained."""
+    """Ratios in, a policy out. `update` reads dataset actions only; the prior is read, never
+    trained.
+    """
 
     config: ExtractorConfig
     prior: Prior | None
     trains: ClassVar[bool] = True
     log_mean: Tensor
 
-    def __init__(self, config: ExtractorConfig, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed, prior: Prior | None):
+    def __init__(
+        self,
+        config: ExtractorConfig,
+        optimizer: Optimizer,
+        batch_size: int,
+        spec: Spec,
+        seed: Seed,
+        prior: Prior | None,
+    ):
         super().__init__(config, optimizer, batch_size, spec, seed)
         if prior is not None and prior.seed_shape != self.seed_shape:
-            raise ValueError(f"the prior was trained with seed {prior.seed!r}: give the extractor as many seeds, or a prior.select(i)")
-        object.__setattr__(self, "prior", prior)  # not a submodule: its parameters are neither trained nor saved here
+            raise ValueError(
+                f"the prior was trained with seed {prior.seed!r}: give the extractor as many "
+                "seeds, or a prior.select(i)"
+            )
+        object.__setattr__(
+            self, "prior", prior
+        )  # not a submodule: its parameters are neither trained nor saved here
         self.register_buffer("log_mean", torch.full(self.seed_shape, -torch.inf))
 
     def rebuild(self, index: int, seed: int) -> Self:
@@ -154,9 +205,13 @@ class Extractor(Part):
         """One step on dataset actions with their log ratios (*seeds, B)."""
 
     def policy(self, q: QCallable | None = None, notes: Mapping[str, str] | None = None) -> Policy:
-        """What has been learned so far, as a policy of its own. Raises ValueError when candidates > 1 and q is None."""
+        """What has been learned so far, as a policy of its own. Raises ValueError when
+        candidates > 1 and q is None.
+        """
         if self.seed_shape:
-            raise ValueError("several seeds were trained together: take one with select(i), then its policy")
+            raise ValueError(
+                "several seeds were trained together: take one with select(i), then its policy"
+            )
         notes = {"extractor": str(getattr(self.config, "kind", "")), **(notes or {})}
         return make_policy(
             self.spec,
@@ -170,9 +225,13 @@ class Extractor(Part):
 
     @torch.no_grad()
     def follow_mean(self, log_ratio: Tensor, weights: Tensor, step: int) -> Tensor:
-        """Update and return the running mean of the ratios, as a logarithm (*seeds): the mean of all at first, of the last 100 steps later."""
+        """Update and return the running mean of the ratios, as a logarithm (*seeds): the mean of
+        all at first, of the last 100 steps later.
+        """
         rate = max(0.01, 1 / (1 + step))
-        batch = torch.logsumexp(log_ratio + weights.log(), -1) - weights.sum(-1).log() + math.log(rate)
+        batch = (
+            torch.logsumexp(log_ratio + weights.log(), -1) - weights.sum(-1).log() + math.log(rate)
+        )
         mixed = batch if rate == 1 else torch.logaddexp(self.log_mean + math.log(1 - rate), batch)
         self.log_mean.copy_(mixed)
         return mixed.clamp(min=-80.0)
@@ -190,25 +249,45 @@ class Extractor(Part):
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Self:
-        """Train for `steps` more steps with the ratios of `backend`, which is not trained; see `Part.fit`."""
+        """Train for `steps` more steps with the ratios of `backend`, which is not trained; see
+        `Part.fit`.
+        """
         data = data.to(self.device)
         self.horizon = self.step + steps
-        saved = None if checkpoint is None else loop.Checkpoint(checkpoint, self._run_identity(data, backend))
-        self.run(data, self.step_function(backend), progress=progress, on_step=on_step, checkpoint=saved)
+        saved = (
+            None
+            if checkpoint is None
+            else loop.Checkpoint(checkpoint, self._run_identity(data, backend))
+        )
+        self.run(
+            data, self.step_function(backend), progress=progress, on_step=on_step, checkpoint=saved
+        )
         return self
 
     def _run_identity(self, data: Transitions, backend: RatioSource | None) -> str:
-        """Names all that training depends on: this part and its steps, and the parts that it reads with theirs."""
-        used = [f"{part.identity(data)}/{part.step}" for part in (self.prior, backend) if part is not None]
+        """Names all that training depends on: this part and its steps, and the parts that it
+        reads with theirs.
+        """
+        used = [
+            f"{part.identity(data)}/{part.step}"
+            for part in (self.prior, backend)
+            if part is not None
+        ]
         return "/".join([self.identity(data), str(self.horizon), *used])
 
     def step_function(self, backend: RatioSource | None) -> Callable[[Batch, int], loop.Metrics]:
         """`update` with the ratios of `backend`, as a function of batch and step."""
-        return lambda batch, step: self.update(batch, step=step, log_ratio=None if backend is None else backend.log_ratio(batch))
+        return lambda batch, step: self.update(
+            batch, step=step, log_ratio=None if backend is None else backend.log_ratio(batch)
+        )
 
 
-def relative_metrics(log_ratio: Tensor, floored: Tensor, capped: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Diagnostics of the ratios that reached an extractor: effective sample size, and how often floor and cap acted."""
+def relative_metrics(
+    log_ratio: Tensor, floored: Tensor, capped: Tensor, weights: Tensor
+) -> dict[str, Tensor]:
+    """Diagnostics of the ratios that reached an extractor: effective sample size, and how often
+    floor and cap acted.
+    """
     return {
         "effective_sample_size": effective_sample_size(log_ratio, weights),
         "floor_rate": weighted_mean(floored.to(weights.dtype), weights),

@@ -1,4 +1,6 @@
-"""Guide-then-select: guidance learned in-sample moves the samples of the prior, then Q selects (Diffusion-DICE, arXiv 2407.20109)."""
+"""Guide-then-select: guidance learned in-sample moves the samples of the prior, then Q selects
+(Diffusion-DICE, arXiv 2407.20109).
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,23 @@ from ddice.prior import Prior
 from ddice.randomness import Seed, rand, randn
 from ddice.samplers import DiffusionSampler
 
-STILL = 1e-2  # a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
+# a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
+STILL = 1e-2
 EVEN = 0.9  # above this effective sample size there is little to learn
 
 
 class GuideThenSelect(DiffusionConfig):
-    """In-sample guidance learning (IGL), then selection among K guided candidates; candidates = 1 is guide-only."""
+    """In-sample guidance learning (IGL), then selection among K guided candidates; candidates =
+    1 is guide-only.
+    """
 
     kind: Literal["guide_then_select"] = "guide_then_select"
-    candidates: int = Field(4, ge=1, description="K, guided actions sampled per decision; 1 needs no Q")
-    guidance_scale: float = Field(1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1")
+    candidates: int = Field(
+        4, ge=1, description="K, guided actions sampled per decision; 1 needs no Q"
+    )
+    guidance_scale: float = Field(
+        1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
+    )
     guidance: Guidance = Guidance()
 
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> GuidedExtractor:
@@ -47,44 +56,79 @@ class GuidedExtractor(Extractor):
     evenness: Tensor
 
     def __init__(self, config: GuideThenSelect, spec: Spec, seed: Seed, prior: Prior):
-        super().__init__(config, config.guidance.optimizer, config.guidance.batch_size, spec, seed, prior)
+        super().__init__(
+            config, config.guidance.optimizer, config.guidance.batch_size, spec, seed, prior
+        )
         self.network = config.guidance.build(prior.encoder.size, spec.actions.size, seed=seed)
         self.register_buffer("deviation", torch.zeros(self.seed_shape))
         self.register_buffer("evenness", torch.ones(self.seed_shape))
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
-        """One step on E[w exp(-g(s, a_t, t)) + g(s, a_t, t)], with J noises per dataset action at one shared time."""
+        """One step on E[w exp(-g(s, a_t, t)) + g(s, a_t, t)], with J noises per dataset action
+        at one shared time.
+        """
         if log_ratio is None:
-            raise ValueError("GuideThenSelect learns from ratios: update(batch, log_ratio=backend.log_ratio(batch), step=step)")
+            raise ValueError(
+                "GuideThenSelect learns from ratios: update(batch, "
+                "log_ratio=backend.log_ratio(batch), step=step)"
+            )
         config, schedule = self.config.guidance, self.prior.config.schedule
-        log_mean = self.follow_mean(log_ratio, batch.weights, step) if config.normalize else torch.zeros_like(self.log_mean)
-        relative, floored, capped = bounded_log_ratio(log_ratio, log_mean, config.log_floor, config.log_cap)
+        log_mean = (
+            self.follow_mean(log_ratio, batch.weights, step)
+            if config.normalize
+            else torch.zeros_like(self.log_mean)
+        )
+        relative, floored, capped = bounded_log_ratio(
+            log_ratio, log_mean, config.log_floor, config.log_cap
+        )
         rows, size = batch.actions.shape[-2:]
-        t = schedule.training_times(rand(self.seed, "guidance/time", step, (rows, 1), self.device), config.time_power)
-        noise = randn(self.seed, "guidance/noise", step, (rows, config.noises_per_action, size), self.device)
+        t = schedule.training_times(
+            rand(self.seed, "guidance/time", step, (rows, 1), self.device), config.time_power
+        )
+        noise = randn(
+            self.seed, "guidance/noise", step, (rows, config.noises_per_action, size), self.device
+        )
         noised = schedule.noise(batch.actions.unsqueeze(-2), t, noise)
-        g = self.network(self.prior.encoder(batch.observations).unsqueeze(-2), noised, schedule.features(t)).squeeze(-1)
+        g = self.network(
+            self.prior.encoder(batch.observations).unsqueeze(-2), noised, schedule.features(t)
+        ).squeeze(-1)
         losses = in_sample_loss(relative.unsqueeze(-1), g, config.exponent_cut)
         loss = weighted_mean(losses.mean(-1), batch.weights)
         if config.rescale == "batch_max":
-            loss = loss * torch.exp(-torch.clamp((-g.detach()).flatten(-2).amax(-1), max=config.exponent_cut))
+            loss = loss * torch.exp(
+                -torch.clamp((-g.detach()).flatten(-2).amax(-1), max=config.exponent_cut)
+            )
         self.descend(loss, step)
         metrics = relative_metrics(relative, floored, capped, batch.weights)
         self.deviation.copy_(g.detach().flatten(-2).std(-1))
         self.evenness.copy_(metrics["effective_sample_size"])
-        cut_rate = (relative.unsqueeze(-1) - g.detach() > config.exponent_cut).to(g.dtype).flatten(-2).mean(-1)
-        return {"loss": loss.detach(), "guidance_deviation": self.deviation.clone(), "exponent_cut_rate": cut_rate, **metrics}
+        cut_rate = (
+            (relative.unsqueeze(-1) - g.detach() > config.exponent_cut)
+            .to(g.dtype)
+            .flatten(-2)
+            .mean(-1)
+        )
+        return {
+            "loss": loss.detach(),
+            "guidance_deviation": self.deviation.clone(),
+            "exponent_cut_rate": cut_rate,
+            **metrics,
+        }
 
     def sampler(self) -> DiffusionSampler:
         config = self.config.diffusion(self.prior, self.config.guidance, self.config.guidance_scale)
         return DiffusionSampler(config, self.prior.encoder, self.prior.averaged, self.network)
 
     def policy(self, q: QCallable | None = None, notes: Mapping[str, str] | None = None) -> Policy:
-        """See `Extractor.policy`. Warns when the guidance has not learned although the ratios differ."""
+        """See `Extractor.policy`. Warns when the guidance has not learned although the ratios
+        differ.
+        """
         if self.step and float(self.deviation) < STILL and float(self.evenness) < EVEN:
             warnings.warn(
-                f"the guidance network is constant (deviation {float(self.deviation):.2g}) although the effective sample size of the ratios is "
-                f"{float(self.evenness):.2g}: it has not learned. Train longer, raise its learning rate, or use smooth time features",
+                f"the guidance network is constant (deviation {float(self.deviation):.2g}) "
+                "although the effective sample size of the ratios is "
+                f"{float(self.evenness):.2g}: it has not learned. Train longer, raise its "
+                "learning rate, or use smooth time features",
                 stacklevel=2,
             )
         return super().policy(q, notes)

@@ -1,4 +1,6 @@
-"""Select-only: K candidates of the unguided prior, the best by Q (as IDQL does); with one candidate it is the behaviour policy."""
+"""Select-only: K candidates of the unguided prior, the best by Q (as IDQL does); with one
+candidate it is the behaviour policy.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ class SelectOnly(DiffusionConfig):
     """Nothing is trained beyond prior and Q."""
 
     kind: Literal["select_only"] = "select_only"
-    candidates: int = Field(16, ge=1, description="K, actions of the prior sampled per decision; 1 is the behaviour policy and needs no Q")
+    candidates: int = Field(
+        16,
+        ge=1,
+        description=(
+            "K, actions of the prior sampled per decision; 1 is the behaviour policy and needs no Q"
+        ),
+    )
 
     needs_ratio = False
 
@@ -46,4 +54,6 @@ class SelectExtractor(Extractor):
         return {}
 
     def sampler(self) -> DiffusionSampler:
-        return DiffusionSampler(self.config.diffusion(self.prior), self.prior.encoder, self.prior.averaged, None)
+        return DiffusionSampler(
+            self.config.diffusion(self.prior), self.prior.encoder, self.prior.averaged, None
+        )

@@ -1,4 +1,6 @@
-"""Weighted behaviour cloning: the prior's denoising loss, or a Gaussian's likelihood, weighted by the ratio."""
+"""Weighted behaviour cloning: the prior's denoising loss, or a Gaussian's likelihood, weighted
+by the ratio.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,25 @@ from ddice.samplers import DiffusionSampler, Gaussian, GaussianSampler
 class _WeightedConfig(ExtractorConfig):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
-    log_cap: float = Field(4.6, gt=0, description="log of the largest weight, relative to the mean ratio; 4.6 is a weight of 100")
+    log_cap: float = Field(
+        4.6,
+        gt=0,
+        description="log of the largest weight, relative to the mean ratio; 4.6 is a weight of 100",
+    )
 
 
 class WeightedBC(_WeightedConfig, DiffusionConfig):
-    """A diffusion policy trained on E[w / mean(w) * |noise - network(a_t, t)|^2]: its samples follow pi_D(a | s) w(s, a).
+    """A diffusion policy trained on E[w / mean(w) * |noise - network(a_t, t)|^2]: its samples
+    follow pi_D(a | s) w(s, a).
 
-    Takes action and state-action ratios alike: a factor of the state decides only which states get capacity.
+    Takes action and state-action ratios alike: a factor of the state decides only which states get
+    capacity.
     """
 
     kind: Literal["weighted_bc"] = "weighted_bc"
-    init: Literal["prior", "fresh"] = Field("prior", description="start from a copy of the prior, or from new weights")
+    init: Literal["prior", "fresh"] = Field(
+        "prior", description="start from a copy of the prior, or from new weights"
+    )
 
     def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> WeightedExtractor:
         if prior is None:
@@ -41,7 +51,9 @@ class WeightedBC(_WeightedConfig, DiffusionConfig):
 
 
 class GaussianBC(_WeightedConfig):
-    """The classic DICE extraction: a Gaussian policy of greatest ratio-weighted likelihood. It needs no prior."""
+    """The classic DICE extraction: a Gaussian policy of greatest ratio-weighted likelihood. It
+    needs no prior.
+    """
 
     kind: Literal["gaussian_bc"] = "gaussian_bc"
     network: MLP = MLP()
@@ -56,13 +68,22 @@ class GaussianBC(_WeightedConfig):
 class _Weighted(Extractor):
     config: _WeightedConfig
 
-    def factors(self, batch: Batch, log_ratio: Tensor | None, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def factors(
+        self, batch: Batch, log_ratio: Tensor | None, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Ratios divided by their running mean and capped, (*seeds, B), and their diagnostics."""
         if log_ratio is None:
-            raise ValueError("weighted behaviour cloning learns from ratios: update(batch, log_ratio=backend.log_ratio(batch), step=step)")
+            raise ValueError(
+                "weighted behaviour cloning learns from ratios: update(batch, "
+                "log_ratio=backend.log_ratio(batch), step=step)"
+            )
         log_mean = self.follow_mean(log_ratio, batch.weights, step)
-        relative, _, capped = bounded_log_ratio(log_ratio, log_mean, -torch.inf, self.config.log_cap)
-        return relative.exp(), relative_metrics(relative, torch.zeros_like(capped), capped, batch.weights)
+        relative, _, capped = bounded_log_ratio(
+            log_ratio, log_mean, -torch.inf, self.config.log_cap
+        )
+        return relative.exp(), relative_metrics(
+            relative, torch.zeros_like(capped), capped, batch.weights
+        )
 
 
 class WeightedExtractor(_Weighted):
@@ -87,7 +108,9 @@ class WeightedExtractor(_Weighted):
         return {"loss": loss.detach(), **metrics}
 
     def sampler(self) -> DiffusionSampler:
-        return DiffusionSampler(self.config.diffusion(self.prior), self.model.encoder, self.model.averaged, None)
+        return DiffusionSampler(
+            self.config.diffusion(self.prior), self.model.encoder, self.model.averaged, None
+        )
 
 
 class GaussianExtractor(_Weighted):
@@ -102,7 +125,9 @@ class GaussianExtractor(_Weighted):
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """One step on -E[w / mean(w) * log pi(a | s)]."""
         factors, metrics = self.factors(batch, log_ratio, step)
-        loss = weighted_mean(-factors * self.model.log_density(batch.observations, batch.actions), batch.weights)
+        loss = weighted_mean(
+            -factors * self.model.log_density(batch.observations, batch.actions), batch.weights
+        )
         self.descend(loss, step)
         return {"loss": loss.detach(), **metrics}
 

@@ -1,4 +1,6 @@
-"""Fitted Q evaluation (arXiv 1903.08738): the value of a policy as it acts, with its own actions sampled once and kept."""
+"""Fitted Q evaluation (arXiv 1903.08738): the value of a policy as it acts, with its own actions
+sampled once and kept.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Acting = Policy | Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class ActionCache:
-    """J actions of a policy at the next state of every row and at every first state; weights sum to 1 over J (1 / J when sampled)."""
+    """J actions of a policy at the next state of every row and at every first state; weights sum
+    to 1 over J (1 / J when sampled).
+    """
 
     next_actions: Tensor  # (N, J, A) in [-1, 1]
     next_weights: Tensor  # (N, J)
@@ -43,45 +47,80 @@ class ActionCache:
 
 
 @torch.no_grad()
-def sample_actions(policy: Acting, data: Transitions, *, samples: int = 8, seed: int = 0, batch_size: int = 4096) -> ActionCache:
+def sample_actions(
+    policy: Acting, data: Transitions, *, samples: int = 8, seed: int = 0, batch_size: int = 4096
+) -> ActionCache:
     """`samples` actions of `policy` at all next and all first observations of `data`.
 
-    `policy` is a `ddice.Policy`, which samples and selects among its candidates as it does when it acts (stochastically), or a callable
-    (observations (B, S), seed) -> actions (B, A) in [-1, 1]. Raises ValueError without initial observations or for actions of another shape.
+    `policy` is a `ddice.Policy`, which samples and selects among its candidates as it does when it
+    acts (stochastically), or a callable (observations (B, S), seed) -> actions (B, A) in [-1, 1].
+    Raises ValueError without initial observations or for actions of another shape.
     """
     if data.initial_observations is None:
-        raise ValueError("fitted Q evaluation needs initial observations: give whole episodes, or the array `initial_observations`")
+        raise ValueError(
+            "fitted Q evaluation needs initial observations: give whole episodes, or the array "
+            "`initial_observations`"
+        )
     if samples < 1:
         raise ValueError(f"expected at least 1 sample per state, got {samples}")
     actions = [
-        torch.stack([_act(policy, observations, f"ope/{name}/{j}", seed, batch_size, data.spec.actions.size) for j in range(samples)], 1)
-        for name, observations in (("next", data.next_observations), ("initial", data.initial_observations))
+        torch.stack(
+            [
+                _act(
+                    policy,
+                    observations,
+                    f"ope/{name}/{j}",
+                    seed,
+                    batch_size,
+                    data.spec.actions.size,
+                )
+                for j in range(samples)
+            ],
+            1,
+        )
+        for name, observations in (
+            ("next", data.next_observations),
+            ("initial", data.initial_observations),
+        )
     ]
     weights = [torch.full(a.shape[:2], 1 / samples, device=a.device) for a in actions]
     return ActionCache(actions[0], weights[0], actions[1], weights[1])
 
 
-def _act(policy: Acting, observations: Tensor, stream: str, seed: int, batch_size: int, size: int) -> Tensor:
+def _act(
+    policy: Acting, observations: Tensor, stream: str, seed: int, batch_size: int, size: int
+) -> Tensor:
     chunks = []
     for i, chunk in enumerate(observations.split(batch_size)):
         if isinstance(policy, Policy):
-            noise = randn(seed, f"{stream}/noise", i, (len(chunk), policy.config.candidates, size)).to(policy.device)
+            noise = randn(
+                seed, f"{stream}/noise", i, (len(chunk), policy.config.candidates, size)
+            ).to(policy.device)
             uniform = rand(seed, f"{stream}/choice", i, (len(chunk),)).to(policy.device)
-            chunk = torch.nan_to_num(chunk).to(policy.device)  # rows that terminate may hold anything as their next observation
+            chunk = torch.nan_to_num(chunk).to(
+                policy.device
+            )  # rows that terminate may hold anything as their next observation
             chosen = policy.decide(chunk, noise, uniform).actions
         else:
-            chosen = torch.as_tensor(policy(chunk, int(rand(seed, stream, i, (1,)).item() * 2**31)), dtype=torch.float32)
+            chosen = torch.as_tensor(
+                policy(chunk, int(rand(seed, stream, i, (1,)).item() * 2**31)), dtype=torch.float32
+            )
         if tuple(chosen.shape) != (len(chunk), size):
-            raise ValueError(f"expected the policy to return actions of shape ({len(chunk)}, {size}), got {tuple(chosen.shape)}")
+            raise ValueError(
+                f"expected the policy to return actions of shape ({len(chunk)}, {size}), got "
+                f"{tuple(chosen.shape)}"
+            )
         chunks.append(chosen.to(observations.device))
     return torch.cat(chunks)
 
 
 class FittedQEvaluation(Config):
-    """Members regress Q(s, a) on r + gamma (1 - d) mean_j Q_target(s', a_j), a_j ~ policy: no maximum, no ratio, only the policy's own actions.
+    """Members regress Q(s, a) on r + gamma (1 - d) mean_j Q_target(s', a_j), a_j ~ policy: no
+    maximum, no ratio, only the policy's own actions.
 
-    Fit it on held-out episodes, which neither backend nor extractor has seen. It can be wrong where the policy's actions lie outside the data:
-    there Q extrapolates, and members that disagree (`spread`) are the only sign of it.
+    Fit it on held-out episodes, which neither backend nor extractor has seen. It can be wrong where
+    the policy's actions lie outside the data: there Q extrapolates, and members that disagree
+    (`spread`) are the only sign of it.
     """
 
     kind: Literal["fitted_q"] = "fitted_q"
@@ -109,14 +148,20 @@ class FittedQEvaluation(Config):
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> FittedQ:
-        """Sample the policy's actions once, then train for `steps` steps; see `Part.fit`. `.estimate(data)` is the result."""
+        """Sample the policy's actions once, then train for `steps` steps; see `Part.fit`.
+        `.estimate(data)` is the result.
+        """
         part = self.build(data.spec, seed).to(loop.resolve_device(device))
         part.follow(policy, data)
-        return part.fit(data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint)
+        return part.fit(
+            data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint
+        )
 
 
 class FittedQ(Part):
-    """The members and their targets. Q is kept in units of the rewards' size; everything reported is in raw reward units."""
+    """The members and their targets. Q is kept in units of the rewards' size; everything
+    reported is in raw reward units.
+    """
 
     config: FittedQEvaluation
     trains: ClassVar[bool] = True
@@ -125,18 +170,29 @@ class FittedQ(Part):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
-        self.critic = config.critic.build(inputs, 1, seed=seed, stream="fitted_q", members=(config.members,))
+        self.critic = config.critic.build(
+            inputs, 1, seed=seed, stream="fitted_q", members=(config.members,)
+        )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.unit = max(abs(spec.rewards.mean), spec.rewards.std) or 1.0
         self._cache: ActionCache | None = None
         self._place = torch.zeros(0, dtype=torch.int64)
 
     def follow(self, policy: Acting | ActionCache, data: Transitions) -> None:
-        """Take the actions that are to be evaluated; a hand-written loop calls it before `update`. Raises ValueError for a cache of other data."""
+        """Take the actions that are to be evaluated; a hand-written loop calls it before
+        `update`. Raises ValueError for a cache of other data.
+        """
         seed = self.seed if isinstance(self.seed, int) else self.seed[0]
-        cache = policy if isinstance(policy, ActionCache) else sample_actions(policy, data, samples=self.config.samples, seed=seed)
+        cache = (
+            policy
+            if isinstance(policy, ActionCache)
+            else sample_actions(policy, data, samples=self.config.samples, seed=seed)
+        )
         if len(cache.next_actions) != len(data):
-            raise ValueError(f"expected actions at the next states of all {len(data)} rows, got {len(cache.next_actions)}: they belong to other data")
+            raise ValueError(
+                f"expected actions at the next states of all {len(data)} rows, got "
+                f"{len(cache.next_actions)}: they belong to other data"
+            )
         self._cache = cache.to(self.device)
         place = torch.full((data.spec.source_rows,), -1, dtype=torch.int64, device=self.device)
         place[data.rows.to(self.device)] = torch.arange(len(data), device=self.device)
@@ -148,28 +204,42 @@ class FittedQ(Part):
         return super().identity(data) + hashlib.blake2b(content, digest_size=8).hexdigest()
 
     def _mean(self, network: Any, observations: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
-        """sum_j weight_j Q(s, a_j) per member: observations (*seeds, B, S), actions (*seeds, B, J, A), weights (*seeds, B, J) -> (*seeds, M, B)."""
+        """sum_j weight_j Q(s, a_j) per member: observations (*seeds, B, S), actions (*seeds, B,
+        J, A), weights (*seeds, B, J) -> (*seeds, M, B).
+        """
         axis = len(self.seed_shape)
         features = self.encoder(observations).unsqueeze(-2).unsqueeze(axis)
         q = network(features, actions.unsqueeze(axis)).squeeze(-1)
         return (q * weights.unsqueeze(axis)).sum(-1)
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
-        """One step of every member. Raises ValueError before `follow`, and for rows whose actions are not known."""
+        """One step of every member. Raises ValueError before `follow`, and for rows whose
+        actions are not known.
+        """
         if self._cache is None:
             raise ValueError("whose value? Call part.follow(policy, data) before part.update(...)")
         place = self._place[batch.rows]
         axis = len(self.seed_shape)
         with torch.no_grad():
-            following = self._mean(self.target, batch.next_observations, self._cache.next_actions[place], self._cache.next_weights[place])
+            following = self._mean(
+                self.target,
+                batch.next_observations,
+                self._cache.next_actions[place],
+                self._cache.next_weights[place],
+            )
             following = torch.where(batch.terminations.unsqueeze(axis), 0.0, following)
             targets = (batch.rewards / self.unit).unsqueeze(axis) + self.config.discount * following
-        q = self.critic(self.encoder(batch.observations).unsqueeze(axis), batch.actions.unsqueeze(axis)).squeeze(-1)
+        q = self.critic(
+            self.encoder(batch.observations).unsqueeze(axis), batch.actions.unsqueeze(axis)
+        ).squeeze(-1)
         loss = weighted_mean((q - targets).square(), batch.weights.unsqueeze(axis)).sum(-1)
         self.descend(loss, step)
         average(self.target, self.critic, self.config.polyak)
         with torch.no_grad():
-            error = weighted_mean((q - targets).abs(), batch.weights.unsqueeze(axis)).mean(-1) * self.unit
+            error = (
+                weighted_mean((q - targets).abs(), batch.weights.unsqueeze(axis)).mean(-1)
+                * self.unit
+            )
             mean = weighted_mean(q, batch.weights.unsqueeze(axis)).mean(-1) * self.unit
         return {"loss": loss.detach(), "td_error": error, "value": mean}
 
@@ -177,20 +247,42 @@ class FittedQ(Part):
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q^pi of the averaged members, (*seeds, M, B), in raw reward units."""
         axis = len(self.seed_shape)
-        return self.target(self.encoder(observations).unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1) * self.unit
+        return (
+            self.target(
+                self.encoder(observations).unsqueeze(axis), actions.unsqueeze(axis)
+            ).squeeze(-1)
+            * self.unit
+        )
 
     @torch.no_grad()
     def initial_values(self, data: Transitions) -> Tensor:
         """V^pi of each member at each first observation, (M, E), in raw reward units."""
         if self.seed_shape:
-            raise ValueError("several seeds were trained together: evaluate each with select(i), then follow(policy, data)")
-        if self._cache is None or data.initial_observations is None or len(data.initial_observations) != len(self._cache.initial_actions):
-            raise ValueError("expected the data whose actions are kept: call part.follow(policy, data) with these data first")
+            raise ValueError(
+                "several seeds were trained together: evaluate each with select(i), then "
+                "follow(policy, data)"
+            )
+        if (
+            self._cache is None
+            or data.initial_observations is None
+            or len(data.initial_observations) != len(self._cache.initial_actions)
+        ):
+            raise ValueError(
+                "expected the data whose actions are kept: call part.follow(policy, data) with "
+                "these data first"
+            )
         first = data.initial_observations.to(self.device)
-        return self._mean(self.target, first, self._cache.initial_actions, self._cache.initial_weights) * self.unit
+        return (
+            self._mean(self.target, first, self._cache.initial_actions, self._cache.initial_weights)
+            * self.unit
+        )
 
-    def estimate(self, data: Transitions, *, level: float = 0.95, repetitions: int = 1000, seed: int = 0) -> Estimate:
-        """The discounted return from the first observations of `data`, with an interval over episodes; the ensemble's error is in `spread`."""
+    def estimate(
+        self, data: Transitions, *, level: float = 0.95, repetitions: int = 1000, seed: int = 0
+    ) -> Estimate:
+        """The discounted return from the first observations of `data`, with an interval over
+        episodes; the ensemble's error is in `spread`.
+        """
         check_level(level, repetitions)
         values = self.initial_values(data).mean(0).double().cpu().numpy()
         assert data.initial_weights is not None
@@ -204,7 +296,9 @@ class FittedQ(Part):
         return Estimate(mean(table.sum(0), table.sum(0)), low, high, "fitted Q", EXTRACTED)
 
     def spread(self, data: Transitions) -> float:
-        """The sample deviation over members of their estimates: what training, not the choice of episodes, leaves open; 0 for one member."""
+        """The sample deviation over members of their estimates: what training, not the choice of
+        episodes, leaves open; 0 for one member.
+        """
         assert data.initial_weights is not None
         values = weighted_mean(self.initial_values(data), data.initial_weights.to(self.device))
         return float(values.std()) if len(values) > 1 else 0.0

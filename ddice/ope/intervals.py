@@ -13,7 +13,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A discounted return from the first states, in raw reward units, with the percentile bootstrap interval [low, high]."""
+    """A discounted return from the first states, in raw reward units, with the percentile
+    bootstrap interval [low, high].
+    """
 
     value: float
     low: float
@@ -22,24 +24,45 @@ class Estimate:
     of: str  # whose value it is
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.method}; value of {self.of})"
+        return (
+            f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] ({self.method}; value of "
+            f"{self.of})"
+        )
 
 
-def bootstrap(units: Floats, starts: Floats, paired: bool, statistic: Callable[[Floats, Floats], float], repetitions: int, seed: int) -> Floats:
-    """`statistic` of the column sums of resampled `units` (E, k) and `starts` (E0, m), `repetitions` times.
+def bootstrap(
+    units: Floats,
+    starts: Floats,
+    paired: bool,
+    statistic: Callable[[Floats, Floats], float],
+    repetitions: int,
+    seed: int,
+) -> Floats:
+    """`statistic` of the column sums of resampled `units` (E, k) and `starts` (E0, m),
+    `repetitions` times.
 
     `paired`: start i belongs to unit i and is drawn with it; otherwise the two are drawn apart.
     """
     rng, samples = np.random.default_rng(seed), []
     for _ in range(repetitions):
-        counts = np.bincount(rng.integers(len(units), size=len(units)), minlength=len(units)).astype(np.float64)
-        first = counts if paired else np.bincount(rng.integers(len(starts), size=len(starts)), minlength=len(starts)).astype(np.float64)
+        counts = np.bincount(
+            rng.integers(len(units), size=len(units)), minlength=len(units)
+        ).astype(np.float64)
+        first = (
+            counts
+            if paired
+            else np.bincount(
+                rng.integers(len(starts), size=len(starts)), minlength=len(starts)
+            ).astype(np.float64)
+        )
         samples.append(statistic(counts @ units, first @ starts))
     return np.array(samples)
 
 
 def interval(samples: Floats, level: float) -> tuple[float, float]:
-    """Percentiles of the samples that are finite; NaN when none is (no resample held any weight)."""
+    """Percentiles of the samples that are finite; NaN when none is (no resample held any
+    weight).
+    """
     finite = samples[np.isfinite(samples)]
     if not len(finite):
         return float("nan"), float("nan")
@@ -50,18 +73,27 @@ def interval(samples: Floats, level: float) -> tuple[float, float]:
 def check_level(level: float, repetitions: int) -> None:
     """Raise ValueError unless 0 < level < 1 and repetitions >= 1."""
     if not 0 < level < 1 or repetitions < 1:
-        raise ValueError(f"expected 0 < level < 1 and repetitions >= 1, got level={level} and repetitions={repetitions}")
+        raise ValueError(
+            f"expected 0 < level < 1 and repetitions >= 1, got level={level} and "
+            f"repetitions={repetitions}"
+        )
 
 
 def rank_correlation(estimates: ArrayLike, truths: ArrayLike) -> float:
-    """Spearman's rank correlation of two sequences (n,), ties sharing their mean rank; NaN where one is constant.
+    """Spearman's rank correlation of two sequences (n,), ties sharing their mean rank; NaN where
+    one is constant.
 
     Raises ValueError for different lengths or fewer than two entries.
     """
     x, y = np.asarray(estimates, np.float64), np.asarray(truths, np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"expected two sequences of the same length, at least 2, got shapes {x.shape} and {y.shape}")
-    first, second = (np.array([(v < u).sum() + ((v == u).sum() - 1) / 2 for u in v]) for v in (x, y))
+        raise ValueError(
+            f"expected two sequences of the same length, at least 2, got shapes {x.shape} and "
+            f"{y.shape}"
+        )
+    first, second = (
+        np.array([(v < u).sum() + ((v == u).sum() - 1) / 2 for u in v]) for v in (x, y)
+    )
     first, second = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((first @ first) * (second @ second)))
     return float(first @ second) / scale if scale > 0 else float("nan")

@@ -1,4 +1,6 @@
-"""The value of a backend's regularised optimum from its state-action ratios, and whether to believe it."""
+"""The value of a backend's regularised optimum from its state-action ratios, and whether to
+believe it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Features = Callable[[Tensor], Tensor]
 
 
 class StateActionRatio(Protocol):
-    """What an estimate asks of a backend; `value`, `rewards` and `starts_from` are used where they are."""
+    """What an estimate asks of a backend; `value`, `rewards` and `starts_from` are used where
+    they are.
+    """
 
     spec: Spec
     ratio_kind: Any
@@ -29,14 +33,17 @@ class StateActionRatio(Protocol):
 
 @dataclass(frozen=True)
 class RatioEstimate:
-    """Estimates of one set of ratios. `valid` is False when `reasons` holds any; the numbers are given all the same.
+    """Estimates of one set of ratios. `valid` is False when `reasons` holds any; the numbers are
+    given all the same.
 
-    `effective_sample_size` is the share (sum p w)^2 / sum p w^2 over rows in (0, 1]; `effective_units` the same over episodes (rows, without
-    episodes), as a count. `flow_residual` is the root mean square over features phi, each divided by its deviation over the data, of
+    `effective_sample_size` is the share (sum p w)^2 / sum p w^2 over rows in (0, 1];
+    `effective_units` the same over episodes (rows, without episodes), as a count. `flow_residual`
+    is the root mean square over features phi, each divided by its deviation over the data, of
 
         (E_D[w (phi(s) - gamma (1 - d) phi(s'))] - (1 - gamma) E_start[phi]) / (1 - gamma)
 
-    with w scaled so that the residual of phi = 1 is 0: how far from the data's starts the flow of these ratios begins, in deviations.
+    with w scaled so that the residual of phi = 1 is 0: how far from the data's starts the flow of
+    these ratios begins, in deviations.
     """
 
     self_normalised: Estimate
@@ -53,14 +60,21 @@ class RatioEstimate:
         return not self.reasons
 
     def __str__(self) -> str:
-        lines = [str(self.self_normalised)] + ([str(self.doubly_robust)] if self.doubly_robust else [])
-        size = f"effective sample size {self.effective_sample_size:.3g}, {self.effective_units:.1f} units"
+        lines = [str(self.self_normalised)] + (
+            [str(self.doubly_robust)] if self.doubly_robust else []
+        )
+        size = (
+            f"effective sample size {self.effective_sample_size:.3g}, "
+            f"{self.effective_units:.1f} units"
+        )
         lines.append(f"{size}; flow residual {self.flow_residual:.3g}")
         return "\n".join(lines + [f"not valid: {reason}" for reason in self.reasons])
 
 
 def standard_features(spec: Spec) -> Features:
-    """The normalised observation and its square, (B, S) -> (B, 2 S): means and spreads of where the flow goes."""
+    """The normalised observation and its square, (B, S) -> (B, 2 S): means and spreads of where
+    the flow goes.
+    """
     mean, std = (torch.tensor(x) for x in (spec.normalizer.mean, spec.normalizer.std))
 
     def features(observations: Tensor) -> Tensor:
@@ -72,7 +86,9 @@ def standard_features(spec: Spec) -> Features:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Per row (N, ...) in float64: weight x ratio, the divisor's term, reward, the correction by V, features' flow; per start (E0, ...)."""
+    """Per row (N, ...) in float64: weight x ratio, the divisor's term, reward, the correction by
+    V, features' flow; per start (E0, ...).
+    """
 
     mass: Floats
     stays: Floats  # 1 - gamma (1 - d)
@@ -98,34 +114,51 @@ def estimate_value(
     min_effective_units: float = 20.0,
     max_flow_residual: float = 0.25,
 ) -> RatioEstimate:
-    """The discounted return, from the start, of the policy whose state-action ratios `backend` holds: the value of its regularised optimum.
+    """The discounted return, from the start, of the policy whose state-action ratios `backend`
+    holds: the value of its regularised optimum.
 
-    Self-normalised: sum w r / sum w (1 - gamma (1 - d)). The divisor is (1 - gamma) sum w when nothing terminates, and makes the scale of w
-    irrelevant: E_D[w (1 - gamma (1 - d))] = 1 - gamma is the Bellman flow summed over states. Doubly robust, where the backend has V:
-    E_start[V] + sum w (r + gamma (1 - d) V(s') - V(s)) / sum w (1 - gamma (1 - d)), right when w is, or when V is the policy's value; V is brought
-    to raw rewards by the slope of the backend's reward transforms. Intervals resample episodes (rows, without episodes).
+    Self-normalised: sum w r / sum w (1 - gamma (1 - d)). The divisor is (1 - gamma) sum w when
+    nothing terminates, and makes the scale of w irrelevant: E_D[w (1 - gamma (1 - d))] = 1 - gamma
+    is the Bellman flow summed over states. Doubly robust, where the backend has V: E_start[V] + sum
+    w (r + gamma (1 - d) V(s') - V(s)) / sum w (1 - gamma (1 - d)), right when w is, or when V is
+    the policy's value; V is brought to raw rewards by the slope of the backend's reward transforms.
+    Intervals resample episodes (rows, without episodes).
 
-    Use it on held-out episodes: `train, held_out = data.split(0.8, seed=0)`. It values the policy pi proportional to pi_D w, not an extracted one,
-    and ranks temperatures and checkpoints by it; for candidates or guidance scales use `FittedQEvaluation`.
-    Raises ValueError for action ratios (correct them with `StateCorrection` first), without initial observations, for several seeds at once, and
-    when the discount is unknown.
+    Use it on held-out episodes: `train, held_out = data.split(0.8, seed=0)`. It values the policy
+    pi proportional to pi_D w, not an extracted one, and ranks temperatures and checkpoints by it;
+    for candidates or guidance scales use `FittedQEvaluation`. Raises ValueError for action ratios
+    (correct them with `StateCorrection` first), without initial observations, for several seeds at
+    once, and when the discount is unknown.
     """
     check_level(level, repetitions)
     _check(backend, data)
     if discount is None:
-        discount = getattr(backend, "discount", getattr(getattr(backend, "config", None), "discount", None))
+        discount = getattr(
+            backend, "discount", getattr(getattr(backend, "config", None), "discount", None)
+        )
     if discount is None:
-        raise ValueError("this backend has no discount of its own: give one, estimate_value(..., discount=0.99)")
+        raise ValueError(
+            "this backend has no discount of its own: give one, estimate_value(..., discount=0.99)"
+        )
     starts_from = getattr(backend, "starts_from", "initial")
-    rows = _collect(backend, data, float(discount), features or standard_features(data.spec), starts_from)
-    paired = starts_from == "data" or (data.initial_observations is not None and len(data.initial_observations) == data.spec.episodes)
+    rows = _collect(
+        backend, data, float(discount), features or standard_features(data.spec), starts_from
+    )
+    paired = starts_from == "data" or (
+        data.initial_observations is not None
+        and len(data.initial_observations) == data.spec.episodes
+    )
     units, starts = _by_unit(rows, data, starts_from)
 
     def self_normalised(unit: Floats, start: Floats) -> float:
         return float(unit[0] / unit[1]) if unit[1] > 0 else float("nan")
 
     def doubly_robust(unit: Floats, start: Floats) -> float:
-        return float(start[1] / start[0] + (unit[0] + unit[2]) / unit[1]) if unit[1] > 0 else float("nan")
+        return (
+            float(start[1] / start[0] + (unit[0] + unit[2]) / unit[1])
+            if unit[1] > 0
+            else float("nan")
+        )
 
     estimates = []
     for name, statistic in (("self-normalised", self_normalised), ("doubly robust", doubly_robust)):
@@ -142,42 +175,69 @@ def estimate_value(
         effective_units=effective_units,
         flow_residual=residual,
         starts_from=starts_from,
-        reasons=_reasons(effective_units, residual, min_effective_units, max_flow_residual, "rows" if data.episode is None else "episodes"),
+        reasons=_reasons(
+            effective_units,
+            residual,
+            min_effective_units,
+            max_flow_residual,
+            "rows" if data.episode is None else "episodes",
+        ),
     )
 
 
 def _check(backend: StateActionRatio, data: Transitions) -> None:
     if backend.ratio_kind != "state-action":
         raise ValueError(
-            f"expected state-action ratios d*/d^D, got {backend.ratio_kind!r} ratios, whose weighted mean of rewards is no policy's value: correct "
-            "them first, StateCorrection().fit(data, backend=backend, steps=...), and estimate with what it returns"
+            f"expected state-action ratios d*/d^D, got {backend.ratio_kind!r} ratios, whose "
+            "weighted mean of rewards is no policy's value: correct them first, "
+            "StateCorrection().fit(data, backend=backend, steps=...), and estimate with what "
+            "it returns"
         )
     if getattr(backend, "seed_shape", ()):
-        raise ValueError("several seeds were trained together: estimate each with backend.select(i)")
+        raise ValueError(
+            "several seeds were trained together: estimate each with backend.select(i)"
+        )
     if data.initial_observations is None:
-        raise ValueError("an estimate needs initial observations: give whole episodes, or the array `initial_observations`")
+        raise ValueError(
+            "an estimate needs initial observations: give whole episodes, or the array "
+            "`initial_observations`"
+        )
 
 
 @torch.no_grad()
-def _collect(backend: Any, data: Transitions, discount: float, features: Features, starts_from: str) -> _Sums:
+def _collect(
+    backend: Any, data: Transitions, discount: float, features: Features, starts_from: str
+) -> _Sums:
     has_value = bool(getattr(backend, "has_value", False))
     slope = _reward_slope(backend, data) if has_value else 1.0
     device = getattr(backend, "device", data.device)
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("mass", "stays", "rewards", "correction", "flow", "phi", "value")}
+    parts: dict[str, list[Tensor]] = {
+        name: [] for name in ("mass", "stays", "rewards", "correction", "flow", "phi", "value")
+    }
     for batch in data.batches(ROWS_AT_ONCE):
         ratio = torch.exp(backend.log_ratio(batch.to(device))).cpu().double()
         batch = batch.to("cpu")
         goes_on = discount * (~batch.terminations).double()
-        phi, following = features(batch.observations).double(), features(batch.next_observations).double()
+        phi, following = (
+            features(batch.observations).double(),
+            features(batch.next_observations).double(),
+        )
         parts["mass"].append(batch.weights.double() * ratio)
         parts["stays"].append(1 - goes_on)
         parts["rewards"].append(batch.rewards.double())
-        parts["flow"].append(phi - torch.where(batch.terminations[:, None], 0.0, discount * following))
+        parts["flow"].append(
+            phi - torch.where(batch.terminations[:, None], 0.0, discount * following)
+        )
         parts["phi"].append(phi)
         if has_value:
-            here, after = (backend.value(x.to(device)).cpu().double() / slope for x in (batch.observations, batch.next_observations))
+            here, after = (
+                backend.value(x.to(device)).cpu().double() / slope
+                for x in (batch.observations, batch.next_observations)
+            )
             parts["value"].append(here)
-            parts["correction"].append(torch.where(batch.terminations, 0.0, discount * after) - here)
+            parts["correction"].append(
+                torch.where(batch.terminations, 0.0, discount * after) - here
+            )
     columns = {name: torch.cat(tensors).numpy() for name, tensors in parts.items() if tensors}
     weights = data.weights.cpu().double().numpy()
     assert data.initial_observations is not None
@@ -187,7 +247,11 @@ def _collect(backend: Any, data: Transitions, discount: float, features: Feature
     else:
         start_weights = data.initial_weights.cpu().double().numpy()
         start_features = features(data.initial_observations.cpu()).double().numpy()
-        start_values = (backend.value(data.initial_observations.to(device)).cpu().double() / slope).numpy() if has_value else None
+        start_values = (
+            (backend.value(data.initial_observations.to(device)).cpu().double() / slope).numpy()
+            if has_value
+            else None
+        )
     return _Sums(
         mass=columns["mass"],
         stays=columns["stays"],
@@ -203,8 +267,12 @@ def _collect(backend: Any, data: Transitions, discount: float, features: Feature
 
 
 def _reward_slope(backend: Any, data: Transitions) -> float:
-    """How much the transformed reward grows per unit of the raw one: the regression slope over the data; 1 without transforms."""
-    transform = getattr(backend, "rewards", getattr(getattr(backend, "backend", None), "rewards", None))
+    """How much the transformed reward grows per unit of the raw one: the regression slope over
+    the data; 1 without transforms.
+    """
+    transform = getattr(
+        backend, "rewards", getattr(getattr(backend, "backend", None), "rewards", None)
+    )
     raw = data.rewards.cpu().double()
     if transform is None or float(raw.var(correction=0)) == 0:
         return 1.0
@@ -214,9 +282,13 @@ def _reward_slope(backend: Any, data: Transitions) -> float:
 
 
 def _by_unit(rows: _Sums, data: Transitions, starts_from: str) -> tuple[Floats, Floats]:
-    """Sums per episode (per row, without episodes): (mass r, mass stays, mass correction, mass), and per start (weight, weight V)."""
+    """Sums per episode (per row, without episodes): (mass r, mass stays, mass correction, mass),
+    and per start (weight, weight V).
+    """
     correction = np.zeros_like(rows.mass) if rows.correction is None else rows.correction
-    table = np.stack([rows.mass * rows.rewards, rows.mass * rows.stays, rows.mass * correction, rows.mass], 1)
+    table = np.stack(
+        [rows.mass * rows.rewards, rows.mass * rows.stays, rows.mass * correction, rows.mass], 1
+    )
     values = np.zeros_like(rows.start_weights) if rows.start_values is None else rows.start_values
     starts = np.stack([rows.start_weights, rows.start_weights * values], 1)
     if data.episode is None:
@@ -233,7 +305,11 @@ def _by_unit(rows: _Sums, data: Transitions, starts_from: str) -> tuple[Floats, 
 def _effective(mass: Floats, weights: Floats) -> float:
     counted = weights > 0
     total = mass.sum()
-    return float(total**2 / (weights.sum() * (mass[counted] ** 2 / weights[counted]).sum())) if total > 0 else 0.0
+    return (
+        float(total**2 / (weights.sum() * (mass[counted] ** 2 / weights[counted]).sum()))
+        if total > 0
+        else 0.0
+    )
 
 
 def _count(mass: Floats) -> float:
@@ -253,10 +329,18 @@ def _flow_residual(rows: _Sums) -> float:
     return float(np.sqrt((violation**2).mean())) if len(violation) else 0.0
 
 
-def _reasons(units: float, residual: float, min_units: float, max_residual: float, noun: str) -> tuple[str, ...]:
+def _reasons(
+    units: float, residual: float, min_units: float, max_residual: float, noun: str
+) -> tuple[str, ...]:
     reasons = []
     if not units >= min_units:
-        reasons.append(f"the ratios rest on {units:.1f} effective {noun}, fewer than {min_units:g}: raise the temperature, or use more data")
+        reasons.append(
+            f"the ratios rest on {units:.1f} effective {noun}, fewer than {min_units:g}: raise "
+            "the temperature, or use more data"
+        )
     if not residual <= max_residual:
-        reasons.append(f"the flow residual is {residual:.3g}, more than {max_residual:g}: these ratios are no occupancy from the start; train longer")
+        reasons.append(
+            f"the flow residual is {residual:.3g}, more than {max_residual:g}: these ratios "
+            "are no occupancy from the start; train longer"
+        )
     return tuple(reasons)

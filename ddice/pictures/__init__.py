@@ -1,6 +1,8 @@
-"""Pictures: a dataset, decisions, trajectories, ratios in a maze, and films. Needs the extra `plots` (matplotlib, pillow).
+"""Pictures: a dataset, decisions, trajectories, ratios in a maze, and films. Needs the extra
+`plots` (matplotlib, pillow).
 
-Functions that draw return a `matplotlib.figure.Figure` (`figure.savefig("a.png")`); what is drawn comes from pure functions beside them.
+Functions that draw return a `matplotlib.figure.Figure` (`figure.savefig("a.png")`); what is drawn
+comes from pure functions beside them.
 """
 
 from ddice.pictures.actions import ActionView, decision, view_actions

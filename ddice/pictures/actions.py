@@ -1,4 +1,6 @@
-"""One decision in pictures: candidates and the chosen action over the density of the behaviour and over Q, for two-dimensional actions."""
+"""One decision in pictures: candidates and the chosen action over the density of the behaviour
+and over Q, for two-dimensional actions.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ SMALL = 9
 
 @dataclass(frozen=True)
 class ActionView:
-    """What there is to see at one state, all in [-1, 1]^2; grids have the first action along columns and the second along rows.
+    """What there is to see at one state, all in [-1, 1]^2; grids have the first action along
+    columns and the second along rows.
 
     q: None where there is no Q.
     """
@@ -49,20 +52,26 @@ class ActionView:
 
 
 def density_grid(actions: np.ndarray, cells: int = CELLS) -> np.ndarray:
-    """Kernel density (cells, cells) over [-1, 1]^2 of actions (N, 2) in it; a kernel that is cut by the bounds is scaled up to mass 1 again.
+    """Kernel density (cells, cells) over [-1, 1]^2 of actions (N, 2) in it; a kernel that is cut by
+    the bounds is scaled up to mass 1 again.
 
-    The mean of the cells times 4 is 1. Gaussian kernels, `NARROWER` times Scott's bandwidth std N^(-1/6) in each dimension.
+    The mean of the cells times 4 is 1. Gaussian kernels, `NARROWER` times Scott's bandwidth std
+    N^(-1/6) in each dimension.
     """
     centres = (np.arange(cells) + 0.5) / cells * 2 - 1
     bandwidth = np.maximum(NARROWER * actions.std(0) * len(actions) ** (-1 / 6), LEAST_BANDWIDTH)
-    kernels = np.exp(-0.5 * ((centres - actions[:, :, None]) / bandwidth[:, None]) ** 2)  # (N, 2, cells)
+    kernels = np.exp(
+        -0.5 * ((centres - actions[:, :, None]) / bandwidth[:, None]) ** 2
+    )  # (N, 2, cells)
     kernels /= kernels.sum(-1, keepdims=True)
     return np.asarray(kernels[:, 1].T @ kernels[:, 0]) / len(actions) * (cells / 2) ** 2
 
 
 @torch.no_grad()
 def q_grid(policy: Policy, observation: Tensor, q: QCallable, nodes: int = NODES) -> np.ndarray:
-    """Q (nodes, nodes) at one flat observation (S,), members reduced as the policy ranks by them."""
+    """Q (nodes, nodes) at one flat observation (S,), members reduced as the policy ranks by
+    them.
+    """
     line = torch.linspace(-1, 1, nodes, device=policy.device)
     second, first = torch.meshgrid(line, line, indexing="ij")
     actions = torch.stack([first, second], -1).reshape(-1, 2)
@@ -72,25 +81,40 @@ def q_grid(policy: Policy, observation: Tensor, q: QCallable, nodes: int = NODES
 
 @torch.no_grad()
 def behaviour_actions(
-    policy: Policy, observation: Tensor, *, data: Transitions | None = None, prior: Prior | None = None, samples: int = 4000
+    policy: Policy,
+    observation: Tensor,
+    *,
+    data: Transitions | None = None,
+    prior: Prior | None = None,
+    samples: int = 4000,
 ) -> tuple[np.ndarray, str]:
     """Actions (N, 2) of the behaviour at one flat observation (S,), and where they come from.
 
-    From the first of: `prior`; the actions of the `NEAREST` rows of `data` (distance in deviations of each dimension); the policy's own sampler
-    without its guidance, which is the prior for guided and selected policies.
+    From the first of: `prior`; the actions of the `NEAREST` rows of `data` (distance in deviations
+    of each dimension); the policy's own sampler without its guidance, which is the prior for guided
+    and selected policies.
     """
     if prior is None and data is not None:
         rows = _nearest(data, observation, NEAREST)
         return data.actions[rows].cpu().numpy(), f"actions of the {len(rows)} nearest rows"
     if prior is not None:
-        sampler: Any = DiffusionSampler(Diffusion(prior=prior.config, solver=PUBLISHED, clip_denoised=True), prior.encoder, prior.averaged, None)
+        sampler: Any = DiffusionSampler(
+            Diffusion(prior=prior.config, solver=PUBLISHED, clip_denoised=True),
+            prior.encoder,
+            prior.averaged,
+            None,
+        )
         source = "samples of the prior"
     else:
         sampler = policy.sampler
         imitates = policy.config.notes.get("extractor") in ("weighted_bc", "gaussian_bc")
         if isinstance(sampler, DiffusionSampler):
             sampler = DiffusionSampler(sampler.config, sampler.encoder, sampler.network, None)
-        source = "samples of the policy itself" if imitates or not isinstance(sampler, DiffusionSampler) else "samples of the prior"
+        source = (
+            "samples of the policy itself"
+            if imitates or not isinstance(sampler, DiffusionSampler)
+            else "samples of the prior"
+        )
     noise = randn(0, "pictures/behaviour", 0, (1, samples, 2)).to(observation.device)
     return sampler(observation[None], noise)[0].clamp(-1, 1).cpu().numpy(), f"{samples:,} {source}"
 
@@ -113,12 +137,16 @@ def view_actions(
 ) -> list[ActionView]:
     """One view for each state of `observation` (one, or a batch, as `policy.act` takes them).
 
-    The candidates and the chosen one are those of `policy.act(observation[i], deterministic=True)`, or of `seed=seed`. The behaviour is that of
-    `behaviour_actions`. q: (observations (B, S), actions (B, 2)) -> (M, B) or (B,), in place of the policy's own; one with one candidate has none.
-    Raises ValueError for a policy whose actions are not two-dimensional.
+    The candidates and the chosen one are those of `policy.act(observation[i], deterministic=True)`,
+    or of `seed=seed`. The behaviour is that of `behaviour_actions`. q: (observations (B, S),
+    actions (B, 2)) -> (M, B) or (B,), in place of the policy's own; one with one candidate has
+    none. Raises ValueError for a policy whose actions are not two-dimensional.
     """
     if policy.spec.actions.size != 2:
-        raise ValueError(f"expected a policy of 2-dimensional actions, got {policy.spec.actions.size} dimensions: a plane cannot show them")
+        raise ValueError(
+            f"expected a policy of 2-dimensional actions, got {policy.spec.actions.size} "
+            "dimensions: a plane cannot show them"
+        )
     observations = policy._observations(observation)[0].to(policy.device)
     critic = policy.q if q is None else q
     views = []
@@ -147,7 +175,9 @@ def decision(
     maze: Maze | None = None,
     seed: int | None = None,
 ) -> Figure:
-    """A row for each state: behaviour and candidates, Q and candidates; first, with `maze`, where it is. Arguments as for `view_actions`."""
+    """A row for each state: behaviour and candidates, Q and candidates; first, with `maze`,
+    where it is. Arguments as for `view_actions`.
+    """
     views = view_actions(policy, observation, data=data, prior=prior, q=q, seed=seed)
     states = policy._observations(observation)[0].cpu().numpy()
     figure, axes = panels(len(views), 2 + (maze is not None), height=3.4)
@@ -161,7 +191,9 @@ def decision(
     axes[0, -2].set_title(f"behaviour\n({views[0].source})", fontsize=SMALL)
     axes[0, -1].set_title("Q\n(what candidates are ranked by)", fontsize=SMALL)
     handles, labels = axes[0, -2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=SMALL)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=SMALL
+    )
     return figure
 
 
@@ -183,13 +215,28 @@ def _draw_density(axes: Any, view: ActionView, last: bool) -> None:
 
     # The square root shows the thin tails too: candidates are drawn from them.
     norm = PowerNorm(0.5, vmin=0, vmax=float(view.density.max()))
-    axes.imshow(view.density, origin="lower", extent=(-1, 1, -1, 1), cmap=DENSITY_MAP, norm=norm, interpolation="bilinear")
+    axes.imshow(
+        view.density,
+        origin="lower",
+        extent=(-1, 1, -1, 1),
+        cmap=DENSITY_MAP,
+        norm=norm,
+        interpolation="bilinear",
+    )
     _draw_actions(axes, view, last)
 
 
 def _draw_q(figure: Any, axes: Any, view: ActionView, last: bool) -> None:
     if view.q is None:
-        axes.text(0.5, 0.5, "no Q:\nthis policy has one candidate", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(
+            0.5,
+            0.5,
+            "no Q:\nthis policy has one candidate",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=GREY,
+        )
     else:
         line = np.linspace(-1, 1, len(view.q))
         drawn = axes.contourf(line, line, view.q, levels=14, cmap=VALUE_MAP)
@@ -199,8 +246,28 @@ def _draw_q(figure: Any, axes: Any, view: ActionView, last: bool) -> None:
 
 def _draw_actions(axes: Any, view: ActionView, last: bool) -> None:
     others = np.delete(view.candidates, view.chosen, axis=0)
-    axes.plot(*others.T, "o", color="white", markeredgecolor=INK, markersize=6, linestyle="", clip_on=False, zorder=6, label="candidates")
-    axes.plot(*view.action, "*", color=VERMILLION, markeredgecolor="white", markersize=16, linestyle="", clip_on=False, zorder=7, label="chosen")
+    axes.plot(
+        *others.T,
+        "o",
+        color="white",
+        markeredgecolor=INK,
+        markersize=6,
+        linestyle="",
+        clip_on=False,
+        zorder=6,
+        label="candidates",
+    )
+    axes.plot(
+        *view.action,
+        "*",
+        color=VERMILLION,
+        markeredgecolor="white",
+        markersize=16,
+        linestyle="",
+        clip_on=False,
+        zorder=7,
+        label="chosen",
+    )
     axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     axes.set_ylabel("action 2", fontsize=SMALL)
     axes.tick_params(labelsize=8)

@@ -29,14 +29,20 @@ def histograms(data: Transitions) -> Histograms:
     """The numbers of the picture."""
     data = data.to("cpu")
     edges = np.linspace(-1, 1, BINS + 1)
-    actions = np.stack([np.histogram(column, edges)[0] for column in data.actions.numpy().T]) / len(data)
+    actions = np.stack([np.histogram(column, edges)[0] for column in data.actions.numpy().T]) / len(
+        data
+    )
     if data.episode is None:
         return Histograms(None, None, actions)
-    return Histograms(episode_returns(data.rewards, data.episode), np.bincount(data.episode.numpy()), actions)
+    return Histograms(
+        episode_returns(data.rewards, data.episode), np.bincount(data.episode.numpy()), actions
+    )
 
 
 def dataset_overview(data: Transitions) -> Figure:
-    """Returns and lengths of episodes, and a row of an image for every action dimension. Raises ImportError without matplotlib."""
+    """Returns and lengths of episodes, and a row of an image for every action dimension. Raises
+    ImportError without matplotlib.
+    """
     found = histograms(data)
     of_episodes = ((found.returns, "return of an episode"), (found.lengths, "steps of an episode"))
     shown = [(values, label) for values, label in of_episodes if values is not None]
@@ -45,8 +51,20 @@ def dataset_overview(data: Transitions) -> Figure:
         axis.hist(values, bins=BINS, color=BLUE)
         axis.set(xlabel=label, ylabel="episodes")
     axis, size = axes[0, -1], len(found.actions)
-    image = axis.imshow(found.actions, aspect="auto", cmap=DENSITY_MAP, vmin=0, extent=(-1, 1, size - 0.5, -0.5), interpolation="nearest")
-    axis.set(xlabel="action, its bounds at -1 and 1", ylabel="dimension", xticks=(-1, -0.5, 0, 0.5, 1), yticks=range(0, size, -(-size // 10)))
+    image = axis.imshow(
+        found.actions,
+        aspect="auto",
+        cmap=DENSITY_MAP,
+        vmin=0,
+        extent=(-1, 1, size - 0.5, -0.5),
+        interpolation="nearest",
+    )
+    axis.set(
+        xlabel="action, its bounds at -1 and 1",
+        ylabel="dimension",
+        xticks=(-1, -0.5, 0, 0.5, 1),
+        yticks=range(0, size, -(-size // 10)),
+    )
     colour_bar(figure, image, axis, "share of the steps")
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)

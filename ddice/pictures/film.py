@@ -1,4 +1,6 @@
-"""Films: recorded episodes are played again in an environment that renders, with the same reset and the same actions."""
+"""Films: recorded episodes are played again in an environment that renders, with the same reset
+and the same actions.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ SHRINK = 0.8  # of width and height, until the file is small enough
 LAST_FRAME = 1000  # milliseconds that the last frame of an episode stays
 CAPTION = 16  # pixels below the picture
 REPLAY_TOLERANCE = 1e-6
-DISTANCE = 1.3  # of the camera above a maze, in its longer sides: MuJoCo's field of view is 45 degrees
+DISTANCE = (
+    1.3  # of the camera above a maze, in its longer sides: MuJoCo's field of view is 45 degrees
+)
 
 
 @dataclass(frozen=True)
 class Film:
-    """frames (H, W, 3) uint8 of equal size, with captions; milliseconds: how long each is shown; episode: which it belongs to."""
+    """frames (H, W, 3) uint8 of equal size, with captions; milliseconds: how long each is shown;
+    episode: which it belongs to.
+    """
 
     frames: tuple[np.ndarray, ...]
     milliseconds: tuple[int, ...]
@@ -41,13 +47,21 @@ class Film:
 def rendering(env: Any) -> EnvRecord:
     """The record of an environment (an id, an `EnvSpec`, a record) that renders into arrays."""
     fields = json.loads(record_of(env).spec)
-    return EnvRecord(spec=json.dumps({**fields, "kwargs": {**(fields.get("kwargs") or {}), "render_mode": "rgb_array"}}))
+    return EnvRecord(
+        spec=json.dumps(
+            {**fields, "kwargs": {**(fields.get("kwargs") or {}), "render_mode": "rgb_array"}}
+        )
+    )
 
 
 @contextmanager
 def _off_screen() -> Iterator[None]:
-    """MuJoCo renders without a display through EGL, which it does not choose by itself; a choice of the user's stays."""
-    choose = "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY")
+    """MuJoCo renders without a display through EGL, which it does not choose by itself; a choice
+    of the user's stays.
+    """
+    choose = (
+        "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY")
+    )
     if choose:
         os.environ["MUJOCO_GL"] = "egl"
     try:
@@ -58,7 +72,9 @@ def _off_screen() -> Iterator[None]:
 
 
 def require_rendering(env: Any) -> None:
-    """Render one frame and throw it away. Raises OSError, with how to mend it, where that is impossible; ImportError without pillow."""
+    """Render one frame and throw it away. Raises OSError, with how to mend it, where that is
+    impossible; ImportError without pillow.
+    """
     _pillow()
     record = rendering(env)
     made = None
@@ -71,14 +87,18 @@ def require_rendering(env: Any) -> None:
         raise
     except Exception as error:  # drivers raise whatever they like
         raise OSError(
-            f"cannot render {record.id}: {type(error).__name__}: {error}. MuJoCo needs OpenGL: without a display set MUJOCO_GL=egl (Debian: apt "
-            "install libegl1 libgl1) or MUJOCO_GL=osmesa (apt install libosmesa6); classic control and Box2D need pygame"
+            f"cannot render {record.id}: {type(error).__name__}: {error}. MuJoCo needs OpenGL: "
+            "without a display set MUJOCO_GL=egl (Debian: apt install libegl1 libgl1) or "
+            "MUJOCO_GL=osmesa (apt install libosmesa6); classic control and Box2D need pygame"
         ) from error
     finally:
         if made is not None:
             close_environment(made)
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-        raise OSError(f"expected {record.id} to render arrays (H, W, 3), got {type(frame).__name__}: it cannot be filmed")
+        raise OSError(
+            f"expected {record.id} to render arrays (H, W, 3), got {type(frame).__name__}: it "
+            "cannot be filmed"
+        )
 
 
 def _pillow() -> Any:
@@ -90,15 +110,25 @@ def _pillow() -> Any:
 
 
 def make_film(
-    env: Any, recordings: Sequence[Recording], *, fps: int = FPS, max_frames: int = MAX_FRAMES, width: int = WIDTH
+    env: Any,
+    recordings: Sequence[Recording],
+    *,
+    fps: int = FPS,
+    max_frames: int = MAX_FRAMES,
+    width: int = WIDTH,
 ) -> Film:
-    """Plays recorded episodes again and keeps at most about `max_frames` frames, evenly spaced and at most `width` pixels wide.
+    """Plays recorded episodes again and keeps at most about `max_frames` frames, evenly spaced and
+    at most `width` pixels wide.
 
-    The film runs in real time where the environment states its own frames per second and `max_frames` is enough, else faster.
-    Raises OSError where nothing can be rendered, ValueError when an episode comes out differently: the environment is not deterministic.
+    The film runs in real time where the environment states its own frames per second and
+    `max_frames` is enough, else faster. Raises OSError where nothing can be rendered, ValueError
+    when an episode comes out differently: the environment is not deterministic.
     """
     if fps < 1 or max_frames < 2 or width < 32:
-        raise ValueError(f"expected fps >= 1, max_frames >= 2 and width >= 32, got {fps}, {max_frames} and {width}")
+        raise ValueError(
+            f"expected fps >= 1, max_frames >= 2 and width >= 32, got {fps}, {max_frames} and "
+            f"{width}"
+        )
     require_rendering(env)
     made = make_env(rendering(env))
     _look_from_above(made)
@@ -120,7 +150,9 @@ def make_film(
 
 
 def _look_from_above(made: Any) -> None:
-    """A maze's own camera looks over its walls, which hide what is behind them, and sees half of a large maze."""
+    """A maze's own camera looks over its walls, which hide what is behind them, and sees half of
+    a large maze.
+    """
     whole = made.unwrapped
     maze: Any = getattr(whole, "maze", None)
     if hasattr(maze, "maze_map"):
@@ -137,9 +169,15 @@ def _replay(made: Any, recording: Recording, every: int) -> Iterator[tuple[int, 
     _require_same(made.reset(seed=recording.reset_seed)[0], recording.observations[0], 0)
     yield 0, 0.0, made.render()
     total, length = 0.0, len(recording.actions)
-    for step, (action, reward) in enumerate(zip(recording.actions, recording.rewards, strict=True), start=1):
+    for step, (action, reward) in enumerate(
+        zip(recording.actions, recording.rewards, strict=True), start=1
+    ):
         observation, again, *_ = made.step(action)
-        _require_same({"observation": observation, "reward": again}, {"observation": recording.observations[step], "reward": reward}, step)
+        _require_same(
+            {"observation": observation, "reward": again},
+            {"observation": recording.observations[step], "reward": reward},
+            step,
+        )
         total += float(reward)
         if step % every == 0 or step == length:
             yield step, total, made.render()
@@ -150,7 +188,10 @@ def _require_same(played: Any, recorded: Any, step: int) -> None:
         for key, value in recorded.items():
             _require_same(played[key], value, step)
     elif not np.allclose(played, recorded, REPLAY_TOLERANCE, REPLAY_TOLERANCE):
-        raise ValueError(f"expected {recorded} again at step {step}, got {played}: is the environment not deterministic, or another one?")
+        raise ValueError(
+            f"expected {recorded} again at step {step}, got {played}: is the environment not "
+            "deterministic, or another one?"
+        )
 
 
 def _captioned(frame: np.ndarray, text: str, width: int) -> np.ndarray:
@@ -159,7 +200,9 @@ def _captioned(frame: np.ndarray, text: str, width: int) -> np.ndarray:
 
     picture = Image.fromarray(np.ascontiguousarray(frame[..., :3]))
     if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BOX)
+        picture = picture.resize(
+            (width, round(picture.height * width / picture.width)), Image.Resampling.BOX
+        )
     whole = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
     whole.paste(picture)
     ImageDraw.Draw(whole).text((4, picture.height + 2), text, fill="black")
@@ -173,10 +216,21 @@ def encode_gif(film: Film, max_bytes: int = MAX_BYTES) -> bytes:
     while True:
         pictures = [image.fromarray(frame) for frame in film.frames]
         if scale < 1:
-            size = (max(1, round(pictures[0].width * scale)), max(1, round(pictures[0].height * scale)))
+            size = (
+                max(1, round(pictures[0].width * scale)),
+                max(1, round(pictures[0].height * scale)),
+            )
             pictures = [picture.resize(size) for picture in pictures]
         file = io.BytesIO()
-        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=list(film.milliseconds), loop=0, optimize=True)
+        pictures[0].save(
+            file,
+            "GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=list(film.milliseconds),
+            loop=0,
+            optimize=True,
+        )
         if file.tell() <= max_bytes or min(pictures[0].size) < 32:
             return file.getvalue()
         scale *= SHRINK
@@ -188,11 +242,21 @@ def write_gif(film: Film, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
 
 
 def strip(film: Film, columns: int = 6) -> np.ndarray:
-    """A row for each episode: `columns` frames, evenly spaced from the first to the last; (H, W, 3)."""
+    """A row for each episode: `columns` frames, evenly spaced from the first to the last; (H, W,
+    3).
+    """
     rows = []
     for episode in sorted(set(film.episode)):
-        own = [frame for frame, belongs in zip(film.frames, film.episode, strict=True) if belongs == episode]
-        rows.append(np.concatenate([own[i] for i in np.linspace(0, len(own) - 1, columns).round().astype(int)], axis=1))
+        own = [
+            frame
+            for frame, belongs in zip(film.frames, film.episode, strict=True)
+            if belongs == episode
+        ]
+        rows.append(
+            np.concatenate(
+                [own[i] for i in np.linspace(0, len(own) - 1, columns).round().astype(int)], axis=1
+            )
+        )
     return np.concatenate(rows, axis=0)
 
 

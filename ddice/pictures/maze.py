@@ -12,14 +12,18 @@ from ddice.data.environment import make_env, record_of
 from ddice.data.spec import EnvRecord, Spec
 from ddice.pictures.style import ORANGE, WALL
 
-GOAL_RADIUS = 0.45  # of one cell of side 1: the distance at which Gymnasium-Robotics counts a goal as reached
+GOAL_RADIUS = (
+    0.45  # of one cell of side 1: the distance at which Gymnasium-Robotics counts a goal as reached
+)
 POSITION = "achieved_goal"
 SHOWN_WALL = 0.3  # of the outer wall
 
 
 @dataclass(frozen=True)
 class Maze:
-    """walls (W, 4): x and y of the lower left corner, width and height of every wall cell; side: of a cell; goal: the fixed one, or None."""
+    """walls (W, 4): x and y of the lower left corner, width and height of every wall cell; side:
+    of a cell; goal: the fixed one, or None.
+    """
 
     walls: np.ndarray
     side: float
@@ -40,7 +44,8 @@ class Maze:
 
 
 def read_maze(env: Any) -> Maze | None:
-    """The maze of an environment (an id, an `EnvSpec`, the record in `policy.spec.env`), or None where it is none.
+    """The maze of an environment (an id, an `EnvSpec`, the record in `policy.spec.env`), or None
+    where it is none.
 
     Raises ImportError when the environment cannot be made.
     """
@@ -50,7 +55,12 @@ def read_maze(env: Any) -> Maze | None:
         if not hasattr(maze, "maze_map"):
             return None
         side = float(maze.maze_size_scaling)
-        cells = [(row, column) for row, line in enumerate(maze.maze_map) for column, cell in enumerate(line) if cell == 1]
+        cells = [
+            (row, column)
+            for row, line in enumerate(maze.maze_map)
+            for column, cell in enumerate(line)
+            if cell == 1
+        ]
         corners = np.array([maze.cell_rowcol_to_xy(np.array(cell)) for cell in cells]) - side / 2
         goals = np.unique(np.array(maze.unique_goal_locations), axis=0)
         goal = (float(goals[0, 0]), float(goals[0, 1])) if len(goals) == 1 else None
@@ -60,7 +70,8 @@ def read_maze(env: Any) -> Maze | None:
 
 
 def position_columns(spec: Spec) -> slice:
-    """Where flat observations (..., S) of a maze hold the position: `achieved_goal`, or the start of `observation` where the view hides that.
+    """Where flat observations (..., S) of a maze hold the position: `achieved_goal`, or the start
+    of `observation` where the view hides that.
 
     Raises ValueError for observations that are not those of a goal maze.
     """
@@ -72,11 +83,16 @@ def position_columns(spec: Spec) -> slice:
     for path in (POSITION, "observation"):
         if path in starts:
             return slice(starts[path], starts[path] + 2)
-    raise ValueError(f"expected the observations of a goal maze ({POSITION!r}, 'observation'), got {sorted(starts)}: there are no positions to draw")
+    raise ValueError(
+        f"expected the observations of a goal maze ({POSITION!r}, 'observation'), got "
+        f"{sorted(starts)}: there are no positions to draw"
+    )
 
 
 def far_apart(points: np.ndarray, count: int) -> list[int]:
-    """The first of the points (N, D), then again and again the one farthest from all those taken: `count` indices."""
+    """The first of the points (N, D), then again and again the one farthest from all those
+    taken: `count` indices.
+    """
     taken = [0]
     distance = np.full(len(points), np.inf)
     while len(taken) < min(count, len(points)):
@@ -86,16 +102,30 @@ def far_apart(points: np.ndarray, count: int) -> list[int]:
 
 
 def draw_maze(axes: Any, maze: Maze, *, goal: tuple[float, float] | None = None) -> None:
-    """Walls, and the goal with the radius in which it counts as reached (`goal`, else the maze's own)."""
+    """Walls, and the goal with the radius in which it counts as reached (`goal`, else the maze's
+    own).
+    """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Circle, Rectangle
 
     patches = [Rectangle((x, y), width, height) for x, y, width, height in maze.walls]
     # An edge in the colour of the face closes the hairlines between neighbours.
-    axes.add_collection(PatchCollection(patches, facecolor=WALL, edgecolor=WALL, linewidth=0.6, zorder=3))
+    axes.add_collection(
+        PatchCollection(patches, facecolor=WALL, edgecolor=WALL, linewidth=0.6, zorder=3)
+    )
     goal = goal or maze.goal
     if goal is not None:
-        axes.add_patch(Circle(goal, GOAL_RADIUS * maze.side, fill=False, edgecolor=ORANGE, linewidth=1.8, linestyle="--", zorder=5))
+        axes.add_patch(
+            Circle(
+                goal,
+                GOAL_RADIUS * maze.side,
+                fill=False,
+                edgecolor=ORANGE,
+                linewidth=1.8,
+                linestyle="--",
+                zorder=5,
+            )
+        )
     axes.set(xlim=maze.view[:2], ylim=maze.view[2:], aspect="equal", xticks=(), yticks=())
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -14,7 +14,9 @@ from ddice.pictures.maze import POSITION
 
 @dataclass(frozen=True)
 class Recording:
-    """One episode of T steps: observations (T + 1, native), actions (T, A) and rewards (T,) of the environment, and the seed of its reset."""
+    """One episode of T steps: observations (T + 1, native), actions (T, A) and rewards (T,) of
+    the environment, and the seed of its reset.
+    """
 
     reset_seed: int
     observations: tuple[Any, ...]
@@ -30,7 +32,9 @@ class Recording:
     @property
     def goals(self) -> np.ndarray:
         """(T + 1, 2), where the goal was. Raises ValueError outside of goal mazes."""
-        return np.stack([_leaf(observation, "desired_goal")[:2] for observation in self.observations])
+        return np.stack(
+            [_leaf(observation, "desired_goal")[:2] for observation in self.observations]
+        )
 
     @property
     def total(self) -> float:
@@ -40,18 +44,29 @@ class Recording:
 
 def _leaf(observation: Any, key: str) -> np.ndarray:
     if not isinstance(observation, Mapping) or key not in observation:
-        have = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
-        raise ValueError(f"expected the observations of a goal maze, with {key!r}, got {have}: only mazes have positions to draw")
+        have = (
+            sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+        )
+        raise ValueError(
+            f"expected the observations of a goal maze, with {key!r}, got {have}: only mazes "
+            "have positions to draw"
+        )
     return np.asarray(observation[key])
 
 
 def _copy(observation: Any) -> Any:
-    return {key: _copy(value) for key, value in observation.items()} if isinstance(observation, Mapping) else np.array(observation)
+    return (
+        {key: _copy(value) for key, value in observation.items()}
+        if isinstance(observation, Mapping)
+        else np.array(observation)
+    )
 
 
 @dataclass
 class Recorder:
-    """Keeps the first `episodes` episodes: `evaluate(policy, seed=seed, on_step=Recorder(episodes, seed))`, then `recordings()`."""
+    """Keeps the first `episodes` episodes: `evaluate(policy, seed=seed,
+    on_step=Recorder(episodes, seed))`, then `recordings()`.
+    """
 
     episodes: int
     seed: int = 0
@@ -59,7 +74,15 @@ class Recorder:
 
     def __call__(self, moment: Moment) -> None:
         if moment.episode < self.episodes:
-            own = Moment(**{**vars(moment), **{name: _copy(getattr(moment, name)) for name in ("observation", "action", "next_observation")}})
+            own = Moment(
+                **{
+                    **vars(moment),
+                    **{
+                        name: _copy(getattr(moment, name))
+                        for name in ("observation", "action", "next_observation")
+                    },
+                }
+            )
             self._moments.setdefault(moment.episode, []).append(own)
 
     def recordings(self) -> list[Recording]:
@@ -67,7 +90,10 @@ class Recorder:
         return [
             Recording(
                 reset_seed=episode_seed(self.seed, episode),
-                observations=(*(moment.observation for moment in moments), moments[-1].next_observation),
+                observations=(
+                    *(moment.observation for moment in moments),
+                    moments[-1].next_observation,
+                ),
                 actions=np.stack([moment.action for moment in moments]),
                 rewards=np.array([moment.reward for moment in moments]),
                 success=moments[-1].success,
@@ -89,6 +115,13 @@ def record(
     """`ddice.evaluate` with every step of every episode kept; the scores are the same."""
     recorder = Recorder(episodes, seed)
     scores = evaluate(
-        policy, env, episodes=episodes, seed=seed, parallel=parallel, deterministic=deterministic, progress=progress, on_step=recorder
+        policy,
+        env,
+        episodes=episodes,
+        seed=seed,
+        parallel=parallel,
+        deterministic=deterministic,
+        progress=progress,
+        on_step=recorder,
     )
     return scores, recorder.recordings()

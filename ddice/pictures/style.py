@@ -1,4 +1,6 @@
-"""The look of the pictures: colours that stay apart for colour-blind eyes (Okabe and Ito), and an empty figure."""
+"""The look of the pictures: colours that stay apart for colour-blind eyes (Okabe and Ito), and
+an empty figure.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,12 @@ DENSITY_MAP, VALUE_MAP, TIME_MAP = "Blues", "cividis", "viridis"
 DPI = 110
 
 
-def panels(rows: int, columns: int, *, width: float = 3.6, height: float = 3.6) -> tuple[Figure, Any]:
-    """A figure that belongs to nobody's pyplot, and its axes (rows, columns). Raises ImportError with what to install."""
+def panels(
+    rows: int, columns: int, *, width: float = 3.6, height: float = 3.6
+) -> tuple[Figure, Any]:
+    """A figure that belongs to nobody's pyplot, and its axes (rows, columns). Raises ImportError
+    with what to install.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,4 +1,6 @@
-"""Named recipes: ddice's own default, the published implementation with its fifteen tasks, and the printed equations."""
+"""Named recipes: ddice's own default, the published implementation with its fifteen tasks, and
+the printed equations.
+"""
 
 from ddice.presets.named import PRESETS, describe, unpublished
 from ddice.presets.reasons import REASONS, reason

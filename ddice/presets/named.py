@@ -20,7 +20,13 @@ _RAW = FlattenEncoder(normalize=False)
 _PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)
 
 _OFFICIAL = Recipe(
-    prior=DiffusionPrior(network=PublishedScore(), encoder=_RAW, optimizer=Optimizer(learning_rate=1e-4), batch_size=4096, ema=0.0),
+    prior=DiffusionPrior(
+        network=PublishedScore(),
+        encoder=_RAW,
+        optimizer=Optimizer(learning_rate=1e-4),
+        batch_size=4096,
+        ema=0.0,
+    ),
     backend=PiecewiseF(
         temperature=0.5,
         rewards=(ReturnRange(),),
@@ -59,21 +65,36 @@ def _paper() -> Recipe:
     return _OFFICIAL.model_copy(
         update={
             "backend": _OFFICIAL.backend.model_copy(update={"value_weight": "one_minus_discount"}),
-            "extractor": _OFFICIAL.extractor.model_copy(update={"guidance": guidance, "guidance_scale": 1.0}),
+            "extractor": _OFFICIAL.extractor.model_copy(
+                update={"guidance": guidance, "guidance_scale": 1.0}
+            ),
         }
     )
 
 
 def _of_tasks() -> dict[str, Recipe]:
     base = _OFFICIAL.model_dump(mode="json")
-    return {f"official/{name}": Recipe.model_validate(merge(base, task.changes())) for name, task in TASKS.items()}
+    return {
+        f"official/{name}": Recipe.model_validate(merge(base, task.changes()))
+        for name, task in TASKS.items()
+    }
 
 
-PRESETS: dict[str, Recipe] = {"default": Recipe(), "official": _OFFICIAL, "paper": _paper(), **_of_tasks()}
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    "official": _OFFICIAL,
+    "paper": _paper(),
+    **_of_tasks(),
+}
 _ABOUT = {
     "default": "ddice's own: minutes on a CPU, any continuous task",
-    "official": "the public implementation of Diffusion-DICE, meant for a GPU, with the settings of locomotion's medium tasks",
-    "paper": "the same with the paper's printed equations where the implementation departs from them",
+    "official": (
+        "the public implementation of Diffusion-DICE, meant for a GPU, with the settings of "
+        "locomotion's medium tasks"
+    ),
+    "paper": (
+        "the same with the paper's printed equations where the implementation departs from them"
+    ),
 }
 
 
@@ -82,14 +103,24 @@ def describe(name: str) -> str:
     if name in _ABOUT:
         return _ABOUT[name]
     task = TASKS[name.removeprefix("official/")]
-    return f"official with the settings of this D4RL task; published score {task.score}, best other method {task.best_other} ({SOURCE})"
+    return (
+        f"official with the settings of this D4RL task; published score {task.score}, best "
+        f"other method {task.best_other} ({SOURCE})"
+    )
 
 
 def unpublished(name: str, recipe: Recipe) -> list[str]:
-    """One line per setting that `recipe` takes from preset `name` although nobody published it: its results then say nothing about the paper's."""
+    """One line per setting that `recipe` takes from preset `name` although nobody published it:
+    its results then say nothing about the paper's.
+    """
     lines = []
-    for part, field in (("backend", "temperature"), ("extractor", "candidates")) if name != "default" else ():
+    for part, field in (
+        (("backend", "temperature"), ("extractor", "candidates")) if name != "default" else ()
+    ):
         value = getattr(getattr(recipe, part), field, None)
         if value == getattr(getattr(PRESETS[name], part), field):
-            lines.append(f"{name}: --{part}.{field} {value} is not the paper's: {Task.model_fields[field].description}")
+            lines.append(
+                f"{name}: --{part}.{field} {value} is not the paper's: "
+                f"{Task.model_fields[field].description}"
+            )
     return lines

@@ -1,6 +1,8 @@
-"""The fifteen D4RL tasks of Diffusion-DICE: what is published of their settings, and the published scores.
+"""The fifteen D4RL tasks of Diffusion-DICE: what is published of their settings, and the published
+scores.
 
-Settings are those of the public implementation, scores those of the paper's table. What neither gives is None.
+Settings are those of the public implementation, scores those of the paper's table. What neither
+gives is None.
 """
 
 from __future__ import annotations
@@ -13,34 +15,55 @@ from ddice.config import Config
 
 SOURCE = "arXiv 2407.20109, table 1"
 
-# Of no publication: the Gymnasium versions nearest to the Gym -v2 environments that D4RL recorded, with the same reference returns.
+# Of no publication: the Gymnasium versions nearest to the Gym -v2 environments that D4RL recorded,
+# with the same reference returns.
 _ENVIRONMENTS = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4"}
 
 
 class Task(Config):
-    """One task of D4RL: settings of the public implementation, and scores as published; None is what was never published."""
+    """One task of D4RL: settings of the public implementation, and scores as published; None is
+    what was never published.
+    """
 
     name: str
     guidance_scale: float
     noises_per_action: int
     rewards: Literal["return_range", "minus_one_zero"]
-    selection: Literal["mean", "softmax"] = Field(description="argmax of the mean of ten members, or a sample from softmax(Q) of the critic")
+    selection: Literal["mean", "softmax"] = Field(
+        description="argmax of the mean of ten members, or a sample from softmax(Q) of the critic"
+    )
     episodes: int
-    temperature: None = Field(None, description="the temperature of each task was never published; 0.5 is the default of the public command line")
-    candidates: None = Field(None, description="K of each task was never published; 1 is the default of the public command line")
+    temperature: None = Field(
+        None,
+        description=(
+            "the temperature of each task was never published; 0.5 is the default of the "
+            "public command line"
+        ),
+    )
+    candidates: None = Field(
+        None,
+        description=(
+            "K of each task was never published; 1 is the default of the public command line"
+        ),
+    )
     score: float = Field(description="of Diffusion-DICE")
     best_other: float = Field(description="of the best other method in the same table")
 
     @property
     def environment(self) -> str | None:
-        """The evaluation environment; None where Gymnasium has none with the observations of the data."""
+        """The evaluation environment; None where Gymnasium has none with the observations of the
+        data.
+        """
         return _ENVIRONMENTS.get(self.name.partition("-")[0])
 
     def changes(self) -> dict[str, Any]:
         """What the task sets in a recipe; what was never published stays as it is there."""
         return {
             "data": {"source": f"{self.name}.hdf5", "env": self.environment},
-            "backend": {"rewards": [self.rewards], "selector": "ensemble" if self.selection == "mean" else "critic"},
+            "backend": {
+                "rewards": [self.rewards],
+                "selector": "ensemble" if self.selection == "mean" else "critic",
+            },
             "extractor": {
                 "guidance_scale": self.guidance_scale,
                 "guidance": {"noises_per_action": self.noises_per_action},
@@ -52,15 +75,27 @@ class Task(Config):
 
 def _locomotion(name: str, guidance_scale: float, score: float, best_other: float) -> Task:
     return Task(
-        name=name, guidance_scale=guidance_scale, noises_per_action=16, rewards="return_range", selection="mean", episodes=10,
-        score=score, best_other=best_other,
+        name=name,
+        guidance_scale=guidance_scale,
+        noises_per_action=16,
+        rewards="return_range",
+        selection="mean",
+        episodes=10,
+        score=score,
+        best_other=best_other,
     )
 
 
 def _antmaze(name: str, guidance_scale: float, score: float, best_other: float) -> Task:
     return Task(
-        name=name, guidance_scale=guidance_scale, noises_per_action=32, rewards="minus_one_zero", selection="softmax", episodes=50,
-        score=score, best_other=best_other,
+        name=name,
+        guidance_scale=guidance_scale,
+        noises_per_action=32,
+        rewards="minus_one_zero",
+        selection="softmax",
+        episodes=50,
+        score=score,
+        best_other=best_other,
     )
 
 

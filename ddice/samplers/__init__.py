@@ -10,4 +10,12 @@ from ddice.samplers.selection import Selection
 AnySampler = Annotated[Diffusion | Gaussian, Field(discriminator="kind")]
 Sampler = DiffusionSampler | GaussianSampler
 
-__all__ = ["AnySampler", "Diffusion", "DiffusionSampler", "Gaussian", "GaussianSampler", "Sampler", "Selection"]
+__all__ = [
+    "AnySampler",
+    "Diffusion",
+    "DiffusionSampler",
+    "Gaussian",
+    "GaussianSampler",
+    "Sampler",
+    "Selection",
+]

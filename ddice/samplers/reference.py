@@ -1,4 +1,6 @@
-"""The readable samplers: observations (B, S) and noise (B, K, A) -> K candidate actions (B, K, A), not yet mapped into the bounds."""
+"""The readable samplers: observations (B, S) and noise (B, K, A) -> K candidate actions (B, K,
+A), not yet mapped into the bounds.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from ddice.prior import DiffusionPrior, network_denoiser
 from ddice.randomness import Seed
 from ddice.solvers import PUBLISHED, Solver
 
-LOG_STD = (-5.0, 1.0)  # of the Gaussian, in units of half the action range: from nearly deterministic to wider than the box
+LOG_STD = (
+    -5.0,
+    1.0,
+    # of the Gaussian, in units of half the action range: from nearly deterministic to wider than
+    # the box
+)
 
 
 class Diffusion(Config):
@@ -25,20 +32,33 @@ class Diffusion(Config):
     kind: Literal["diffusion"] = "diffusion"
     prior: DiffusionPrior
     guidance: Guidance | None = None
-    guidance_scale: float = Field(1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1")
+    guidance_scale: float = Field(
+        1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
+    )
     solver: Solver = PUBLISHED
-    clip_denoised: bool = Field(False, description="keep the clean action that is predicted at every evaluation within the action bounds")
+    clip_denoised: bool = Field(
+        False,
+        description=(
+            "keep the clean action that is predicted at every evaluation within the action bounds"
+        ),
+    )
 
     def build(self, spec: Spec) -> DiffusionSampler:
         encoder, network = self.prior.modules(spec)
-        guidance = None if self.guidance is None else self.guidance.build(encoder.size, spec.actions.size, seed=0)
+        guidance = (
+            None
+            if self.guidance is None
+            else self.guidance.build(encoder.size, spec.actions.size, seed=0)
+        )
         return DiffusionSampler(self, encoder, network, guidance)
 
 
 class DiffusionSampler(nn.Module):
     """Integrates the diffusion ODE of the prior, guided where there is a guidance network."""
 
-    def __init__(self, config: Diffusion, encoder: Encoder, network: Network, guidance: Network | None):
+    def __init__(
+        self, config: Diffusion, encoder: Encoder, network: Network, guidance: Network | None
+    ):
         super().__init__()
         self.config, self.encoder, self.network, self.guidance = config, encoder, network, guidance
 
@@ -47,8 +67,15 @@ class DiffusionSampler(nn.Module):
         features, schedule = self.encoder(observations)[:, None], self.config.prior.schedule
         denoiser = network_denoiser(self.network, features, schedule)
         if self.guidance is not None and self.config.guidance_scale:
-            denoiser = guided(denoiser, network_gradient(self.guidance, features, schedule), schedule, self.config.guidance_scale)
-        return self.config.solver.integrate(denoiser, noise, schedule, clip=self.config.clip_denoised)
+            denoiser = guided(
+                denoiser,
+                network_gradient(self.guidance, features, schedule),
+                schedule,
+                self.config.guidance_scale,
+            )
+        return self.config.solver.integrate(
+            denoiser, noise, schedule, clip=self.config.clip_denoised
+        )
 
     def latents(self, candidates: int, actions: int) -> Tensor:
         """The fixed noise (K, A) of deterministic acting."""
@@ -64,11 +91,19 @@ class Gaussian(Config):
 
     def build(self, spec: Spec, seed: Seed = 0) -> GaussianSampler:
         encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        return GaussianSampler(self, encoder, self.network.build({"features": encoder.size}, 2 * spec.actions.size, seed=seed, stream="gaussian"))
+        return GaussianSampler(
+            self,
+            encoder,
+            self.network.build(
+                {"features": encoder.size}, 2 * spec.actions.size, seed=seed, stream="gaussian"
+            ),
+        )
 
 
 def gaussian_mean_and_log_std(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """A network's numbers (..., 2A) -> tanh(first half), and the second half squashed into `LOG_STD`."""
+    """A network's numbers (..., 2A) -> tanh(first half), and the second half squashed into
+    `LOG_STD`.
+    """
     mean, log_std = numbers.chunk(2, dim=-1)
     low, high = LOG_STD
     return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)

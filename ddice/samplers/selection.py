@@ -22,7 +22,9 @@ class Selection(Config):
         return q.amin(0) if self.rule == "minimum" else q.mean(0)
 
     def select(self, q: Tensor, uniform: Tensor | None) -> Tensor:
-        """q (M, B, K) and, for a softmax sample, uniform numbers (B,) -> indices (B,); without them the argmax is taken."""
+        """q (M, B, K) and, for a softmax sample, uniform numbers (B,) -> indices (B,); without
+        them the argmax is taken.
+        """
         scores = self.scores(q)
         if self.rule != "softmax" or uniform is None:
             return scores.argmax(-1)

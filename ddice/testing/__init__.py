@@ -1,4 +1,6 @@
-"""For anybody who writes a part: conformance suites, problems whose answers are known, closed forms, orders of convergence."""
+"""For anybody who writes a part: conformance suites, problems whose answers are known, closed
+forms, orders of convergence.
+"""
 
 from ddice.testing.backends import BACKEND_CHECKS, check_backend
 from ddice.testing.bandit import ContinuousBandit
@@ -31,7 +33,13 @@ from ddice.testing.fixed_points import (
     train,
     train_orthogonal_limit,
 )
-from ddice.testing.gaussian import ExponentialRatio, GaussianMixture, exact_flow, quantiles, threshold_guidance
+from ddice.testing.gaussian import (
+    ExponentialRatio,
+    GaussianMixture,
+    exact_flow,
+    quantiles,
+    threshold_guidance,
+)
 from ddice.testing.objectives import contrastive_loss, regression_loss
 from ddice.testing.order import measured_order, solver_error
 from ddice.testing.samplers import SAMPLER_CHECKS, check_sampler

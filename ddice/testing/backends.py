@@ -23,7 +23,19 @@ from ddice.testing.expect import (
 )
 
 SEED, SEEDS, ROWS = 5, (3, 5), 32
-MEMBERS = ("spec", "ratio_kind", "has_q", "has_value", "trains", "log_ratio", "ratio", "update", "state", "load_state", "select")
+MEMBERS = (
+    "spec",
+    "ratio_kind",
+    "has_q",
+    "has_value",
+    "trains",
+    "log_ratio",
+    "ratio",
+    "update",
+    "state",
+    "load_state",
+    "select",
+)
 MEMBERS_OF_TRAINING = ("prepare", "check_trained", "identity", "fit", "to")
 
 
@@ -49,42 +61,73 @@ def has_what_a_backend_has(config: Any, data: Transitions) -> None:
     part = _build(config, data)
     missing = [name for name in (*MEMBERS, *MEMBERS_OF_TRAINING) if not hasattr(part, name)]
     expect(not missing, f"lacks {', '.join(missing)}")
-    expect(part.ratio_kind in ("action", "state-action"), f'ratio_kind is "action" or "state-action", got {part.ratio_kind!r}')
-    expect(isinstance(part.has_q, bool) and isinstance(part.has_value, bool), "has_q and has_value are booleans")
+    expect(
+        part.ratio_kind in ("action", "state-action"),
+        f'ratio_kind is "action" or "state-action", got {part.ratio_kind!r}',
+    )
+    expect(
+        isinstance(part.has_q, bool) and isinstance(part.has_value, bool),
+        "has_q and has_value are booleans",
+    )
     if part.has_value:
-        expect(hasattr(part, "temperature") and bool((part.temperature > 0).all()), "a backend with values has a positive temperature")
+        expect(
+            hasattr(part, "temperature") and bool((part.temperature > 0).all()),
+            "a backend with values has a positive temperature",
+        )
     expect(part.spec == data.spec, "spec is that of the data")
 
 
 def shapes_are_as_promised(config: Any, data: Transitions) -> None:
-    """log_ratio (*seeds, B), value (*seeds, B), q (*seeds, M, B), with one seed and with several."""
+    """log_ratio (*seeds, B), value (*seeds, B), q (*seeds, M, B), with one seed and with
+    several.
+    """
     for seed, axes in ((SEED, ()), (SEEDS, (2,))):
         part = _train(_build(config, data, seed), data, seed)
         batch = data.sample(ROWS, seed=seed, step=9)
         for name in ("log_ratio", "ratio"):
             got = getattr(part, name)(batch)
-            expect(got.shape == (*axes, ROWS), f"{name}: expected shape {(*axes, ROWS)} for seed {seed}, got {tuple(got.shape)}")
+            expect(
+                got.shape == (*axes, ROWS),
+                f"{name}: expected shape {(*axes, ROWS)} for seed {seed}, got {tuple(got.shape)}",
+            )
             expect(got.dtype == torch.float32, f"{name}: expected float32, got {got.dtype}")
         if part.has_value:
             got = part.value(batch.observations)
-            expect(got.shape == (*axes, ROWS), f"value: expected shape {(*axes, ROWS)} for seed {seed}, got {tuple(got.shape)}")
+            expect(
+                got.shape == (*axes, ROWS),
+                f"value: expected shape {(*axes, ROWS)} for seed {seed}, got {tuple(got.shape)}",
+            )
         if part.has_q and (part.trains or not axes):
             q = part.q(batch.observations, batch.actions)
             members = q.shape[len(axes)] if q.ndim == len(axes) + 2 else 0
-            expect(members >= 1 and q.shape == (*axes, members, ROWS), f"q: expected (*seeds, M, B) = {(*axes, 'M', ROWS)}, got {tuple(q.shape)}")
+            expect(
+                members >= 1 and q.shape == (*axes, members, ROWS),
+                f"q: expected (*seeds, M, B) = {(*axes, 'M', ROWS)}, got {tuple(q.shape)}",
+            )
 
 
 def log_ratio_is_a_logarithm(config: Any, data: Transitions) -> None:
-    """log_ratio is finite or -inf, never NaN or inf; ratio is its exp; asking changes nothing; a row does not depend on its batch."""
+    """log_ratio is finite or -inf, never NaN or inf; ratio is its exp; asking changes nothing; a
+    row does not depend on its batch.
+    """
     part = _train(_build(config, data), data)
     before = {name: value.clone() for name, value in part.state().items()}
     batch = data.full()
     log_ratio = part.log_ratio(batch)
-    expect(not bool(log_ratio.isnan().any()), f"log_ratio is NaN in rows {log_ratio.isnan().nonzero().flatten()[:5].tolist()}")
+    expect(
+        not bool(log_ratio.isnan().any()),
+        f"log_ratio is NaN in rows {log_ratio.isnan().nonzero().flatten()[:5].tolist()}",
+    )
     expect(bool((log_ratio < torch.inf).all()), "log_ratio is inf")
-    expect(not log_ratio.requires_grad, "log_ratio is attached to the graph: extractors must not train the backend")
+    expect(
+        not log_ratio.requires_grad,
+        "log_ratio is attached to the graph: extractors must not train the backend",
+    )
     expect_close(part.ratio(batch), log_ratio.exp(), "ratio against exp(log_ratio)")
-    expect(torch.equal(log_ratio, part.log_ratio(batch)), "log_ratio of the same batch differs the second time")
+    expect(
+        torch.equal(log_ratio, part.log_ratio(batch)),
+        "log_ratio of the same batch differs the second time",
+    )
     some = torch.tensor([7, 2, 40])
     expect_close(part.log_ratio(take(batch, some)), log_ratio[some], "log_ratio of some rows alone")
     expect_same_state(part.state(), before, "after log_ratio")
@@ -99,11 +142,15 @@ def q_ranks_actions_row_by_row(config: Any, data: Transitions) -> None:
     q = part.q(batch.observations, batch.actions)
     expect(bool(q.isfinite().all()), "q is not finite on actions of the data")
     some = torch.tensor([7, 2, 40])
-    expect_close(part.q(batch.observations[some], batch.actions[some]), q[..., some], "q of some rows alone")
+    expect_close(
+        part.q(batch.observations[some], batch.actions[some]), q[..., some], "q of some rows alone"
+    )
 
 
 def metrics_are_detached_scalars(config: Any, data: Transitions) -> None:
-    """update returns one finite detached number per seed and name, and never waits for the device."""
+    """update returns one finite detached number per seed and name, and never waits for the
+    device.
+    """
     for seed, shape in ((SEED, ()), (SEEDS, (2,))):
         part = _build(config, data, seed)
         for step in range(2):
@@ -117,27 +164,43 @@ def metrics_are_detached_scalars(config: Any, data: Transitions) -> None:
 
 
 def training_is_a_function_of_seed_and_step(config: Any, data: Transitions) -> None:
-    """The same seed trains the same part, another seed another one; the global generator is neither read nor moved."""
+    """The same seed trains the same part, another seed another one; the global generator is
+    neither read nor moved.
+    """
     part = _build(config, data)
     with untouched_global_generator("training"):
         _train(part, data)
     torch.manual_seed(12345)
-    expect_same_state(_train(_build(config, data), data).state(), part.state(), "the same seed after torch.manual_seed")
+    expect_same_state(
+        _train(_build(config, data), data).state(),
+        part.state(),
+        "the same seed after torch.manual_seed",
+    )
     if part.trains:
         other = _train(_build(config, data, SEED + 1), data, SEED + 1).state()
-        expect(any(not torch.equal(value, other[name]) for name, value in part.state().items()), "another seed trains the same part")
+        expect(
+            any(not torch.equal(value, other[name]) for name, value in part.state().items()),
+            "another seed trains the same part",
+        )
 
 
 def a_state_goes_on_as_if_never_interrupted(config: Any, data: Transitions) -> None:
-    """state and load_state hold all that is trained: three steps, a new part, three more steps are six steps, bit for bit."""
+    """state and load_state hold all that is trained: three steps, a new part, three more steps
+    are six steps, bit for bit.
+    """
     whole = _train(_build(config, data), data, stop=6)
     first = _train(_build(config, data), data, stop=3)
     state = {name: value.clone() for name, value in first.state().items()}
     expect(all(isinstance(value, Tensor) for value in state.values()), "state holds tensors only")
     resumed = _build(config, data)
     resumed.load_state(state)
-    expect_same_state(_train(resumed, data, start=3, stop=6).state(), whole.state(), "the resumed part")
-    expect(torch.equal(resumed.log_ratio(data.full()), whole.log_ratio(data.full())), "the resumed part has other ratios")
+    expect_same_state(
+        _train(resumed, data, start=3, stop=6).state(), whole.state(), "the resumed part"
+    )
+    expect(
+        torch.equal(resumed.log_ratio(data.full()), whole.log_ratio(data.full())),
+        "the resumed part has other ratios",
+    )
 
 
 def one_seed_of_several_is_that_seed_alone(config: Any, data: Transitions) -> None:
@@ -146,9 +209,21 @@ def one_seed_of_several_is_that_seed_alone(config: Any, data: Transitions) -> No
     batch = data.full()
     for i, seed in enumerate(SEEDS):
         alone, selected = _train(_build(config, data, seed), data, seed), together.select(i)
-        expect_close(selected.log_ratio(batch), alone.log_ratio(batch), f"log_ratio of seed {seed} out of {SEEDS}", rtol=1e-3, atol=1e-4)
+        expect_close(
+            selected.log_ratio(batch),
+            alone.log_ratio(batch),
+            f"log_ratio of seed {seed} out of {SEEDS}",
+            rtol=1e-3,
+            atol=1e-4,
+        )
         for name, value in alone.state().items():
-            expect_close(selected.state()[name].float(), value.float(), f"{name} of seed {seed} out of {SEEDS}", rtol=1e-3, atol=1e-4)
+            expect_close(
+                selected.state()[name].float(),
+                value.float(),
+                f"{name} of seed {seed} out of {SEEDS}",
+                rtol=1e-3,
+                atol=1e-4,
+            )
 
 
 def _gradients(config: Any, data: Transitions, batch: Batch) -> dict[str, Tensor]:
@@ -156,31 +231,54 @@ def _gradients(config: Any, data: Transitions, batch: Batch) -> dict[str, Tensor
     part.update(batch, step=0)
     if not isinstance(part, nn.Module):
         return {}
-    return {name: parameter.grad for name, parameter in part.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in part.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def _expect_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
     largest = max((float(value.abs().max()) for value in wanted.values()), default=0.0)
     for name, value in wanted.items():
-        expect_close(got[name], value, f"{what}: the gradient of {name}", rtol=1e-3, atol=1e-4 * max(largest, 1e-3))
+        expect_close(
+            got[name],
+            value,
+            f"{what}: the gradient of {name}",
+            rtol=1e-3,
+            atol=1e-4 * max(largest, 1e-3),
+        )
 
 
 def a_weight_is_a_number_of_copies(config: Any, data: Transitions) -> None:
-    """Every loss is a weighted mean: rows with weights 0, 1, 2, 3 train as if they stood in the batch so often."""
+    """Every loss is a weighted mean: rows with weights 0, 1, 2, 3 train as if they stood in the
+    batch so often.
+    """
     batch = data.full()
     counts = torch.arange(len(batch.rows)) % 4
     copies = torch.repeat_interleave(torch.arange(len(counts)), counts)
     weighted = _gradients(config, data, dataclasses.replace(batch, weights=counts.float()))
-    _expect_gradients(weighted, _gradients(config, data, take(batch, copies)), "weights against copies")
+    _expect_gradients(
+        weighted, _gradients(config, data, take(batch, copies)), "weights against copies"
+    )
 
 
 def terminations_end_the_bootstrap(config: Any, data: Transitions) -> None:
     """What is written as the next observation of a terminated row changes nothing."""
     batch = data.full()
-    garbage = dataclasses.replace(batch, next_observations=torch.where(batch.terminations[:, None], 100.0, batch.next_observations))
-    _expect_gradients(_gradients(config, data, garbage), _gradients(config, data, batch), "garbage behind terminations")
+    garbage = dataclasses.replace(
+        batch,
+        next_observations=torch.where(batch.terminations[:, None], 100.0, batch.next_observations),
+    )
+    _expect_gradients(
+        _gradients(config, data, garbage),
+        _gradients(config, data, batch),
+        "garbage behind terminations",
+    )
     part = _train(_build(config, data), data)
-    expect_close(part.log_ratio(garbage), part.log_ratio(batch), "log_ratio with garbage behind terminations")
+    expect_close(
+        part.log_ratio(garbage), part.log_ratio(batch), "log_ratio with garbage behind terminations"
+    )
 
 
 BACKEND_CHECKS = (
@@ -199,8 +297,10 @@ BACKEND_CHECKS = (
 
 
 def check_backend(config: Any, *, data: Transitions | None = None) -> None:
-    """All of `BACKEND_CHECKS` for one backend configuration, on `example_data` unless others are given (with at least 41 rows).
+    """All of `BACKEND_CHECKS` for one backend configuration, on `example_data` unless others are
+    given (with at least 41 rows).
 
-    Takes seconds with small networks, e.g. value=MLP(hidden=(8,)). Raises AssertionError that says which check failed, and where.
+    Takes seconds with small networks, e.g. value=MLP(hidden=(8,)). Raises AssertionError that says
+    which check failed, and where.
     """
     run_checks(BACKEND_CHECKS, config, example_data() if data is None else data)

@@ -11,17 +11,22 @@ from ddice.data import Transitions, load_dataset
 from ddice.testing.exact import bisect, ratio
 from ddice.testing.tabular import Array
 
-GRID = 4001  # points of the trapezoid rule on [-1, 1]; its error is of the order of 1e-7 for rewards that vary over 0.1
+# points of the trapezoid rule on [-1, 1]; its error is of the order of 1e-7 for rewards that vary
+# over 0.1
+GRID = 4001
 
 
 def tilted(contexts: Array, actions: Array) -> Array:
-    """A reward linear in the action, 2 x a: with uniform actions and KL its value is alpha log(sinh(2 x / alpha) / (2 x / alpha))."""
+    """A reward linear in the action, 2 x a: with uniform actions and KL its value is alpha
+    log(sinh(2 x / alpha) / (2 x / alpha)).
+    """
     return 2 * contexts * actions
 
 
 @dataclass(frozen=True)
 class ContinuousBandit:
-    """Contexts x uniform in [-1, 1], actions in [-1, 1] of density proportional to exp(-(slope a)^2 / 2), one reward and the end.
+    """Contexts x uniform in [-1, 1], actions in [-1, 1] of density proportional to exp(-(slope a)^2
+    / 2), one reward and the end.
 
     `reward` is elementwise in contexts and actions of one shape. `slope=0` is uniform.
     """
@@ -32,7 +37,9 @@ class ContinuousBandit:
     def density(self, actions: Array) -> Array:
         """pi_D(a), of any shape."""
         grid = np.linspace(-1, 1, GRID)
-        return np.exp(-((self.slope * actions) ** 2) / 2) / _integral(np.exp(-((self.slope * grid) ** 2) / 2), grid)
+        return np.exp(-((self.slope * actions) ** 2) / 2) / _integral(
+            np.exp(-((self.slope * grid) ** 2) / 2), grid
+        )
 
     def data(self, count: int, seed: int) -> Transitions:
         """`count` independent transitions: observations (N, 1), actions (N, 1), all terminated."""
@@ -40,7 +47,9 @@ class ContinuousBandit:
         contexts, actions = rng.uniform(-1, 1, count), np.empty(0)
         while len(actions) < count:  # by rejection
             proposed = rng.uniform(-1, 1, count)
-            actions = np.append(actions, proposed[rng.random(count) < np.exp(-((self.slope * proposed) ** 2) / 2)])
+            actions = np.append(
+                actions, proposed[rng.random(count) < np.exp(-((self.slope * proposed) ** 2) / 2)]
+            )
         actions = actions[:count]
         observations = contexts[:, None].astype(np.float32)
         return load_dataset(
@@ -55,20 +64,43 @@ class ContinuousBandit:
             action_bounds=(-1, 1),
         )
 
-    def value(self, kind: str, contexts: Array, temperature: float, mean_ratio: float = 1.0) -> Array:
-        """V(x) with E_{a ~ pi_D}[ratio((r(x, a) - V) / temperature)] = mean_ratio, contexts (B,) -> (B,)."""
+    def value(
+        self, kind: str, contexts: Array, temperature: float, mean_ratio: float = 1.0
+    ) -> Array:
+        """V(x) with E_{a ~ pi_D}[ratio((r(x, a) - V) / temperature)] = mean_ratio, contexts (B,)
+        -> (B,).
+        """
         grid = np.linspace(-1, 1, GRID)
-        rewards, density = self.reward(np.broadcast_to(contexts[:, None], (len(contexts), GRID)), grid[None]), self.density(grid)
+        rewards, density = (
+            self.reward(np.broadcast_to(contexts[:, None], (len(contexts), GRID)), grid[None]),
+            self.density(grid),
+        )
         reach = temperature * (2 + 2 * mean_ratio + abs(np.log(mean_ratio)))
 
         def excess(minus_v: Array) -> Array:
-            return _integral(density * ratio(kind, (rewards + minus_v[:, None]) / temperature), grid) - mean_ratio
+            return (
+                _integral(density * ratio(kind, (rewards + minus_v[:, None]) / temperature), grid)
+                - mean_ratio
+            )
 
         return -bisect(excess, -rewards.max(1) - reach, -rewards.min(1) + reach)
 
-    def ratio(self, kind: str, contexts: Array, actions: Array, temperature: float, mean_ratio: float = 1.0) -> Array:
-        """w(a | x) of pairs, contexts (B,) and actions (B,) -> (B,): the exact action ratio, which here is the state-action ratio as well."""
-        return ratio(kind, (self.reward(contexts, actions) - self.value(kind, contexts, temperature, mean_ratio)) / temperature)
+    def ratio(
+        self,
+        kind: str,
+        contexts: Array,
+        actions: Array,
+        temperature: float,
+        mean_ratio: float = 1.0,
+    ) -> Array:
+        """w(a | x) of pairs, contexts (B,) and actions (B,) -> (B,): the exact action ratio,
+        which here is the state-action ratio as well.
+        """
+        return ratio(
+            kind,
+            (self.reward(contexts, actions) - self.value(kind, contexts, temperature, mean_ratio))
+            / temperature,
+        )
 
 
 def _integral(values: Array, grid: Array) -> Array:

@@ -20,13 +20,26 @@ def _slope(function: object, at: Tensor) -> Tensor:
 def _inside(divergence: FDivergence, dtype: torch.dtype = torch.float64) -> Tensor:
     """y from -6 to 3, or to 90 % of an earlier cut, among them 0."""
     top = min(3.0, 0.9 * divergence.cut(dtype))
-    return torch.cat([torch.linspace(-6, 0, 49, dtype=dtype), torch.linspace(0, top, 25, dtype=dtype)[1:]])
+    return torch.cat(
+        [torch.linspace(-6, 0, 49, dtype=dtype), torch.linspace(0, top, 25, dtype=dtype)[1:]]
+    )
 
 
 def _wide(divergence: FDivergence, dtype: torch.dtype) -> Tensor:
     sizes = torch.logspace(-6, 6, 25, dtype=dtype)
     cut = divergence.cut(dtype)
-    return torch.cat([-sizes.flip(0), torch.zeros(1, dtype=dtype), sizes, torch.tensor([cut] if cut < 1e6 else [], dtype=dtype)]).sort().values
+    return (
+        torch.cat(
+            [
+                -sizes.flip(0),
+                torch.zeros(1, dtype=dtype),
+                sizes,
+                torch.tensor([cut] if cut < 1e6 else [], dtype=dtype),
+            ]
+        )
+        .sort()
+        .values
+    )
 
 
 def f_is_normalised(divergence: FDivergence) -> None:
@@ -40,7 +53,10 @@ def f_is_normalised(divergence: FDivergence) -> None:
     ):
         expect_close(value, wanted, what, atol=1e-9)
     elsewhere = divergence.f(torch.tensor([0.1, 0.5, 2.0, 10.0], dtype=torch.float64))
-    expect(bool((elsewhere > 0).all()), f"f must be positive away from 1, got {elsewhere.tolist()} at 0.1, 0.5, 2, 10")
+    expect(
+        bool((elsewhere > 0).all()),
+        f"f must be positive away from 1, got {elsewhere.tolist()} at 0.1, 0.5, 2, 10",
+    )
 
 
 def ratio_is_the_slope_of_the_conjugate(divergence: FDivergence) -> None:
@@ -49,7 +65,13 @@ def ratio_is_the_slope_of_the_conjugate(divergence: FDivergence) -> None:
         for y in (_inside(divergence, dtype), _wide(divergence, dtype)):
             slope, ratio = _slope(divergence.conjugate, y), divergence.ratio(y)
             worst = int((slope - ratio).abs().nan_to_num(math.inf).argmax())
-            expect_close(slope, ratio, f"the slope of the conjugate in {dtype}, worst at y = {y[worst]:.4g}", rtol=rtol, atol=1e-6)
+            expect_close(
+                slope,
+                ratio,
+                f"the slope of the conjugate in {dtype}, worst at y = {y[worst]:.4g}",
+                rtol=rtol,
+                atol=1e-6,
+            )
 
 
 def fenchel_equality_holds_at_the_ratio(divergence: FDivergence) -> None:
@@ -62,7 +84,11 @@ def fenchel_equality_holds_at_the_ratio(divergence: FDivergence) -> None:
     for other in (x * 0.9 + 1e-9, x * 1.1 + 0.01, torch.full_like(x, 5.0)):
         gap = divergence.f(other) + conjugate - other * y
         worst = int(gap.argmin())
-        expect(float(gap[worst]) > -1e-7, f"f(x) + f*(y) - x y = {gap[worst]:.3g} < 0 at x = {other[worst]:.4g}, y = {y[worst]:.4g}")
+        expect(
+            float(gap[worst]) > -1e-7,
+            f"f(x) + f*(y) - x y = {gap[worst]:.3g} < 0 at x = {other[worst]:.4g}, y = "
+            f"{y[worst]:.4g}",
+        )
 
 
 def ratio_never_decreases(divergence: FDivergence) -> None:
@@ -72,35 +98,71 @@ def ratio_never_decreases(divergence: FDivergence) -> None:
             ratio = divergence.ratio(y)
             fall = ratio[:-1] - ratio[1:] - 1e-5 * ratio[1:]
             worst = int(fall.argmax())
-            expect(float(fall[worst]) <= 0, f"ratio falls from {ratio[worst]:.6g} to {ratio[worst + 1]:.6g} at y = {y[worst]:.4g} in {dtype}")
+            expect(
+                float(fall[worst]) <= 0,
+                f"ratio falls from {ratio[worst]:.6g} to {ratio[worst + 1]:.6g} at y = "
+                f"{y[worst]:.4g} in {dtype}",
+            )
 
 
 def log_ratio_is_the_logarithm(divergence: FDivergence) -> None:
-    """log_ratio is finite where the ratio is positive, -inf where it is zero, never NaN, and ratio is its exp."""
+    """log_ratio is finite where the ratio is positive, -inf where it is zero, never NaN, and
+    ratio is its exp.
+    """
     for dtype in (torch.float64, torch.float32):
         y = torch.cat([_inside(divergence, dtype), _wide(divergence, dtype)])
         ratio, log_ratio = divergence.ratio(y), divergence.log_ratio(y)
-        expect(not bool(log_ratio.isnan().any()), f"log_ratio is NaN at y = {y[log_ratio.isnan()][:5].tolist()} in {dtype}")
-        expect(bool((log_ratio < math.inf).all()), f"log_ratio is inf at y = {y[log_ratio == math.inf][:5].tolist()} in {dtype}")
+        expect(
+            not bool(log_ratio.isnan().any()),
+            f"log_ratio is NaN at y = {y[log_ratio.isnan()][:5].tolist()} in {dtype}",
+        )
+        expect(
+            bool((log_ratio < math.inf).all()),
+            f"log_ratio is inf at y = {y[log_ratio == math.inf][:5].tolist()} in {dtype}",
+        )
         lost = (ratio > 0) & (log_ratio == -math.inf)
-        expect(not bool(lost.any()), f"log_ratio is -inf where the ratio is positive, at y = {y[lost][:5].tolist()} in {dtype}")
-        expect(bool((ratio >= 0).all()), f"the ratio is negative at y = {y[ratio < 0][:5].tolist()} in {dtype}")
-        expect_close(ratio, log_ratio.exp(), f"ratio against exp(log_ratio) in {dtype}", rtol=1e-5, atol=0)
+        expect(
+            not bool(lost.any()),
+            f"log_ratio is -inf where the ratio is positive, at y = {y[lost][:5].tolist()} in "
+            f"{dtype}",
+        )
+        expect(
+            bool((ratio >= 0).all()),
+            f"the ratio is negative at y = {y[ratio < 0][:5].tolist()} in {dtype}",
+        )
+        expect_close(
+            ratio, log_ratio.exp(), f"ratio against exp(log_ratio) in {dtype}", rtol=1e-5, atol=0
+        )
 
 
 def everything_is_finite_up_to_a_million(divergence: FDivergence) -> None:
-    """|y| up to 1e6 in float32 and float64: conjugate, its gradient and ratio are finite, and keep dtype and shape."""
+    """|y| up to 1e6 in float32 and float64: conjugate, its gradient and ratio are finite, and
+    keep dtype and shape.
+    """
     for dtype in (torch.float64, torch.float32):
         y = _wide(divergence, dtype)
-        found = {"conjugate": divergence.conjugate(y), "the slope": _slope(divergence.conjugate, y), "ratio": divergence.ratio(y)}
+        found = {
+            "conjugate": divergence.conjugate(y),
+            "the slope": _slope(divergence.conjugate, y),
+            "ratio": divergence.ratio(y),
+        }
         found["log_ratio"] = divergence.log_ratio(y)
         for name, value in found.items():
             expect(value.dtype == dtype, f"{name} of {dtype} is {value.dtype}")
             if name != "log_ratio":
-                expect(bool(value.isfinite().all()), f"{name} is not finite at y = {y[~value.isfinite()][:5].tolist()} in {dtype}")
+                expect(
+                    bool(value.isfinite().all()),
+                    f"{name} is not finite at y = {y[~value.isfinite()][:5].tolist()} in {dtype}",
+                )
             together = getattr(divergence, name, divergence.conjugate)(y[:24].reshape(2, 3, 4))
-            expect(together.shape == (2, 3, 4), f"{name} of shape (2, 3, 4) has shape {tuple(together.shape)}")
-        expect(divergence.past_cut(y).dtype == torch.bool, f"past_cut must be bool, got {divergence.past_cut(y).dtype}")
+            expect(
+                together.shape == (2, 3, 4),
+                f"{name} of shape (2, 3, 4) has shape {tuple(together.shape)}",
+            )
+        expect(
+            divergence.past_cut(y).dtype == torch.bool,
+            f"past_cut must be bool, got {divergence.past_cut(y).dtype}",
+        )
 
 
 def single_precision_agrees_with_double(divergence: FDivergence) -> None:
@@ -108,7 +170,9 @@ def single_precision_agrees_with_double(divergence: FDivergence) -> None:
     y = _inside(divergence, torch.float32)
     for name in ("conjugate", "ratio"):
         function = getattr(divergence, name)
-        expect_close(function(y).double(), function(y.double()), f"{name} in float32", rtol=1e-4, atol=1e-6)
+        expect_close(
+            function(y).double(), function(y.double()), f"{name} in float32", rtol=1e-4, atol=1e-6
+        )
 
 
 DIVERGENCE_CHECKS = (
@@ -123,5 +187,7 @@ DIVERGENCE_CHECKS = (
 
 
 def check_divergence(divergence: FDivergence) -> None:
-    """All of `DIVERGENCE_CHECKS` for one divergence, built in, numeric or a class of your own. Raises AssertionError that says what failed where."""
+    """All of `DIVERGENCE_CHECKS` for one divergence, built in, numeric or a class of your own.
+    Raises AssertionError that says what failed where.
+    """
     run_checks(DIVERGENCE_CHECKS, divergence)

@@ -1,4 +1,6 @@
-"""Small data on which the conformance checks run: whole episodes, some of which terminate, with two actions and three observations."""
+"""Small data on which the conformance checks run: whole episodes, some of which terminate, with
+two actions and three observations.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ OBSERVATIONS, ACTIONS = 3, 2
 
 
 def example_data(seed: int = 0) -> Transitions:
-    """12 episodes of 10 transitions in [-1, 1]^2: every third terminates, the others are cut. Rewards grow with the first action."""
+    """12 episodes of 10 transitions in [-1, 1]^2: every third terminates, the others are cut.
+    Rewards grow with the first action.
+    """
     random = np.random.default_rng(seed)
     count = EPISODES * LENGTH
     last, third = np.arange(count) % LENGTH == LENGTH - 1, np.arange(count) // LENGTH % 3 == 0
@@ -22,7 +26,9 @@ def example_data(seed: int = 0) -> Transitions:
     actions = np.clip(0.5 * random.normal(size=(count, ACTIONS)), -1, 1)
     arrays = {
         "observations": observations.astype(np.float32),
-        "next_observations": np.where(last[:, None], random.normal(size=(count, OBSERVATIONS)), np.roll(observations, -1, 0)).astype(np.float32),
+        "next_observations": np.where(
+            last[:, None], random.normal(size=(count, OBSERVATIONS)), np.roll(observations, -1, 0)
+        ).astype(np.float32),
         "actions": actions.astype(np.float32),
         "rewards": (actions[:, 0] + 0.1 * random.normal(size=count)).astype(np.float32),
         "terminations": last & third,

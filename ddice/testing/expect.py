@@ -1,4 +1,6 @@
-"""What all checks share: comparisons with messages, one report per failed check, and a guard against synchronising with the host."""
+"""What all checks share: comparisons with messages, one report per failed check, and a guard
+against synchronising with the host.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,23 @@ def expect(condition: object, message: str) -> None:
         raise AssertionError(message)
 
 
-def expect_close(got: Tensor, wanted: Tensor, what: str, *, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+def expect_close(
+    got: Tensor, wanted: Tensor, what: str, *, rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
     """Raise AssertionError that says where two tensors differ most."""
-    expect(got.shape == wanted.shape, f"{what}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}")
+    expect(
+        got.shape == wanted.shape,
+        f"{what}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}",
+    )
     same = got == wanted  # infinities of the same sign
     error = torch.where(same, 0, (got - wanted).abs() - rtol * wanted.abs())
     if error.numel() and not bool((error <= atol).all()):
         index = int(torch.where(error.isnan(), torch.inf, error).argmax())
         wrong, right = got.flatten()[index].item(), wanted.flatten()[index].item()
-        raise AssertionError(f"{what}: expected {right:.6g}, got {wrong:.6g} at flat index {index} of shape {tuple(got.shape)}")
+        raise AssertionError(
+            f"{what}: expected {right:.6g}, got {wrong:.6g} at flat index {index} of shape "
+            f"{tuple(got.shape)}"
+        )
 
 
 def expect_refusal(function: Callable[[], object], what: str) -> None:
@@ -43,15 +53,23 @@ def expect_refusal(function: Callable[[], object], what: str) -> None:
 
 def expect_same_state(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
     """Raise AssertionError unless two states hold the same tensors, bit for bit."""
-    expect(got.keys() == wanted.keys(), f"{what}: the names of the tensors differ in {sorted(got.keys() ^ wanted.keys())[:5]}")
+    expect(
+        got.keys() == wanted.keys(),
+        f"{what}: the names of the tensors differ in {sorted(got.keys() ^ wanted.keys())[:5]}",
+    )
     for name, value in wanted.items():
         expect(torch.equal(got[name], value), f"{what}: {name} differs")
 
 
 def survives_json(config: Config) -> None:
     """A configuration has a kind, comes back from its JSON, and refuses unknown fields."""
-    expect(isinstance(config, Config), f"expected a ddice.config.Config, got {type(config).__name__}")
-    expect(isinstance(getattr(config, "kind", None), str), f"{type(config).__name__} needs a field kind: Literal[...] with a default")
+    expect(
+        isinstance(config, Config), f"expected a ddice.config.Config, got {type(config).__name__}"
+    )
+    expect(
+        isinstance(getattr(config, "kind", None), str),
+        f"{type(config).__name__} needs a field kind: Literal[...] with a default",
+    )
     again = type(config).model_validate_json(config.model_dump_json())
     expect(again == config, f"expected {config!r} back from its JSON, got {again!r}")
     try:
@@ -62,20 +80,37 @@ def survives_json(config: Config) -> None:
 
 
 class NoHostSync(TorchDispatchMode):
-    """Makes .item(), float(tensor), bool(tensor) and `if tensor:` raise: each waits for the device."""
+    """Makes .item(), float(tensor), bool(tensor) and `if tensor:` raise: each waits for the
+    device.
+    """
 
-    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            raise AssertionError("update waits for the device (.item(), float(tensor), a branch on a tensor): return tensors, use torch.where")
+            raise AssertionError(
+                "update waits for the device (.item(), float(tensor), a branch on a tensor): "
+                "return tensors, use torch.where"
+            )
         return func(*args, **(kwargs or {}))
 
 
 def expect_metrics(metrics: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
     """Raise AssertionError unless metrics are finite detached tensors, one number per seed."""
     for name, value in metrics.items():
-        expect(isinstance(value, Tensor), f"metric {name} is a {type(value).__name__}: expected a detached tensor")
+        expect(
+            isinstance(value, Tensor),
+            f"metric {name} is a {type(value).__name__}: expected a detached tensor",
+        )
         expect(not value.requires_grad, f"metric {name} is attached to the graph: detach it")
-        expect(value.shape == shape, f"metric {name}: expected shape {shape}, one number per seed, got {tuple(value.shape)}")
+        expect(
+            value.shape == shape,
+            f"metric {name}: expected shape {shape}, one number per seed, got {tuple(value.shape)}",
+        )
         expect(bool(value.isfinite().all()), f"metric {name} is {value.tolist()}")
 
 
@@ -84,11 +119,16 @@ def untouched_global_generator(what: str) -> Iterator[None]:
     """Raise AssertionError when the block draws from torch's global generator."""
     before = torch.get_rng_state()
     yield
-    expect(torch.equal(before, torch.get_rng_state()), f"{what} draws from the global generator: use ddice.randomness, a function of (seed, step)")
+    expect(
+        torch.equal(before, torch.get_rng_state()),
+        f"{what} draws from the global generator: use ddice.randomness, a function of (seed, step)",
+    )
 
 
 def run_checks(checks: Sequence[Callable[..., None]], config: Config, *arguments: Any) -> None:
-    """Call every check with `config` and `arguments`; the first failure is reported with the configuration and the check's own text."""
+    """Call every check with `config` and `arguments`; the first failure is reported with the
+    configuration and the check's own text.
+    """
     for check in checks:
         try:
             with warnings.catch_warnings():
@@ -96,5 +136,12 @@ def run_checks(checks: Sequence[Callable[..., None]], config: Config, *arguments
                 check(config, *arguments)
         except Exception as error:
             kind = getattr(config, "kind", type(config).__name__)
-            reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            raise AssertionError(f"{kind} fails {check.__name__} ({(check.__doc__ or '').strip().splitlines()[0]}): {reason}") from error
+            reason = (
+                str(error)
+                if isinstance(error, AssertionError)
+                else f"{type(error).__name__}: {error}"
+            )
+            raise AssertionError(
+                f"{kind} fails {check.__name__} "
+                f"({(check.__doc__ or '').strip().splitlines()[0]}): {reason}"
+            ) from error

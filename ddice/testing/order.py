@@ -16,11 +16,15 @@ from ddice.testing.gaussian import ExponentialRatio, GaussianMixture, exact_flow
 PRIOR = GaussianMixture.of([1, 1], [[-0.6], [0.6]], [[0.2], [0.2]])
 RATIO = ExponentialRatio.bumps([1.0, 0.3], [[0.5], [-0.3]], [[0.3], [0.2]])
 COUNTS = (65, 129, 257, 513)
-END = 0.1  # all steps of a grid quadratic in t then shrink alike in log-SNR; down to 1e-3 the last, first-order one is long for thousands of steps
+# all steps of a grid quadratic in t then shrink alike in log-SNR; down to 1e-3 the last,
+# first-order one is long for thousands of steps
+END = 0.1
 
 
 def noise_grid(count: int) -> Tensor:
-    """`count` quantiles of the standard normal distribution, (count, 1), float64: its samples without their noise."""
+    """`count` quantiles of the standard normal distribution, (count, 1), float64: its samples
+    without their noise.
+    """
     return torch.special.ndtri((torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count)
 
 
@@ -31,22 +35,40 @@ def problem(scale: float, schedule: NoiseSchedule) -> Denoiser:
 
 @cache
 def _truth(scale: float, schedule: NoiseSchedule, count: int) -> Tensor:
-    return exact_flow(problem(scale, schedule), noise_grid(count), schedule, steps=400)  # 1e-7 from that of 2000
+    return exact_flow(
+        problem(scale, schedule), noise_grid(count), schedule, steps=400
+    )  # 1e-7 from that of 2000
 
 
-def solver_error(solver: Any, scale: float, schedule: NoiseSchedule, count: int = 201) -> tuple[float, float]:
-    """(root mean square, largest) error of the actions of `solver` on the guided mixture, against its exact flow, over `count` quantiles of noise."""
-    error = solver.integrate(problem(scale, schedule), noise_grid(count), schedule) - _truth(scale, schedule, count)
+def solver_error(
+    solver: Any, scale: float, schedule: NoiseSchedule, count: int = 201
+) -> tuple[float, float]:
+    """(root mean square, largest) error of the actions of `solver` on the guided mixture,
+    against its exact flow, over `count` quantiles of noise.
+    """
+    error = solver.integrate(problem(scale, schedule), noise_grid(count), schedule) - _truth(
+        scale, schedule, count
+    )
     return float(error.square().mean().sqrt()), float(error.abs().max())
 
 
-def measured_order(solver_class: Any, spacing: Spacing = "quadratic", *, scale: float = 1.0) -> float:
-    """The slope of -log(largest error) against log(evaluations), 65 to 513 of them, on a guided mixture from t = 1 to t = 0.1.
+def measured_order(
+    solver_class: Any, spacing: Spacing = "quadratic", *, scale: float = 1.0
+) -> float:
+    """The slope of -log(largest error) against log(evaluations), 65 to 513 of them, on a guided
+    mixture from t = 1 to t = 0.1.
 
-    1 for a first-order solver, 2 for a second-order one. `solver_class(evaluations=, spacing=)` has integrate(denoiser, x, schedule).
+    1 for a first-order solver, 2 for a second-order one. `solver_class(evaluations=, spacing=)` has
+    integrate(denoiser, x, schedule).
     """
     schedule = NoiseSchedule(t_min=END)
-    errors = [solver_error(solver_class(evaluations=n, spacing=spacing), scale, schedule, 21)[1] for n in COUNTS]
-    x, y = torch.tensor(COUNTS, dtype=torch.float64).log(), torch.tensor(errors, dtype=torch.float64).log()
+    errors = [
+        solver_error(solver_class(evaluations=n, spacing=spacing), scale, schedule, 21)[1]
+        for n in COUNTS
+    ]
+    x, y = (
+        torch.tensor(COUNTS, dtype=torch.float64).log(),
+        torch.tensor(errors, dtype=torch.float64).log(),
+    )
     x = x - x.mean()
     return -float((x * y).sum() / (x * x).sum())

@@ -9,14 +9,22 @@ from torch import Tensor
 
 from ddice.data import Spec
 from ddice.testing.example import example_data
-from ddice.testing.expect import expect, expect_close, run_checks, survives_json, untouched_global_generator
+from ddice.testing.expect import (
+    expect,
+    expect_close,
+    run_checks,
+    survives_json,
+    untouched_global_generator,
+)
 
 ROWS, CANDIDATES = 6, 4
 
 
 def _inputs(spec: Spec) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(0)
-    return torch.randn(ROWS, spec.observations.size, generator=source), torch.randn(ROWS, CANDIDATES, spec.actions.size, generator=source)
+    return torch.randn(ROWS, spec.observations.size, generator=source), torch.randn(
+        ROWS, CANDIDATES, spec.actions.size, generator=source
+    )
 
 
 def configuration_survives_json(config: Any, spec: Spec) -> None:
@@ -26,13 +34,21 @@ def configuration_survives_json(config: Any, spec: Spec) -> None:
 
 @torch.no_grad()
 def candidates_have_their_shape(config: Any, spec: Spec) -> None:
-    """Observations (B, S) and noise (B, K, A) give finite candidates (B, K, A), also of one row and one candidate."""
+    """Observations (B, S) and noise (B, K, A) give finite candidates (B, K, A), also of one row
+    and one candidate.
+    """
     sampler, (observations, noise) = config.build(spec), _inputs(spec)
     expect(sampler.config == config, "a sampler keeps its configuration: policies save it")
     for some in (noise, noise[:, :1]):
         got = sampler(observations, some)
-        expect(got.shape == some.shape, f"expected candidates {tuple(some.shape)}, got {tuple(got.shape)}")
-        expect(got.dtype == torch.float32 and bool(got.isfinite().all()), "candidates are finite float32")
+        expect(
+            got.shape == some.shape,
+            f"expected candidates {tuple(some.shape)}, got {tuple(got.shape)}",
+        )
+        expect(
+            got.dtype == torch.float32 and bool(got.isfinite().all()),
+            "candidates are finite float32",
+        )
 
 
 @torch.no_grad()
@@ -41,10 +57,17 @@ def rows_and_candidates_are_independent(config: Any, spec: Spec) -> None:
     sampler, (observations, noise) = config.build(spec), _inputs(spec)
     with untouched_global_generator("sampling"):
         together = sampler(observations, noise)
-    expect(torch.equal(together, sampler(observations, noise)), "the same noise gives other candidates the second time")
+    expect(
+        torch.equal(together, sampler(observations, noise)),
+        "the same noise gives other candidates the second time",
+    )
     expect_close(sampler(observations[2:4], noise[2:4]), together[2:4], "two rows alone", atol=1e-4)
-    expect_close(sampler(observations, noise[:, 1:3]), together[:, 1:3], "two candidates alone", atol=1e-4)
-    expect(not torch.allclose(together[:, 0], together[:, 1]), "other noise gives the same candidate")
+    expect_close(
+        sampler(observations, noise[:, 1:3]), together[:, 1:3], "two candidates alone", atol=1e-4
+    )
+    expect(
+        not torch.allclose(together[:, 0], together[:, 1]), "other noise gives the same candidate"
+    )
 
 
 @torch.no_grad()
@@ -55,7 +78,10 @@ def tensors_make_the_same_sampler(config: Any, spec: Spec) -> None:
     for parameter in sampler.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
     again.load_state_dict(sampler.state_dict())
-    expect(torch.equal(again(observations, noise), sampler(observations, noise)), "the loaded sampler gives other candidates")
+    expect(
+        torch.equal(again(observations, noise), sampler(observations, noise)),
+        "the loaded sampler gives other candidates",
+    )
 
 
 def fixed_latents_start_alike(config: Any, spec: Spec) -> None:
@@ -64,7 +90,10 @@ def fixed_latents_start_alike(config: Any, spec: Spec) -> None:
     latents = sampler.latents(5, size)
     expect(latents.shape == (5, size), f"expected latents {(5, size)}, got {tuple(latents.shape)}")
     expect(torch.equal(latents, sampler.latents(5, size)), "latents differ from call to call")
-    expect(torch.equal(latents[:2], sampler.latents(2, size)), "the first latents depend on their number")
+    expect(
+        torch.equal(latents[:2], sampler.latents(2, size)),
+        "the first latents depend on their number",
+    )
     expect(len(latents.unique(dim=0)) == 5, "latents repeat")
 
 
@@ -78,5 +107,7 @@ SAMPLER_CHECKS = (
 
 
 def check_sampler(config: Any, *, spec: Spec | None = None) -> None:
-    """All of `SAMPLER_CHECKS` for one sampler configuration. Raises AssertionError that says which check failed, and where."""
+    """All of `SAMPLER_CHECKS` for one sampler configuration. Raises AssertionError that says
+    which check failed, and where.
+    """
     run_checks(SAMPLER_CHECKS, config, example_data().spec if spec is None else spec)

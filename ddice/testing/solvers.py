@@ -20,7 +20,9 @@ def _noise(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 class _Gaussian:
-    """E[noise | a_t] for clean actions ~ N(MEAN, std^2); with std = 0 they are one point. Records the times of its calls."""
+    """E[noise | a_t] for clean actions ~ N(MEAN, std^2); with std = 0 they are one point.
+    Records the times of its calls.
+    """
 
     def __init__(self, schedule: NoiseSchedule, std: float = STD):
         self.schedule, self.std, self.times = schedule, std, list[float]()
@@ -29,19 +31,29 @@ class _Gaussian:
         return torch.sqrt((self.schedule.alpha(t) * self.std) ** 2 + self.schedule.sigma(t) ** 2)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        expect(t.shape == (), f"a denoiser gets the time as a scalar tensor, got shape {tuple(t.shape)}")
+        expect(
+            t.shape == (),
+            f"a denoiser gets the time as a scalar tensor, got shape {tuple(t.shape)}",
+        )
         self.times.append(float(t))
-        return self.schedule.sigma(t) * (x - self.schedule.alpha(t) * MEAN) / self._deviation(t) ** 2
+        return (
+            self.schedule.sigma(t) * (x - self.schedule.alpha(t) * MEAN) / self._deviation(t) ** 2
+        )
 
     def flow(self, x: Tensor) -> Tensor:
         """Where the exact ODE takes x from t = 1 to t_min."""
         start, end = (torch.tensor(t, dtype=x.dtype) for t in (1.0, self.schedule.t_min))
         centred = x - self.schedule.alpha(start) * MEAN
-        return self.schedule.alpha(end) * MEAN + self._deviation(end) / self._deviation(start) * centred
+        return (
+            self.schedule.alpha(end) * MEAN
+            + self._deviation(end) / self._deviation(start) * centred
+        )
 
 
 def _with(config: Any, evaluations: int) -> Any:
-    """The same solver with other evaluations, and a spacing that reaches small times quickly where it has a choice."""
+    """The same solver with other evaluations, and a spacing that reaches small times quickly
+    where it has a choice.
+    """
     changes: dict[str, Any] = {"evaluations": evaluations}
     if getattr(config, "spacing", None) == "uniform":
         changes["spacing"] = "quadratic"
@@ -57,43 +69,85 @@ def evaluations_are_counted(config: Any, order: int) -> None:
     """`evaluations` calls of the denoiser, at falling times from 1, none below t_min."""
     for count in (1, 2, 3, 8, 15):
         denoiser = _Gaussian(NoiseSchedule())
-        config.model_copy(update={"evaluations": count}).integrate(denoiser, _noise(), denoiser.schedule)
+        config.model_copy(update={"evaluations": count}).integrate(
+            denoiser, _noise(), denoiser.schedule
+        )
         times = denoiser.times
         expect(len(times) == count, f"{count} evaluations call the denoiser {len(times)} times")
-        expect(times == sorted(times, reverse=True) and abs(times[0] - 1) < 1e-6, f"times must fall from 1, got {times}")
-        expect(times[-1] >= denoiser.schedule.t_min - 1e-9, f"the last call is at {times[-1]}, below t_min = {denoiser.schedule.t_min}")
+        expect(
+            times == sorted(times, reverse=True) and abs(times[0] - 1) < 1e-6,
+            f"times must fall from 1, got {times}",
+        )
+        expect(
+            times[-1] >= denoiser.schedule.t_min - 1e-9,
+            f"the last call is at {times[-1]}, below t_min = {denoiser.schedule.t_min}",
+        )
 
 
 def a_single_clean_action_is_exact(config: Any, order: int) -> None:
     """Data of one point: every number of evaluations is exact."""
     for count in (1, 2, 5, 15):
         denoiser = _Gaussian(NoiseSchedule(), std=0.0)
-        got = config.model_copy(update={"evaluations": count}).integrate(denoiser, _noise(), denoiser.schedule)
-        expect_close(got, denoiser.flow(_noise()), f"{count} evaluations on data of one point", rtol=1e-6, atol=1e-8)
+        got = config.model_copy(update={"evaluations": count}).integrate(
+            denoiser, _noise(), denoiser.schedule
+        )
+        expect_close(
+            got,
+            denoiser.flow(_noise()),
+            f"{count} evaluations on data of one point",
+            rtol=1e-6,
+            atol=1e-8,
+        )
 
 
 def gaussian_data_are_reached(config: Any, order: int) -> None:
     """Many evaluations end where the exact flow does."""
     denoiser = _Gaussian(NoiseSchedule())
     got = _with(config, 401).integrate(denoiser, _noise(), denoiser.schedule)
-    expect_close(got, denoiser.flow(_noise()), "401 evaluations on Gaussian data", rtol=0, atol=1e-2)
+    expect_close(
+        got, denoiser.flow(_noise()), "401 evaluations on Gaussian data", rtol=0, atol=1e-2
+    )
 
 
 def order_is_as_declared(config: Any, order: int) -> None:
-    """Minus the slope of log(largest error) against log(evaluations), 65 to 257 of them down to t = 0.1."""
+    """Minus the slope of log(largest error) against log(evaluations), 65 to 257 of them down to
+    t = 0.1.
+    """
     denoiser = _Gaussian(NoiseSchedule(t_min=0.1))
-    errors = [float((_with(config, n).integrate(denoiser, _noise(), denoiser.schedule) - denoiser.flow(_noise())).abs().max()) for n in COUNTS]
+    errors = [
+        float(
+            (
+                _with(config, n).integrate(denoiser, _noise(), denoiser.schedule)
+                - denoiser.flow(_noise())
+            )
+            .abs()
+            .max()
+        )
+        for n in COUNTS
+    ]
     steps = [math.log(n) for n in COUNTS]
     centre = sum(steps) / len(steps)
-    slope = -sum((s - centre) * math.log(e) for s, e in zip(steps, errors, strict=True)) / sum((s - centre) ** 2 for s in steps)
-    expect(abs(slope - order) < 0.2, f"declared order {order}, measured {slope:.2f} from errors {errors} with {COUNTS} evaluations")
+    slope = -sum((s - centre) * math.log(e) for s, e in zip(steps, errors, strict=True)) / sum(
+        (s - centre) ** 2 for s in steps
+    )
+    expect(
+        abs(slope - order) < 0.2,
+        f"declared order {order}, measured {slope:.2f} from errors {errors} with {COUNTS} "
+        "evaluations",
+    )
 
 
 def rows_are_independent(config: Any, order: int) -> None:
     """Any batch shape, and float32 in gives float32 out."""
     denoiser = _Gaussian(NoiseSchedule())
     together = config.integrate(denoiser, _noise().reshape(7, 3, 1), denoiser.schedule)
-    expect_close(together[2, 1], config.integrate(denoiser, _noise()[7], denoiser.schedule), "one row alone", rtol=1e-9, atol=1e-12)
+    expect_close(
+        together[2, 1],
+        config.integrate(denoiser, _noise()[7], denoiser.schedule),
+        "one row alone",
+        rtol=1e-9,
+        atol=1e-12,
+    )
     single = config.integrate(denoiser, _noise(torch.float32), denoiser.schedule)
     expect(single.dtype == torch.float32, f"float32 noise gives {single.dtype}")
     expect_close(single.double(), together.reshape(21, 1), "float32", rtol=0, atol=5e-3)
@@ -110,7 +164,8 @@ SOLVER_CHECKS = (
 
 
 def check_solver(config: Any, *, order: int) -> None:
-    """All of `SOLVER_CHECKS` for one solver, a Config with `evaluations` and `integrate(denoiser, x, schedule)`, of the declared order.
+    """All of `SOLVER_CHECKS` for one solver, a Config with `evaluations` and `integrate(denoiser,
+    x, schedule)`, of the declared order.
 
     Raises AssertionError that says what failed.
     """

@@ -19,7 +19,9 @@ from ddice.samplers import Gaussian, GaussianSampler
 
 
 class AdvantageWeighted(ValueOnlyConfig):
-    """V by temporal differences, ratio exp(advantage / temperature): advantage-weighted regression behind ddice's interface."""
+    """V by temporal differences, ratio exp(advantage / temperature): advantage-weighted
+    regression behind ddice's interface.
+    """
 
     kind: Literal["advantage_weighted"] = "advantage_weighted"
     clip: float = Field(5.0, gt=0, description="largest log ratio")
@@ -45,10 +47,16 @@ class _Weighted(ValueOnly):
     def update(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
         advantage = self._advantage(batch)
         v_loss = weighted_mean(advantage.square(), batch.weights)
-        head_loss, metrics = self.head_loss(self.encoder(batch.observations), batch.actions, advantage, batch.weights)
+        head_loss, metrics = self.head_loss(
+            self.encoder(batch.observations), batch.actions, advantage, batch.weights
+        )
         self.descend(v_loss + head_loss, step)
         average(self.target, self.value_network, self.config.polyak)
-        return {"v_loss": v_loss.detach(), **metrics, **ratio_metrics(self._log_ratio(advantage), batch.weights)}
+        return {
+            "v_loss": v_loss.detach(),
+            **metrics,
+            **ratio_metrics(self._log_ratio(advantage), batch.weights),
+        }
 
 
 class FilteredBC(ExtractorConfig):
@@ -71,11 +79,19 @@ class _Filtered(Extractor):
         super().__init__(config, config.optimizer, 256, spec, seed, None)
         self.model = config.gaussian.build(spec, seed)
 
-    def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> dict[str, Tensor]:
+    def update(
+        self, batch: Batch, *, step: int, log_ratio: Tensor | None = None
+    ) -> dict[str, Tensor]:
         if log_ratio is None:
             raise ValueError("FilteredBC needs log_ratio")
-        kept = torch.where(log_ratio > self.follow_mean(log_ratio, batch.weights, step)[..., None], batch.weights, 0)
-        loss = (-kept * self.model.log_density(batch.observations, batch.actions)).sum(-1) / batch.weights.sum(-1)
+        kept = torch.where(
+            log_ratio > self.follow_mean(log_ratio, batch.weights, step)[..., None],
+            batch.weights,
+            0,
+        )
+        loss = (-kept * self.model.log_density(batch.observations, batch.actions)).sum(
+            -1
+        ) / batch.weights.sum(-1)
         self.descend(loss, step)
         return {"loss": loss.detach(), "kept": (kept.sum(-1) / batch.weights.sum(-1))}
 
