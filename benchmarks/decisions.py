@@ -11,14 +11,14 @@ import torch
 from ddice.data import BoxActions, Normalizer, Spec
 from ddice.data.spec import ObservationPart, Observations, RewardSummary
 from ddice.dice_backends import QConfig
-from ddice.engines.decision import DiffusionProgram, decision
-from ddice.engines.program import Instruction, Program
-from ddice.guidance import Guidance
-from ddice.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
-from ddice.policy import Policy, PolicyConfig
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion
-from ddice.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Diffusion
+from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
+from ddice.policies.engines.decision import DiffusionProgram, decision
+from ddice.policies.engines.program import Instruction, Program
+from ddice.policies.policy import Policy, PolicyConfig
 
 OBSERVATIONS, ACTIONS = 11, 3  # Hopper
 NETWORKS = {

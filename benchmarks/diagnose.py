@@ -38,11 +38,11 @@ import torch
 from torch import Tensor
 
 from ddice import Policy, load_policy
-from ddice.comparison import Comparison, Result, Results
-from ddice.comparison.grid import BEHAVIOUR
-from ddice.comparison.report import grouped, run_means
 from ddice.data.measures import episode_returns
-from ddice.training import Training
+from ddice.runs.comparison import Comparison, Result, Results
+from ddice.runs.comparison.grid import BEHAVIOUR
+from ddice.runs.comparison.report import grouped, run_means
+from ddice.runs.training import Training
 
 STATES, NOISES, FALL = 512, 16, 50
 COLUMNS = ("backend", "extractor", "score", "outside", "spread", "moved", "agree", "rank", "length")

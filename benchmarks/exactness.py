@@ -30,10 +30,10 @@ import test_testing_guidance as cases
 from oracles import brute_force_conjugate
 
 from ddice.dice_backends import AdvantageHead, DeterministicDice, FDice, OptiDice
-from ddice.divergences import BUILT_IN
-from ddice.guidance import guided, network_gradient
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
+from ddice.dice_backends.divergences import BUILT_IN
+from ddice.diffusion.guidance import guided, network_gradient
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
 from ddice.testing import (
     ExponentialRatio,
     GaussianMixture,

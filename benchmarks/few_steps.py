@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import description
 from ddice import load_policy
-from ddice.comparison import Result, Results
-from ddice.comparison.report import grouped, run_means
-from ddice.samplers import DiffusionSampler
-from ddice.statistics import iqm, stratified_interval
+from ddice.core.statistics import iqm, stratified_interval
+from ddice.diffusion.samplers import DiffusionSampler
+from ddice.runs.comparison import Result, Results
+from ddice.runs.comparison.report import grouped, run_means
 
 OUT = Path(__file__).parent / "results" / "few-steps"
 ROUNDS = 60

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddice.guidance import Guidance, bounded_log_ratio, in_sample_loss
-from ddice.networks import MLP
-from ddice.randomness import rand, randint, randn
-from ddice.schedule import NoiseSchedule
+from ddice.core.randomness import rand, randint, randn
+from ddice.diffusion.guidance import Guidance, bounded_log_ratio, in_sample_loss
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.schedule import NoiseSchedule
 from ddice.testing import (
     ExponentialRatio,
     GaussianMixture,

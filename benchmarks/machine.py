@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ddice.engines.products import Products
+from ddice.policies.engines.products import Products
 
 PACKAGES = ("ddice", "torch", "numpy", "onnxruntime", "triton")
 MATMUL = {

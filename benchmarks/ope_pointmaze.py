@@ -26,11 +26,11 @@ import torch
 
 import ddice
 from ddice.dice_backends import DeterministicDice, StateCorrection
+from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
 from ddice.ope import Estimate, FittedQEvaluation, estimate_value, rank_correlation
-from ddice.part import Optimizer
-from ddice.policy import Policy
-from ddice.solvers import MultiStep
+from ddice.parts.part import Optimizer
+from ddice.policies.policy import Policy
 
 
 def arguments() -> argparse.Namespace:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddice.networks import NORM_EPS, Network
-from ddice.policy import Policy
-from ddice.samplers import DiffusionSampler
-from ddice.solvers import SingleStep
+from ddice.diffusion.networks import NORM_EPS, Network
+from ddice.diffusion.samplers import DiffusionSampler
+from ddice.diffusion.solvers import SingleStep
+from ddice.policies.policy import Policy
 
 
 class PlainNetwork(nn.Module):

@@ -29,11 +29,11 @@ os.environ["TRITON_INTERPRET"] = (
 )  # read when triton is imported
 
 from ddice import Policy, load_dataset, load_policy
-from ddice.engines import EngineDtype, layout
-from ddice.engines.decision import decision
-from ddice.engines.eager import EagerEngine
-from ddice.engines.fused import FusedEngine, FusedRunner, fused_plan
-from ddice.samplers import DiffusionSampler
+from ddice.diffusion.samplers import DiffusionSampler
+from ddice.policies.engines import EngineDtype, layout
+from ddice.policies.engines.decision import decision
+from ddice.policies.engines.eager import EagerEngine
+from ddice.policies.engines.fused import FusedEngine, FusedRunner, fused_plan
 
 ON_CUDA = torch.cuda.is_available()
 OUT = Path(__file__).parent / "results" / "precision.md"

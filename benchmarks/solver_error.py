@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
 from ddice.testing import solver_error
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from benchmarks.decisions import ACTIONS, OBSERVATIONS, SOLVERS, cost, make_poli
 from benchmarks.machine import bytes_per_second, description, flops_per_second, synchronized
 from benchmarks.memory import measured
 from benchmarks.plain_eager import PlainEager
-from ddice.policy import Policy
+from ddice.policies.policy import Policy
 
 CPU = [
     (networks, solver, engine, batch, candidates, "float32", "cpu")

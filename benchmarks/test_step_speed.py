@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import ddice
 from benchmarks.machine import description, synchronized
 from ddice.data import Transitions
-from ddice.presets import PRESETS
-from ddice.training import own_update
+from ddice.runs.presets import PRESETS
+from ddice.runs.training import own_update
 
 ROWS, STATE, ACTION = 20_000, 11, 3  # Hopper's sizes
 ROUNDS = {"default": 30, "official": 5}

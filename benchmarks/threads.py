@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.decisions import ACTIONS, NETWORKS, OBSERVATIONS, make_policy
-from ddice.policy import Policy
+from ddice.policies.policy import Policy
 
 SHAPES = ((1, 4), (1, 32), (50, 32), (1000, 4))
 SOLVER = "2M-8"

@@ -7,9 +7,9 @@ ddice.dice_backends, extractors in ddice.extractors.
 from importlib.metadata import version
 
 from ddice.data import load_dataset
-from ddice.evaluation import evaluate
-from ddice.policy import Policy, load_policy
-from ddice.prior import DiffusionPrior
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.policies.evaluation import evaluate
+from ddice.policies.policy import Policy, load_policy
 
 __version__ = version("ddice")
 

@@ -15,17 +15,17 @@ from parity import candidate_error, choice_error
 from test_engines import GUIDANCES, SCORES, inputs, make
 from torch import Tensor
 
-from ddice.engines import Choice, layout
-from ddice.engines.decision import decision
-from ddice.engines.eager import EagerEngine
-from ddice.engines.fused import FusedDtype, FusedEngine, FusedRunner, fused_plan
-from ddice.engines.graph import Call
-from ddice.engines.layout import UNROLLED
-from ddice.networks import MLP
-from ddice.policy import Policy
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion, Gaussian, Selection
-from ddice.solvers import DDIM, MultiStep, SingleStep
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
+from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
+from ddice.policies.engines import Choice, layout
+from ddice.policies.engines.decision import decision
+from ddice.policies.engines.eager import EagerEngine
+from ddice.policies.engines.fused import FusedDtype, FusedEngine, FusedRunner, fused_plan
+from ddice.policies.engines.graph import Call
+from ddice.policies.engines.layout import UNROLLED
+from ddice.policies.policy import Policy
 
 ROUNDED = (
     "published score, published guidance",

@@ -17,10 +17,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ddice.engines import kernels
-from ddice.engines.decision import decision
-from ddice.engines.fused import FusedDtype, fused_plan
-from ddice.engines.layout import Launch
+from ddice.policies.engines import kernels
+from ddice.policies.engines.decision import decision
+from ddice.policies.engines.fused import FusedDtype, fused_plan
+from ddice.policies.engines.layout import Launch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import ddice
 from ddice.data import Transitions
-from ddice.networks import ResidualScore
-from ddice.part import Optimizer
-from ddice.prior import DiffusionPrior, Prior
-from ddice.solvers import MultiStep
+from ddice.diffusion.networks import ResidualScore
+from ddice.diffusion.prior import DiffusionPrior, Prior
+from ddice.diffusion.solvers import MultiStep
+from ddice.parts.part import Optimizer
 
 STD = 0.2
 STATES = torch.tensor([[-1.0], [1.0]])

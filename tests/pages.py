@@ -15,10 +15,10 @@ import pytest
 
 from ddice.cli.command import read_fields, refuse
 from ddice.cli.main import _parser
-from ddice.comparison import Comparison
-from ddice.options import parse_flags
-from ddice.presets import PRESETS
-from ddice.recipe import DataSource, Recipe
+from ddice.runs.comparison import Comparison
+from ddice.runs.options import parse_flags
+from ddice.runs.presets import PRESETS
+from ddice.runs.recipe import DataSource, Recipe
 
 ROOT = Path(__file__).parents[1]
 FULL = "ddice/pointmaze-umaze-v0"  # the dataset of the README and the pages, a million rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddice.engines import Choice
-from ddice.policy import Policy
+from ddice.policies.engines import Choice
+from ddice.policies.policy import Policy
 
 
 def candidate_error(expected: Choice, got: Choice) -> float:

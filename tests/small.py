@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from ddice.config import merge
-from ddice.presets import PRESETS
-from ddice.recipe import Recipe
+from ddice.core.config import merge
+from ddice.runs.presets import PRESETS
+from ddice.runs.recipe import Recipe
 
 ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]; episodes of 200 steps
 SHORT = "ddice-test/Pendulum-v0"  # the same in episodes of 20 steps; known to this process only

@@ -20,19 +20,15 @@ PACKAGE = Path(ddice.__file__).parent
 # A name is a module of ddice/ or a folder. A module imports from lower levels only, and from its
 # own folder.
 LEVELS = (
-    ("config", "randomness", "storage", "inversion", "exported"),
-    ("cache", "status", "tensorboard"),
-    ("divergences", "schedule", "networks", "statistics", "loop", "data", "options", "plugins"),
-    ("part", "solvers"),
-    ("prior", "guidance"),
-    ("dice_backends", "samplers"),
-    ("engines",),
-    ("policy",),
-    ("extractors", "collection", "export"),
-    ("evaluation", "ope"),
-    ("recipe", "pictures"),
-    ("training", "presets"),
-    ("comparison",),
+    ("core",),
+    ("data",),
+    ("parts",),
+    ("diffusion",),
+    ("dice_backends",),
+    ("policies",),
+    ("extractors", "collection", "ope"),
+    ("pictures",),
+    ("runs",),
     ("testing",),
     ("cli",),
 )
@@ -51,7 +47,7 @@ HEAVY = {
     "stable_baselines3",
 }
 # imports triton, which finds its kernels in modules alone; nobody imports it with a module
-KERNELS = "engines.kernels"
+KERNELS = "policies.engines.kernels"
 DATA_ONLY = {"minari", "h5py"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names} | {
@@ -194,7 +190,7 @@ def third_party_problems(package: Path) -> list[str]:
             if called in ("torch.load", "torch.save") or any(
                 k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in call.keywords
             ):
-                problems.append(f"{where}: {called} pickles; use ddice.storage")
+                problems.append(f"{where}: {called} pickles; use ddice.core.storage")
             if called.split(".")[-1] in ("import_module", "__import__") and any(
                 isinstance(a, ast.Constant) and a.value in HEAVY for a in call.args
             ):
@@ -240,6 +236,13 @@ def test_the_package_keeps_its_architecture(check) -> None:
     assert not problems, "\n".join(problems)
 
 
+def test_the_package_shows_its_wings() -> None:
+    """What stands in ddice/ at first sight: the wings, the public names, and the mark of types."""
+    there = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert there == {*LEVEL_OF.keys() - {ROOT}, "__init__.py", "py.typed"}
+    assert len(there) <= 15
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert not {name.split(".")[-1] for name in modules(PACKAGE)} & {
         "utils",
@@ -253,52 +256,52 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
 # what -> (file, its text, the check that must complain, and how)
 BROKEN = {
     "upwards": (
-        "networks.py",
-        "from ddice.solvers import DDIM",
+        "diffusion/networks.py",
+        "from ddice.policies.policy import Policy",
         "levels",
-        r"networks\.py:1: networks \(level \d+\) imports solvers \(level \d+\)",
+        r"networks\.py:1: diffusion\.networks \(level \d+\) imports policies\.policy \(level \d+\)",
     ),
     "sideways": (
-        "prior.py",
-        "import ddice.guidance",
+        "extractors/base.py",
+        "import ddice.collection.collecting",
         "levels",
-        r"prior \(level \d+\) imports guidance \(level \d+\)",
+        r"extractors\.base \(level \d+\) imports collection\.collecting \(level \d+\)",
     ),
-    "module from the root": (
-        "config.py",
-        "from ddice import loop",
+    "wing from the root": (
+        "core/config.py",
+        "from ddice import parts",
         "levels",
-        r"config \(level \d+\) imports loop",
+        r"core\.config \(level \d+\) imports parts",
     ),
     "relative": (
         "data/spec.py",
-        "from ..prior import DiffusionPrior",
+        "from ..diffusion.prior import DiffusionPrior",
         "levels",
-        r"data/spec\.py:1: data\.spec \(level \d+\) imports prior",
+        r"data/spec\.py:1: data\.spec \(level \d+\) imports diffusion\.prior",
     ),
     "relative module": (
         "data/spec.py",
-        "from .. import prior",
+        "from ..diffusion import prior",
         "levels",
-        r"data\.spec \(level \d+\) imports prior",
+        r"data\.spec \(level \d+\) imports diffusion\.prior",
     ),
     "in a function": (
-        "loop.py",
-        "def f():\n    from ddice import policy",
+        "parts/loop.py",
+        "def f():\n    from ddice.policies import policy",
         "levels",
-        r"loop\.py:2: loop \(level \d+\) imports policy",
+        r"loop\.py:2: parts\.loop \(level \d+\) imports policies\.policy",
     ),
     "for types": (
-        "loop.py",
-        "import typing\nif typing.TYPE_CHECKING:\n    from ddice.policy import Policy",
+        "parts/loop.py",
+        "import typing\nif typing.TYPE_CHECKING:\n    from ddice.policies.policy import Policy",
         "levels",
-        r"loop\.py:3: loop .* policy",
+        r"loop\.py:3: parts\.loop .* policies\.policy",
     ),
     "the root": (
-        "policy.py",
+        "policies/policy.py",
         "from ddice import DiffusionPrior",
         "levels",
-        r"policy .level \d+. imports __init__ .level \d+.",
+        r"policies\.policy .level \d+. imports __init__ .level \d+.",
     ),
     "own init": (
         "data/spec.py",
@@ -321,75 +324,85 @@ BROKEN = {
         r"data/spec\.py:2: imports h5py with the module",
     ),
     "kernels": (
-        "policy.py",
-        "import ddice.engines.kernels",
+        "policies/policy.py",
+        "import ddice.policies.engines.kernels",
         "third parties",
-        r"policy\.py:1: imports ddice\.engines\.kernels with the module",
+        r"policy\.py:1: imports ddice\.policies\.engines\.kernels with the module",
     ),
     "kernels' own": (
-        "engines/kernels.py",
+        "policies/engines/kernels.py",
         "import triton, onnx",
         "third parties",
         r"engines/kernels\.py:1: imports onnx with the module",
     ),
     "heavy in a try": (
-        "cli.py",
+        "cli/main.py",
         "try:\n    import mujoco\nexcept ImportError:\n    pass",
         "third parties",
-        r"cli\.py:2: imports mujoco",
+        r"cli/main\.py:2: imports mujoco",
     ),
     "heavy in a class": (
-        "cli.py",
+        "cli/main.py",
         "class A:\n    from gymnasium import Env",
         "third parties",
         "imports gymnasium with the module",
     ),
     "data only": (
-        "policy.py",
+        "policies/policy.py",
         "def f():\n    import minari",
         "third parties",
         r"policy\.py:2: imports minari; only ddice/data/ may",
     ),
     "pickle": (
-        "policy.py",
+        "policies/policy.py",
         "def f():\n    import pickle",
         "third parties",
         r"policy\.py:2: imports pickle",
     ),
     "hidden pickle": (
-        "policy.py",
+        "policies/policy.py",
         "import torch\ntorch.load('x')",
         "third parties",
         r"policy\.py:2: torch\.load pickles",
     ),
     "numpy pickle": (
-        "policy.py",
+        "policies/policy.py",
         "import numpy as np\nnp.load('x', allow_pickle=True)",
         "third parties",
         r"np\.load pickles",
     ),
     "detour": (
-        "policy.py",
+        "policies/policy.py",
         "import importlib\nimportlib.import_module('minari')",
         "third parties",
         "detour",
     ),
-    "logic": ("samplers/__init__.py", "def f(): ...", "inits", r"samplers/__init__\.py:1: def f"),
+    "logic": ("runs/__init__.py", "def f(): ...", "inits", r"runs/__init__\.py:1: def f"),
     "a call": ("__init__.py", "print()", "inits", r"__init__\.py:1: print"),
 }
 CLEAN = {
-    "__init__.py": '"""Names."""\n\nfrom ddice.cli import main\n\n__all__ = ["main"]\n',
+    "__init__.py": '"""Names."""\n\nfrom ddice.cli.main import main\n\n__all__ = ["main"]\n',
     "data/__init__.py": "from ddice.data.spec import Spec\n",
     "data/arrays.py": "from ddice.data.spec import Spec\n",
-    "data/spec.py": "from ddice.config import Config\n",
-    "loop.py": (
-        "import typing\n\nfrom ddice.storage import save\n\nif typing.TYPE_CHECKING:\n    "
-        "import gymnasium\n"
+    "data/spec.py": "from ddice.core.config import Config\n",
+    "parts/loop.py": (
+        "import typing\n\nfrom ddice.core.storage import save\n\n"
+        "if typing.TYPE_CHECKING:\n    import gymnasium\n"
     ),
-    "prior.py": "def f():\n    from ddice.loop import run\n    import gymnasium\n",
+    "diffusion/prior.py": (
+        "def f():\n    from ddice.parts.loop import run\n    import gymnasium\n"
+    ),
     **{
         f"{name}.py": ""
-        for name in ("config", "storage", "networks", "solvers", "guidance", "policy", "cli")
+        for name in (
+            "core/config",
+            "core/storage",
+            "collection/collecting",
+            "diffusion/networks",
+            "parts/__init__",
+            "policies/policy",
+            "cli/main",
+        )
     },
 }
 

@@ -19,10 +19,10 @@ from ddice.dice_backends import (
     PiecewiseF,
 )
 from ddice.dice_backends.base import clipped_targets, ratio_metrics
+from ddice.dice_backends.divergences import KL, HalfPearson, Piecewise
 from ddice.dice_backends.optidice import dual_loss, envelope_loss
 from ddice.dice_backends.semi_gradient import value_loss
-from ddice.divergences import KL, HalfPearson, Piecewise
-from ddice.part import effective_sample_size, weighted_mean
+from ddice.parts.part import effective_sample_size, weighted_mean
 
 HEAD = AdvantageHead(network=TABLE, members=1, clip_deviations=1000)
 TEMPERATURE = 0.6

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ddice import cache
-from ddice.cache import Entry, cache_folder, clear, entries, entry
+from ddice.core import cache
+from ddice.core.cache import Entry, cache_folder, clear, entries, entry
 
 ABOUT = {"stage": "prior", "steps": 3, "seed": 0, "data": "a.npz", "parts": ["diffusion"]}
 

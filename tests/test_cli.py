@@ -19,12 +19,12 @@ from test_options import leaves
 from test_recipe import kinds
 
 import ddice
-from ddice import cache
 from ddice.cli import main
-from ddice.comparison import Comparison, Results
+from ddice.core import cache
 from ddice.dice_backends import AnyBackend
-from ddice.evaluation import Evaluation
-from ddice.recipe import Recipe
+from ddice.policies.evaluation import Evaluation
+from ddice.runs.comparison import Comparison, Results
+from ddice.runs.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 

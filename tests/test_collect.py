@@ -21,17 +21,18 @@ import pytest
 import torch
 
 import ddice
-from ddice.cache import entries
 from ddice.cli import main
-from ddice.collection import close_environment, collect, collecting
+from ddice.collection import collect, collecting
 from ddice.collection.behaviour import Loading, load_behaviours
 from ddice.collection.episodes import ActionNoise, play
 from ddice.collection.parts import Parts
+from ddice.core.cache import entries
+from ddice.core.randomness import derived_seed
+from ddice.data.environment import close_environment
 from ddice.data.minari_source import has_dataset
-from ddice.networks import MLP
-from ddice.policy import Policy, make_policy
-from ddice.randomness import derived_seed
-from ddice.samplers import Gaussian, Selection
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.samplers import Gaussian, Selection
+from ddice.policies.policy import Policy, make_policy
 
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([4.0, 0.5])
 COUNTER = "ddice-test/Counter-v0"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 import ddice
-from ddice.config import Config
+from ddice.core.config import Config
 from ddice.data import Batch, Transitions
 from ddice.dice_backends import (
     AdvantageHead,
@@ -28,11 +28,11 @@ from ddice.dice_backends import (
     OrthogonalDice,
     PiecewiseF,
 )
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior, Prior
 from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.policy import load_policy
-from ddice.prior import DiffusionPrior, Prior
+from ddice.policies.policy import load_policy
 
 NET = MLP(hidden=(8,), activation="silu")
 HEAD = AdvantageHead(network=NET)

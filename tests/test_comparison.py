@@ -14,14 +14,15 @@ import pytest
 import small
 from pydantic import ValidationError
 
-from ddice import load_policy, loop
-from ddice.comparison import Comparison, Result, Results, compare, render_table
-from ddice.comparison.grid import BEHAVIOUR
-from ddice.comparison.report import plot_metrics, plot_scores, read_metrics
-from ddice.comparison.store import cell_key
+from ddice import load_policy
 from ddice.dice_backends import GivenRatio, OptiDice, PiecewiseF
-from ddice.evaluation import Evaluation
 from ddice.extractors import GuideThenSelect, SelectOnly
+from ddice.parts import loop
+from ddice.policies.evaluation import Evaluation
+from ddice.runs.comparison import Comparison, Result, Results, compare, render_table
+from ddice.runs.comparison.grid import BEHAVIOUR
+from ddice.runs.comparison.report import plot_metrics, plot_scores, read_metrics
+from ddice.runs.comparison.store import cell_key
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -266,7 +267,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return evaluate(*args, **options)
 
     monkeypatch.setattr(loop, "run", run_spy)
-    monkeypatch.setattr("ddice.recipe.EvaluationSettings.evaluate", evaluate_spy)
+    monkeypatch.setattr("ddice.runs.recipe.EvaluationSettings.evaluate", evaluate_spy)
     return names
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import Field, ValidationError
 
-from ddice.config import Config, unknown_name
+from ddice.core.config import Config, unknown_name
 
 
 class Optimiser(Config):
@@ -97,7 +97,7 @@ def test_digest_ignores_the_order_of_writing() -> None:
 def test_digest_is_the_same_in_another_process() -> None:
     """Trained parts are found again by it: Python's own salted hash would not do."""
     code = (
-        "from ddice.config import Config\nclass A(Config):\n    x: float = 0.1\n"
+        "from ddice.core.config import Config\nclass A(Config):\n    x: float = 0.1\n"
         "print(A().digest(seed=3))"
     )
     prints = {

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from ddice.dice_backends import AnyBackend
-from ddice.divergences import (
+from ddice.dice_backends.divergences import (
     BUILT_IN,
     KL,
     Alpha,
@@ -24,12 +24,12 @@ from ddice.divergences import (
     Pearson,
     Piecewise,
 )
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian
+from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.extractors import AnyExtractor
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.prior import DiffusionPrior
-from ddice.samplers import AnySampler, Diffusion, Gaussian
-from ddice.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.testing import (
     BACKEND_CHECKS,
     EXTRACTOR_CHECKS,

@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import diagnose, few_steps, tables
-from ddice.comparison import Results, render_table
+from ddice.runs.comparison import Results, render_table
 
 pytestmark = pytest.mark.oracle
 

@@ -10,7 +10,7 @@ from oracles import brute_force_conjugate
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from ddice.divergences import (
+from ddice.dice_backends.divergences import (
     BUILT_IN,
     KL,
     Alpha,

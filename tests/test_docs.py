@@ -19,11 +19,11 @@ import ddice
 from ddice.cli import main
 from ddice.data import Transitions
 from ddice.dice_backends import PiecewiseF
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED
 from ddice.extractors import GuideThenSelect, SelectOnly
-from ddice.guidance import Guidance
-from ddice.networks import MLP
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import FEW_STEPS, PUBLISHED
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]

@@ -16,15 +16,15 @@ from parity import candidate_error, choice_error
 from torch import Tensor
 
 from ddice.dice_backends import QConfig
-from ddice.engines import NotCovered, products
-from ddice.engines.decision import decision, solver_matrix
-from ddice.guidance import Guidance
-from ddice.networks import MLP, FourierTime, Network, PublishedScore, ResidualScore, Score
-from ddice.policy import Policy, PolicyConfig
-from ddice.prior import DiffusionPrior
-from ddice.samplers import AnySampler, Diffusion, Gaussian, Selection
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import DDIM, MultiStep, SingleStep, Solver
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, FourierTime, Network, PublishedScore, ResidualScore, Score
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
+from ddice.policies.engines import NotCovered, products
+from ddice.policies.engines.decision import decision, solver_matrix
+from ddice.policies.policy import Policy, PolicyConfig
 from ddice.testing.example import example_data
 
 ENGINES = ("eager", "onnx")

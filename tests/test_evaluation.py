@@ -10,6 +10,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.seeding import np_random
 
+from ddice.core.randomness import derived_seed
 from ddice.data.spec import (
     BoxActions,
     EnvRecord,
@@ -22,8 +23,7 @@ from ddice.data.spec import (
     RewardSummary,
     Spec,
 )
-from ddice.evaluation import Evaluation, evaluate
-from ddice.randomness import derived_seed
+from ddice.policies.evaluation import Evaluation, evaluate
 
 
 class Lottery(gymnasium.Env[Any, Any]):

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from ddice.divergences import BUILT_IN
-from ddice.solvers import Solver
+from ddice.dice_backends.divergences import BUILT_IN
+from ddice.diffusion.solvers import Solver
 
 TEXT = (Path(__file__).parent.parent / "docs" / "exactness.md").read_text()
 

@@ -15,12 +15,12 @@ from test_engines import GUIDANCES, SCORES, make
 
 from ddice.cli import main
 from ddice.data.spec import ObservationPart, Observations
-from ddice.export import export
-from ddice.exported import ExportedPolicy
-from ddice.policy import Policy
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion, Gaussian, Selection
-from ddice.solvers import FEW_STEPS
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
+from ddice.diffusion.solvers import FEW_STEPS
+from ddice.policies.export import export
+from ddice.policies.exported import ExportedPolicy
+from ddice.policies.policy import Policy
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -276,7 +276,7 @@ def test_an_export_may_be_as_far_off_as_the_policys_own_rounding(
     error: float, own: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most 1e-5, or four times what the policy itself is off in float32."""
-    from ddice import export as module
+    from ddice.policies import export as module
 
     found = module.Parity(
         decisions=256, largest_error=error, own_error=own, other_choices=0, bytes=1, versions={}
@@ -293,6 +293,6 @@ def test_the_own_rounding_is_that_of_float32(tmp_path: Path) -> None:
     """Some roundings of 6e-8 in a chain of layers and evaluations: above one of them, below
     thousands.
     """
-    from ddice.export import export
+    from ddice.policies.export import export
 
     assert 1e-8 < export(policy(), tmp_path).own_error < 1e-5

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ddice.data import Batch
 from ddice.dice_backends import Given, GivenRatio
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Selection
 from ddice.extractors import Extractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.part import Optimizer
-from ddice.policy import Policy, make_policy
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Selection
+from ddice.parts.part import Optimizer
+from ddice.policies.policy import Policy, make_policy
 
 GUIDANCE = Guidance(
     network=MLP(hidden=(64, 64), activation="silu", initialisation="kaiming"),

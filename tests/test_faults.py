@@ -16,11 +16,12 @@ import pytest
 import small
 import torch
 
-from ddice import load_policy, loop
+from ddice import load_policy
 from ddice.cli import main
-from ddice.loop import Checkpoint, MetricsFile
-from ddice.status import read_status
-from ddice.storage import load_tensors, save_tensors
+from ddice.core.storage import load_tensors, save_tensors
+from ddice.parts import loop
+from ddice.parts.loop import Checkpoint, MetricsFile
+from ddice.runs.status import read_status
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 KILL_AT = ("extractor", 4)

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 import ddice
+import ddice.diffusion.prior
 import ddice.extractors.guide_then_select
-import ddice.prior
 from ddice.data import Batch, Transitions
 from ddice.dice_backends.semi_gradient import SemiGradient
+from ddice.diffusion.networks import Network
+from ddice.diffusion.prior import Prior
 from ddice.extractors.guide_then_select import GuidedExtractor
-from ddice.networks import Network
-from ddice.presets import PRESETS
-from ddice.prior import Prior
+from ddice.runs.presets import PRESETS
 
 pytestmark = pytest.mark.oracle
 
@@ -332,7 +332,7 @@ def test_the_loss_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     rng = np.random.default_rng(3)
     uniform, noise, part = rng.uniform(size=ROWS), rng.normal(size=(ROWS, ACTION)), prior()
-    given(monkeypatch, ddice.prior, uniform, noise)
+    given(monkeypatch, ddice.diffusion.prior, uniform, noise)
     t = 1e-3 + (1 - 1e-3) * uniform
     noised = alpha(t)[:, None] * numbers(batch().actions) + sigma(t)[:, None] * noise
     predicted = noise_prediction(Weights(part.network), numbers(batch().observations), noised, t)

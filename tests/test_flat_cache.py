@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddice import cache
 from ddice.cli.main import main
+from ddice.core import cache
 from ddice.data import flat, load_dataset, reading
 from ddice.data.minari_source import write_dataset
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from test_graph import make, program
 
-from ddice.engines import layout
-from ddice.engines.fused import fused_plan
+from ddice.policies.engines import layout
+from ddice.policies.engines.fused import fused_plan
 
 HERE = Path(__file__).parent
 SHARED = 227 * 1024  # bytes that one block can have
@@ -79,8 +79,8 @@ def test_without_cuda() -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ddice.engines.kernels", None)
-    monkeypatch.delattr("ddice.engines.kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "ddice.policies.engines.kernels", None)
+    monkeypatch.delattr("ddice.policies.engines.kernels", raising=False)
     with pytest.raises(
         ImportError, match=r"engine 'fused' needs triton .*: pip install 'ddice\[triton\]'"
     ):
@@ -120,7 +120,7 @@ def test_memory_of_a_layout() -> None:
 
 
 def fused_layout(policy: Any) -> layout.Layout:
-    from ddice.engines.fused import _lay_out
+    from ddice.policies.engines.fused import _lay_out
 
     found = program(policy)
     return _lay_out(

@@ -17,13 +17,13 @@ from parity import candidate_error, choice_error
 
 import ddice
 from ddice.dice_backends import DeterministicDice, OptiDice, PiecewiseF, QConfig
-from ddice.engines import Choice
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, FourierTime, PublishedScore
+from ddice.diffusion.samplers import Diffusion
+from ddice.diffusion.solvers import SingleStep
 from ddice.extractors import GuideThenSelect, WeightedBC
-from ddice.guidance import Guidance
-from ddice.networks import MLP, FourierTime, PublishedScore
-from ddice.policy import Policy, PolicyConfig
-from ddice.samplers import Diffusion
-from ddice.solvers import SingleStep
+from ddice.policies.engines import Choice
+from ddice.policies.policy import Policy, PolicyConfig
 from ddice.testing.example import example_data
 
 pytestmark = [

@@ -20,17 +20,17 @@ from test_engines import inputs as engine_inputs
 from torch import Tensor
 
 from ddice.dice_backends import QConfig
-from ddice.engines import Choice
-from ddice.engines.base import Engine
-from ddice.engines.decision import Decision, decision
-from ddice.engines.eager import EagerEngine
-from ddice.engines.graph import Call, GraphEngine, buckets
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.policy import Policy, PolicyConfig
-from ddice.prior import DiffusionPrior
-from ddice.samplers import AnySampler, Diffusion, Gaussian, Selection
-from ddice.solvers import DDIM
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.diffusion.solvers import DDIM
+from ddice.policies.engines import Choice
+from ddice.policies.engines.base import Engine
+from ddice.policies.engines.decision import Decision, decision
+from ddice.policies.engines.eager import EagerEngine
+from ddice.policies.engines.graph import Call, GraphEngine, buckets
+from ddice.policies.policy import Policy, PolicyConfig
 from ddice.testing.example import example_data
 
 SPEC = example_data().spec

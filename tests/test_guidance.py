@@ -10,13 +10,19 @@ from gaussian import CENTRAL, FINE, STATES, STD, TIMES, behaviour, data, grid, p
 from oracles import VP
 from torch import Tensor
 
+from ddice.diffusion.guidance import (
+    Guidance,
+    bounded_log_ratio,
+    guided,
+    in_sample_loss,
+    network_gradient,
+)
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
 from ddice.extractors.guide_then_select import GuidedExtractor
-from ddice.guidance import Guidance, bounded_log_ratio, guided, in_sample_loss, network_gradient
-from ddice.networks import MLP
-from ddice.part import Optimizer
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import MultiStep
+from ddice.parts.part import Optimizer
 
 SMALL = Guidance(
     network=MLP(hidden=(64, 64), activation="silu", initialisation="kaiming"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddice import randomness
-from ddice.loop import Checkpoint, MetricsFile, TrainingDiverged, resolve_device, run
+from ddice.core import randomness
+from ddice.parts.loop import Checkpoint, MetricsFile, TrainingDiverged, resolve_device, run
 
 
 class Toy:

@@ -10,7 +10,7 @@ from oracles import run_plan
 from torch import Tensor
 from torch.nn import functional
 
-from ddice.networks import (
+from ddice.diffusion.networks import (
     MLP,
     FlattenEncoder,
     FourierTime,

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ddice.dice_backends import GivenRatio, PiecewiseF
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
 from ddice.extractors import SelectOnly
-from ddice.networks import MLP, ResidualScore
 from ddice.ope import FittedQEvaluation, estimate_value, rank_correlation, sample_actions
-from ddice.prior import DiffusionPrior
 from ddice.testing import (
     RAW,
     TABLE,

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ddice.comparison import Comparison
-from ddice.config import merge
+from ddice.core.config import merge
 from ddice.dice_backends import OptiDice, PiecewiseF
+from ddice.diffusion.networks import MLP, FourierTime, PublishedScore
 from ddice.extractors import WeightedBC
-from ddice.networks import MLP, FourierTime, PublishedScore
-from ddice.options import describe_fields, explain, parse_flags, read_config
-from ddice.part import Optimizer
-from ddice.recipe import DataSource, Recipe
+from ddice.parts.part import Optimizer
+from ddice.runs.comparison import Comparison
+from ddice.runs.options import describe_fields, explain, parse_flags, read_config
+from ddice.runs.recipe import DataSource, Recipe
 
 
 @pytest.mark.parametrize(

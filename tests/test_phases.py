@@ -12,17 +12,17 @@ from test_engines import GUIDANCES, SCORES, cases, inputs, make
 from torch import Tensor
 from torch.nn import functional
 
-from ddice.engines import NotCovered
-from ddice.engines.decision import decision
-from ddice.engines.eager import Body, run_setup
-from ddice.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
-from ddice.engines.products import Products
-from ddice.engines.program import Program
-from ddice.networks import NORM_EPS
-from ddice.policy import Policy
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion
-from ddice.solvers import DDIM
+from ddice.diffusion.networks import NORM_EPS
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Diffusion
+from ddice.diffusion.solvers import DDIM
+from ddice.policies.engines import NotCovered
+from ddice.policies.engines.decision import decision
+from ddice.policies.engines.eager import Body, run_setup
+from ddice.policies.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
+from ddice.policies.engines.products import Products
+from ddice.policies.engines.program import Program
+from ddice.policies.policy import Policy
 
 
 def programs(policy: Policy) -> list[Program]:

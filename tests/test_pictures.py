@@ -23,13 +23,13 @@ from ddice.collection import pointmaze_evaluation_spec
 from ddice.data.environment import record_of
 from ddice.data.spec import EnvRecord
 from ddice.dice_backends import GivenRatio
-from ddice.evaluation import Moment, episode_seed, evaluate
 from ddice.extractors import GaussianBC, SelectOnly
 from ddice.pictures.actions import behaviour_actions, density_grid, q_grid
 from ddice.pictures.film import Film, encode_gif, require_rendering, strip
 from ddice.pictures.maze import far_apart, position_columns
 from ddice.pictures.paths import dataset_paths, segments
-from ddice.recipe import Recipe
+from ddice.policies.evaluation import Moment, episode_seed, evaluate
+from ddice.runs.recipe import Recipe
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")

@@ -16,16 +16,16 @@ import pytest
 import small
 from pydantic import TypeAdapter, ValidationError
 
-from ddice import plugins
 from ddice.cli import main
-from ddice.comparison import Comparison
+from ddice.core import plugins
 from ddice.dice_backends import AnyBackend, PiecewiseF
 from ddice.extractors import AnyExtractor, GuideThenSelect
-from ddice.recipe import Recipe
+from ddice.runs.comparison import Comparison
+from ddice.runs.recipe import Recipe
+from ddice.runs.training import train
 from ddice.testing import BACKEND_CHECKS, EXTRACTOR_CHECKS
 from ddice.testing.example import example_data
 from ddice.testing.expect import run_checks
-from ddice.training import train
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 BACKEND = {

@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 
 import ddice
 from ddice.dice_backends import FDice, OptiDice
-from ddice.divergences import Alpha, NumericDivergence, SquaredHellinger, TotalVariation
-from ddice.networks import MLP, FlattenEncoder
-from ddice.part import Optimizer
+from ddice.dice_backends.divergences import (
+    Alpha,
+    NumericDivergence,
+    SquaredHellinger,
+    TotalVariation,
+)
+from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.parts.part import Optimizer
 
 Array = NDArray[np.float64]
 STATES, ACTIONS, TEMPERATURE = 3, 5, 0.6

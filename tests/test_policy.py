@@ -15,12 +15,12 @@ from torch import Tensor, nn
 import ddice
 from ddice.data import Spec
 from ddice.dice_backends import QConfig
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.policy import Policy, load_policy, make_policy
-from ddice.prior import DiffusionPrior
-from ddice.samplers import Diffusion, DiffusionSampler, Gaussian, Selection
-from ddice.solvers import FEW_STEPS
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.diffusion.solvers import FEW_STEPS
+from ddice.policies.policy import Policy, load_policy, make_policy
 
 LOW, HIGH = (-2.0, 0.0), (4.0, 0.5)
 
@@ -381,7 +381,7 @@ def test_a_policy_stays_where_its_engine_runs(
     def refuse(settings: object, parts: object) -> None:
         raise kind("this engine needs another device")
 
-    monkeypatch.setattr(ddice.policy, "make_engine", refuse)
+    monkeypatch.setattr(ddice.policies.policy, "make_engine", refuse)
     with pytest.raises(kind, match="another device"):
         policy.to("meta")
     assert moved == ["meta", "cpu"]

@@ -17,9 +17,9 @@ import torch
 
 from ddice.cli import main
 from ddice.data import load_dataset
-from ddice.presets import PRESETS, REASONS, TASKS, describe, reason, unpublished
-from ddice.recipe import Recipe
-from ddice.training import differences, train
+from ddice.runs.presets import PRESETS, REASONS, TASKS, describe, reason, unpublished
+from ddice.runs.recipe import Recipe
+from ddice.runs.training import differences, train
 
 OFFICIAL, PAPER = PRESETS["official"], PRESETS["paper"]
 

@@ -9,10 +9,10 @@ import torch
 from gaussian import CENTRAL, FINE, SMALL, STATES, STD, TIMES, behaviour, data, grid, prior
 from oracles import VP
 
-from ddice.networks import ResidualScore
-from ddice.part import Optimizer
-from ddice.prior import DiffusionPrior, denoising_loss
-from ddice.samplers import Diffusion, DiffusionSampler
+from ddice.diffusion.networks import ResidualScore
+from ddice.diffusion.prior import DiffusionPrior, denoising_loss
+from ddice.diffusion.samplers import Diffusion, DiffusionSampler
+from ddice.parts.part import Optimizer
 
 TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16, ema=0.9)
 

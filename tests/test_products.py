@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddice.engines import products
-from ddice.engines.products import NARROW, WORTH_PACKING, Products
+from ddice.policies.engines import products
+from ddice.policies.engines.products import NARROW, WORTH_PACKING, Products
 
 with_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch comes without oneDNN"

@@ -18,7 +18,7 @@ import ddice
 from ddice.data import Transitions
 from ddice.dice_backends import AnyBackend, GivenRatio, PiecewiseF
 from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
-from ddice.recipe import Recipe
+from ddice.runs.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*rows dropped", "ignore:the guidance network is constant"
@@ -235,7 +235,7 @@ def test_every_fit_resumes_from_its_checkpoint(
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        from ddice import loop
+        from ddice.parts import loop
 
         run = loop.run
         patch.setattr(

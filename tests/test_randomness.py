@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from ddice.randomness import generator, rand, randint, randn, seed_shape
+from ddice.core.randomness import generator, rand, randint, randn, seed_shape
 
 DRAWS = {
     "randn": lambda seed, stream, step: randn(seed, stream, step, (5, 3)),

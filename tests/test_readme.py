@@ -13,7 +13,7 @@ import torch
 from pages import FULL, blocks, commands, namespace_of, run_block
 
 from ddice.cli import main
-from ddice.comparison import Results, render_table
+from ddice.runs.comparison import Results, render_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = blocks(README, "python")

@@ -11,10 +11,10 @@ import small
 from pydantic import ValidationError
 
 from ddice.dice_backends import AnyBackend, FDice, GivenRatio, OptiDice
-from ddice.divergences import KL
+from ddice.dice_backends.divergences import KL
 from ddice.extractors import AnyExtractor, GaussianBC, SelectOnly, WeightedBC
-from ddice.presets import PRESETS
-from ddice.recipe import DataSource, EvaluationSettings, Recipe, Steps
+from ddice.runs.presets import PRESETS
+from ddice.runs.recipe import DataSource, EvaluationSettings, Recipe, Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -154,7 +154,7 @@ def test_the_data_are_loaded_as_the_fields_say(npz: Path, tmp_path: Path) -> Non
 def test_evaluation_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "ddice.evaluation.evaluate",
+        "ddice.policies.evaluation.evaluate",
         lambda *args, **options: seen.append((args, options)) or "scores",
     )
     settings = EvaluationSettings(episodes=3, seed=4, parallel=5, deterministic=True)

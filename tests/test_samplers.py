@@ -8,13 +8,13 @@ from oracles import VP
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from ddice.guidance import Guidance
-from ddice.networks import MLP, ResidualScore
-from ddice.prior import DiffusionPrior
-from ddice.samplers import AnySampler, Diffusion, DiffusionSampler, Gaussian, Selection
-from ddice.samplers.reference import LOG_STD
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import DDIM, PUBLISHED
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.samplers import AnySampler, Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.diffusion.samplers.reference import LOG_STD
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, PUBLISHED
 
 TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddice.schedule import NoiseSchedule
+from ddice.diffusion.schedule import NoiseSchedule
 
 RATES = [
     (0.1, 20.0),

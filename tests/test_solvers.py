@@ -17,8 +17,8 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import DDIM, PUBLISHED, MultiStep, SingleStep, Solver, Spacing
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, PUBLISHED, MultiStep, SingleStep, Solver, Spacing
 from ddice.testing import check_solver
 
 KINDS = [DDIM, SingleStep, MultiStep]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, trim_mean
 
-from ddice import statistics
+from ddice.core import statistics
 
 # 4 runs, 3 tasks; per-task means 2.5, 25 and 0.
 BY_HAND = np.array([[1.0, 10.0, 0.0], [2.0, 20.0, 0.0], [3.0, 30.0, -4.0], [4.0, 40.0, 4.0]])

@@ -17,11 +17,11 @@ import pytest
 import small
 from filelock import FileLock
 
-from ddice import status
 from ddice.cli import main
-from ddice.evaluation import Moment
-from ddice.status import Reporter, Status, describe, hold, read_status
-from ddice.training import episodes_over
+from ddice.policies.evaluation import Moment
+from ddice.runs import status
+from ddice.runs.status import Reporter, Status, describe, hold, read_status
+from ddice.runs.training import episodes_over
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 HEARD: list[tuple[str, int, int, dict[str, Any], Status]] = []
@@ -166,7 +166,7 @@ def test_a_full_disk_does_not_hide_what_went_wrong(
 
 
 def test_a_killed_process_lets_go_and_is_known_to_be_gone(tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from ddice.status import hold\n"
+    code = "import os, sys; from pathlib import Path; from ddice.runs.status import hold\n"
     code += (
         "with hold(Path(sys.argv[1])) as reporter: reporter('prior', 5, 10, {}); "
         "os.kill(os.getpid(), 9)"

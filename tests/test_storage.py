@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddice import storage
-from ddice.storage import load_tensors, save_tensors, write_bytes, write_json
+from ddice.core import storage
+from ddice.core.storage import load_tensors, save_tensors, write_bytes, write_json
 
 TENSORS = {
     "weight": torch.tensor([[1.5, -2.0], [0.0, 3e38]]),

@@ -35,7 +35,7 @@ from ddice.dice_backends import (
     OptiDice,
     PiecewiseF,
 )
-from ddice.networks import MLP
+from ddice.diffusion.networks import MLP
 
 HEAD = AdvantageHead(network=TABLE, members=1, clip_deviations=1000)
 CLOSE = (

@@ -9,7 +9,7 @@ import pytest
 from tabular import KINDS, divergence
 
 from ddice.dice_backends import DeterministicDice, FDice, OptiDice, OrthogonalDice, PiecewiseF
-from ddice.networks import MLP
+from ddice.diffusion.networks import MLP
 from ddice.testing import (
     TABLE,
     ContinuousBandit,

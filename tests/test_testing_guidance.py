@@ -15,14 +15,14 @@ from torch import Tensor
 
 import ddice
 from ddice.dice_backends import GivenRatio
+from ddice.diffusion.guidance import Guidance, guided, in_sample_loss, network_gradient
+from ddice.diffusion.networks import MLP
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
 from ddice.extractors.guide_then_select import GuidedExtractor
-from ddice.guidance import Guidance, guided, in_sample_loss, network_gradient
-from ddice.networks import MLP
-from ddice.part import Optimizer
-from ddice.prior import DiffusionPrior
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import MultiStep
+from ddice.parts.part import Optimizer
 from ddice.testing import (
     ExponentialRatio,
     GaussianMixture,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from oracles import GaussianData
 
+from ddice.diffusion.samplers import Diffusion
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
 from ddice.extractors import GuideThenSelect, SelectOnly, WeightedBC
-from ddice.samplers import Diffusion
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
 from ddice.testing import (
     ExponentialRatio,
     GaussianMixture,

@@ -20,11 +20,13 @@ import pytest
 import small
 import torch
 
-from ddice import cache, load_policy, loop
+from ddice import load_policy
 from ddice.cli import main
-from ddice.evaluation import Evaluation
-from ddice.storage import load_tensors, save_tensors
-from ddice.training import Training, check_run, claim_run, differences, forecast, train
+from ddice.core import cache
+from ddice.core.storage import load_tensors, save_tensors
+from ddice.parts import loop
+from ddice.policies.evaluation import Evaluation
+from ddice.runs.training import Training, check_run, claim_run, differences, forecast, train
 
 STEPS = {"prior": 200, "backend": 200, "extractor": 200}
 HERE = str(Path(__file__).parent)
@@ -302,7 +304,7 @@ def test_a_run_killed_between_its_last_step_and_its_state(
         raise RuntimeError("the machine is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddice.training.save_tensors", fail)
+        patch.setattr("ddice.runs.training.save_tensors", fail)
         with pytest.raises(RuntimeError, match="gone"):
             go(recipe, tmp_path / "a")
     go(recipe, tmp_path / "b")

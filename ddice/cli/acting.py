@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ddice.policy import Policy
-from ddice.solvers import FEW_STEPS
+from ddice.diffusion.solvers import FEW_STEPS
+from ddice.policies.policy import Policy
 
 
 def add_acting_options(command: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from ddice import cache
 from ddice.cli.command import add_command
+from ddice.core import cache
 
 
 def register(commands: Any) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ddice.comparison import Comparison
-from ddice.config import import_function, merge, unknown_name
-from ddice.loop import Listener
-from ddice.options import Tree, describe_fields, parse_flags, read_config
-from ddice.recipe import Recipe
-from ddice.tensorboard import TensorBoard
+from ddice.core.config import import_function, merge, unknown_name
+from ddice.parts.loop import Listener
+from ddice.runs.comparison import Comparison
+from ddice.runs.options import Tree, describe_fields, parse_flags, read_config
+from ddice.runs.recipe import Recipe
+from ddice.runs.tensorboard import TensorBoard
 
 Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status, None for 0
 

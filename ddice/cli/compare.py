@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command, add_listeners, listeners, plot, read_fields
-from ddice.comparison import Comparison, compare, render_table
-from ddice.comparison.report import plot_metrics, plot_scores
-from ddice.presets import PRESETS
-from ddice.storage import write_bytes
-from ddice.training import CHECKPOINT_EVERY
+from ddice.core.storage import write_bytes
+from ddice.runs.comparison import Comparison, compare, render_table
+from ddice.runs.comparison.report import plot_metrics, plot_scores
+from ddice.runs.presets import PRESETS
+from ddice.runs.training import CHECKPOINT_EVERY
 
 
 def register(commands: Any) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from ddice.cli import collect
 from ddice.cli.command import add_command
 from ddice.data import quality
-from ddice.options import parse_flags
-from ddice.recipe import DataSource
+from ddice.runs.options import parse_flags
+from ddice.runs.recipe import DataSource
 
 MazeSize = Literal["umaze", "medium", "large"]
 

@@ -8,9 +8,8 @@ from typing import Any, get_args
 
 from ddice.cli.acting import acting, add_acting_options
 from ddice.cli.command import add_command
-from ddice.config import import_function
-from ddice.engines import EngineName
-from ddice.evaluation import evaluate
+from ddice.core.config import import_function
+from ddice.core.storage import write_bytes
 from ddice.pictures import (
     Maze,
     Recorder,
@@ -21,8 +20,9 @@ from ddice.pictures import (
     write_strip,
 )
 from ddice.pictures.film import FPS, MAX_FRAMES, WIDTH, require_rendering
-from ddice.policy import load_policy
-from ddice.storage import write_bytes
+from ddice.policies.engines import EngineName
+from ddice.policies.evaluation import evaluate
+from ddice.policies.policy import load_policy
 
 SHOWN = {"film": 1, "strip": 3, "trajectories": 50}  # episodes
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ddice.cli.acting import acting, add_acting_options
 from ddice.cli.command import add_command
-from ddice.export import export
-from ddice.policy import load_policy
+from ddice.policies.export import export
+from ddice.policies.policy import load_policy
 
 
 def register(commands: Any) -> None:

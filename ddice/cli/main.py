@@ -26,8 +26,8 @@ from ddice.cli import (
     train,
 )
 from ddice.cli.command import Run, refuse
-from ddice.loop import Terminated, TrainingDiverged
-from ddice.options import explain
+from ddice.parts.loop import Terminated, TrainingDiverged
+from ddice.runs.options import explain
 
 COMMANDS = (train, status, evaluate, picture, compare, export, data, presets, cache, plugins)
 EXAMPLES = """\

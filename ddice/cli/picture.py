@@ -14,9 +14,9 @@ from ddice.cli.command import add_command
 from ddice.data import Transitions
 from ddice.pictures import Maze, Recording, decision, ratio_map, read_maze, record, trajectories
 from ddice.pictures.maze import far_apart, position_columns
-from ddice.policy import Policy, load_policy
-from ddice.recipe import Recipe
-from ddice.training import Training
+from ddice.policies.policy import Policy, load_policy
+from ddice.runs.recipe import Recipe
+from ddice.runs.training import Training
 
 TEXT = """\
 Draw what a run has learned, as PNGs: decisions.png (candidates, the chosen action, behaviour and Q;

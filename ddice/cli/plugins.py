@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ddice import plugins
 from ddice.cli.command import add_command
+from ddice.core import plugins
 from ddice.dice_backends import BackendConfig
 from ddice.extractors import ExtractorConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command
-from ddice.status import describe, read_status
+from ddice.runs.status import describe, read_status
 
 
 def register(commands: Any) -> None:

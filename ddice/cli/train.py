@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command, add_listeners, duration, listeners, plot, read_fields
-from ddice.comparison.report import plot_metrics
-from ddice.presets import PRESETS, unpublished
-from ddice.recipe import Recipe
-from ddice.training import CHECKPOINT_EVERY, forecast, train
+from ddice.runs.comparison.report import plot_metrics
+from ddice.runs.presets import PRESETS, unpublished
+from ddice.runs.recipe import Recipe
+from ddice.runs.training import CHECKPOINT_EVERY, forecast, train
 
 
 def register(commands: Any) -> None:

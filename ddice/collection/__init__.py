@@ -1,7 +1,6 @@
 """Making datasets: any policies in any environment, and Farama's PointMaze sets."""
 
 from ddice.collection.collecting import collect
-from ddice.collection.episodes import close_environment
 from ddice.collection.pointmaze import (
     WaypointController,
     make_pointmaze,
@@ -12,7 +11,6 @@ from ddice.collection.pointmaze import (
 
 __all__ = [
     "WaypointController",
-    "close_environment",
     "collect",
     "make_pointmaze",
     "pointmaze_evaluation_spec",

@@ -18,10 +18,10 @@ import numpy as np
 
 from ddice.collection.episodes import Act
 from ddice.collection.stable_baselines import load_stable_baselines
-from ddice.config import import_function
+from ddice.core.config import import_function
+from ddice.core.randomness import derived_seed
 from ddice.dice_backends.base import QFunction
-from ddice.policy import Policy, load_policy
-from ddice.randomness import derived_seed
+from ddice.policies.policy import Policy, load_policy
 
 PolicyFunction: TypeAlias = Callable[[Any, np.random.Generator], Any]
 """(observation, generator) -> action (A,) within the bounds; every random number is drawn from

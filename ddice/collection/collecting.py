@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
-from ddice.cache import entry
 from ddice.collection.behaviour import AnyPolicy, Behaviour, Loading, load_behaviours
-from ddice.collection.episodes import ActionNoise, Episode, close_environment, play, require_boxes
+from ddice.collection.episodes import ActionNoise, Episode, play, require_boxes
 from ddice.collection.parts import Parts
-from ddice.config import Config
-from ddice.data.environment import make_env, record_of, register_robotics
+from ddice.core.cache import entry
+from ddice.core.config import Config
+from ddice.data.environment import close_environment, make_env, record_of, register_robotics
 from ddice.data.minari_source import dataset_metadata, has_dataset, write_dataset
 from ddice.data.scores import bundled_reference
 from ddice.data.spec import EnvRecord

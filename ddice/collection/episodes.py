@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddice.core.randomness import derived_seed
 from ddice.data.environment import space_shapes
 from ddice.data.source import Leaves
-from ddice.randomness import derived_seed
 
 Act = Callable[[Any], Any]
 """What plays one episode: the environment's own observation -> an action (A,)."""
@@ -88,16 +87,6 @@ class ActionNoise:
             if explores < self.epsilon
             else np.clip(action + self.scale * (high - low) / 2 * normal, low, high)
         )
-
-
-def close_environment(env: Any) -> None:
-    """Closes an environment and removes the scratch file that Gymnasium-Robotics' mazes leave in
-    the temporary folder, one per copy.
-    """
-    scratch = getattr(env.unwrapped, "tmp_xml_file_path", None)
-    env.close()
-    if scratch is not None:
-        Path(scratch).unlink(missing_ok=True)
 
 
 class _Refused(Exception):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ddice.collection.episodes import Episode
-from ddice.storage import load_tensors, save_tensors
+from ddice.core.storage import load_tensors, save_tensors
 
 KIND = "part of a collection"
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ddice.collection.episodes import close_environment
-from ddice.config import unknown_name
-from ddice.data.environment import register_robotics
+from ddice.core.config import unknown_name
+from ddice.data.environment import close_environment, register_robotics
 from ddice.data.minari_source import has_dataset, write_dataset
 from ddice.data.scores import POINTMAZE_REFERENCES
 

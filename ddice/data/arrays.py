@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddice.config import unknown_name
+from ddice.core.config import unknown_name
 from ddice.data.source import Leaves, Source, leaves_of, numeric
 
 KEYS = (

@@ -8,6 +8,7 @@ import io
 import json
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,3 +181,13 @@ def _goals(env: Any) -> tuple[tuple[float, ...], ...] | None:
     if locations is None:
         return None
     return tuple(sorted({tuple(float(x) for x in location) for location in locations}))
+
+
+def close_environment(env: Any) -> None:
+    """Closes an environment and removes the scratch file that Gymnasium-Robotics' mazes leave in
+    the temporary folder, one per copy.
+    """
+    scratch = getattr(env.unwrapped, "tmp_xml_file_path", None)
+    env.close()
+    if scratch is not None:
+        Path(scratch).unlink(missing_ok=True)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddice.cache import Entry, entry
+from ddice.core.cache import Entry, entry
+from ddice.core.storage import load_tensors, save_tensors
 from ddice.data.source import Source
-from ddice.storage import load_tensors, save_tensors
 
 KIND = "dataset"
 STAGE = "data"

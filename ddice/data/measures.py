@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddice.config import Config
+from ddice.core.config import Config
 from ddice.data.spec import Normalizer, RewardSummary
 
 CHUNK = 1 << 17

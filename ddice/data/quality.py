@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddice.config import Config
+from ddice.core.config import Config
 from ddice.data.description import Description
 from ddice.data.measures import CHUNK, episode_returns
 from ddice.data.transitions import Transitions

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddice.core.randomness import Seed, generator, randint
 from ddice.data.batch import Batch, InitialBatch
 from ddice.data.description import Description, Provenance, describe
 from ddice.data.measures import discounted_to_go, fingerprint, normalizer_of, reward_summary
 from ddice.data.spec import Spec
-from ddice.randomness import Seed, generator, randint
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ddice.core.plugins import BACKENDS, PluginKinds
 from ddice.dice_backends.base import AdvantageHead, Backend, BackendConfig, QConfig, QFunction
 from ddice.dice_backends.given import Given, GivenRatio
 from ddice.dice_backends.optidice import OptiDice
@@ -11,7 +12,6 @@ from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
 from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
-from ddice.plugins import BACKENDS, PluginKinds
 
 AnyBackend = Annotated[
     PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio,

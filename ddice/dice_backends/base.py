@@ -13,12 +13,12 @@ import torch
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
-from ddice.config import Config
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.rewards import Rewards, RewardTransform
-from ddice.networks import MLP, Encoder, FlattenEncoder, Network
-from ddice.part import Fits, Optimizer, Part, effective_sample_size, weighted_mean
-from ddice.randomness import Seed
+from ddice.diffusion.networks import MLP, Encoder, FlattenEncoder, Network
+from ddice.parts.part import Fits, Optimizer, Part, effective_sample_size, weighted_mean
 
 # per step and per unit of log effective sample size: settles within some hundred steps, slower than
 # the value

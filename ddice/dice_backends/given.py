@@ -14,11 +14,11 @@ import torch
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 from torch import Tensor
 
-from ddice import loop
-from ddice.config import Config, import_function
+from ddice.core.config import Config, import_function
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.base import RatioKind, ratio_metrics
-from ddice.randomness import Seed, seed_shape
+from ddice.parts import loop
 
 RatioFunction = Callable[[Batch], Tensor]
 QCallable = Callable[[Tensor, Tensor], Tensor]
@@ -190,9 +190,8 @@ class Given:
 
     def select(self, index: int) -> Given:
         """The same ratios, for one seed of several."""
-        part = Given(
-            self.config, self.spec, self.seed if not seed_shape(self.seed) else self.seed[index]
-        )  # type: ignore[index]
+        seed = self.seed if isinstance(self.seed, int) else self.seed[index]
+        part = Given(self.config, self.spec, seed)
         part.step = self.step
         return part
 

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import QFunction, RatioKind
+from ddice.dice_backends.divergences import Divergence, FDivergence, SoftChi2
 from ddice.dice_backends.rewards import RewardTransform, Scale, Standardize
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
-from ddice.divergences import Divergence, FDivergence, SoftChi2
-from ddice.networks import MLP
-from ddice.part import weighted_mean
-from ddice.randomness import Seed
+from ddice.diffusion.networks import MLP
+from ddice.parts import loop
+from ddice.parts.part import weighted_mean
 
 
 class OptiDice(ValueOnlyConfig):

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
-from ddice.part import average, weighted_mean
-from ddice.randomness import Seed
+from ddice.parts import loop
+from ddice.parts.part import average, weighted_mean
 
 
 class OrthogonalDice(ValueOnlyConfig):

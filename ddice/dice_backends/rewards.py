@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ddice.config import Config, unknown_name
+from ddice.core.config import Config, unknown_name
 from ddice.data.spec import RewardSummary
 
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import (
     AdvantageHead,
@@ -28,10 +28,10 @@ from ddice.dice_backends.base import (
     clipped_targets,
     ratio_metrics,
 )
-from ddice.divergences import Divergence, FDivergence, Piecewise
-from ddice.networks import MLP
-from ddice.part import average, weighted_mean
-from ddice.randomness import Seed
+from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise
+from ddice.diffusion.networks import MLP
+from ddice.parts import loop
+from ddice.parts.part import average, weighted_mean
 
 
 def value_loss(

@@ -16,14 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
-from ddice.config import Config
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.base import RatioKind, ratio_metrics
-from ddice.divergences import Divergence, SoftChi2
-from ddice.networks import MLP, FlattenEncoder
-from ddice.part import Optimizer, Part, weighted_mean
-from ddice.randomness import Seed
+from ddice.dice_backends.divergences import Divergence, SoftChi2
+from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.parts import loop
+from ddice.parts.part import Optimizer, Part, weighted_mean
 
 
 class ActionRatio(Protocol):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import (
     AdvantageHead,
@@ -23,10 +23,10 @@ from ddice.dice_backends.base import (
     clipped_targets,
     ratio_metrics,
 )
+from ddice.dice_backends.divergences import Divergence, Piecewise
 from ddice.dice_backends.semi_gradient import value_loss
-from ddice.divergences import Divergence, Piecewise
-from ddice.part import average, weighted_mean
-from ddice.randomness import Seed
+from ddice.parts import loop
+from ddice.parts.part import average, weighted_mean
 
 
 class ValueOnlyConfig(BackendConfig):

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ddice.core.plugins import EXTRACTORS, PluginKinds
 from ddice.extractors.base import Extractor, ExtractorConfig
 from ddice.extractors.guide_then_select import GuideThenSelect
 from ddice.extractors.select_only import SelectOnly
 from ddice.extractors.weighted_bc import GaussianBC, WeightedBC
-from ddice.plugins import EXTRACTORS, PluginKinds
 
 AnyExtractor = Annotated[
     GuideThenSelect | WeightedBC | GaussianBC | SelectOnly,

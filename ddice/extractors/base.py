@@ -13,16 +13,16 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import Self
 
-from ddice import loop
-from ddice.config import Config
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.guidance import Guidance
-from ddice.part import Optimizer, Part, effective_sample_size, weighted_mean
-from ddice.policy import Clipping, Policy, QCallable, check_q, make_policy
-from ddice.prior import Prior
-from ddice.randomness import Seed
-from ddice.samplers import Diffusion, Sampler, Selection
-from ddice.solvers import PUBLISHED, Solver
+from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import Diffusion, Sampler, Selection
+from ddice.diffusion.solvers import PUBLISHED, Solver
+from ddice.parts import loop
+from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.policies.policy import Clipping, Policy, QCallable, check_q, make_policy
 
 
 class RatioSource(Protocol):

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
+from ddice.core.randomness import Seed, rand, randn
 from ddice.data import Batch, Spec
+from ddice.diffusion.guidance import Guidance, bounded_log_ratio, in_sample_loss
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import DiffusionSampler
 from ddice.extractors.base import DiffusionConfig, Extractor, relative_metrics
-from ddice.guidance import Guidance, bounded_log_ratio, in_sample_loss
-from ddice.part import weighted_mean
-from ddice.policy import Policy, QCallable
-from ddice.prior import Prior
-from ddice.randomness import Seed, rand, randn
-from ddice.samplers import DiffusionSampler
+from ddice.parts import loop
+from ddice.parts.part import weighted_mean
+from ddice.policies.policy import Policy, QCallable
 
 # a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
 STILL = 1e-2

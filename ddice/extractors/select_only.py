@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import DiffusionSampler
 from ddice.extractors.base import DiffusionConfig, Extractor
-from ddice.part import Optimizer
-from ddice.prior import Prior
-from ddice.randomness import Seed
-from ddice.samplers import DiffusionSampler
+from ddice.parts import loop
+from ddice.parts.part import Optimizer
 
 
 class SelectOnly(DiffusionConfig):

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
+from ddice.diffusion.guidance import bounded_log_ratio
+from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import DiffusionSampler, Gaussian, GaussianSampler
 from ddice.extractors.base import DiffusionConfig, Extractor, ExtractorConfig, relative_metrics
-from ddice.guidance import bounded_log_ratio
-from ddice.networks import MLP, FlattenEncoder
-from ddice.part import Optimizer, weighted_mean
-from ddice.prior import Prior
-from ddice.randomness import Seed
-from ddice.samplers import DiffusionSampler, Gaussian, GaussianSampler
+from ddice.parts import loop
+from ddice.parts.part import Optimizer, weighted_mean
 
 
 class _WeightedConfig(ExtractorConfig):

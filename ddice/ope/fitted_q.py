@@ -16,14 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ddice import loop
-from ddice.config import Config
+from ddice.core.config import Config
+from ddice.core.randomness import Seed, rand, randn
 from ddice.data import Batch, Spec, Transitions
-from ddice.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, FlattenEncoder
 from ddice.ope.intervals import Estimate, bootstrap, check_level, interval
-from ddice.part import Optimizer, Part, average, weighted_mean
-from ddice.policy import Policy
-from ddice.randomness import Seed, rand, randn
+from ddice.parts import loop
+from ddice.parts.part import Optimizer, Part, average, weighted_mean
+from ddice.policies.policy import Policy
 
 EXTRACTED = "the extracted policy"
 Acting = Policy | Callable[[Tensor, int], Tensor]

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddice.core.randomness import randn
 from ddice.data import Transitions
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import Diffusion, DiffusionSampler
+from ddice.diffusion.solvers import PUBLISHED
 from ddice.pictures.maze import Maze, draw_maze, position_columns
 from ddice.pictures.style import DENSITY_MAP, GREY, INK, VALUE_MAP, VERMILLION, colour_bar, panels
-from ddice.policy import Policy, QCallable
-from ddice.prior import Prior
-from ddice.randomness import randn
-from ddice.samplers import Diffusion, DiffusionSampler
-from ddice.solvers import PUBLISHED
+from ddice.policies.policy import Policy, QCallable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ddice.collection import close_environment
-from ddice.data.environment import make_env, record_of
+from ddice.core.storage import write_bytes
+from ddice.data.environment import close_environment, make_env, record_of
 from ddice.data.spec import EnvRecord
 from ddice.pictures.recording import Recording
-from ddice.storage import write_bytes
 
 FPS, MAX_FRAMES, WIDTH = 20, 200, 320
 MAX_BYTES = 5_000_000

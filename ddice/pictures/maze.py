@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddice.collection import close_environment
-from ddice.data.environment import make_env, record_of
+from ddice.data.environment import close_environment, make_env, record_of
 from ddice.data.spec import EnvRecord, Spec
 from ddice.pictures.style import ORANGE, WALL
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ddice.data import Transitions
-from ddice.part import effective_sample_size
+from ddice.parts.part import effective_sample_size
 from ddice.pictures.maze import Maze, draw_maze, position_columns
 from ddice.pictures.style import DENSITY_MAP, VERMILLION, colour_bar, panels
 

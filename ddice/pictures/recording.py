@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ddice.evaluation import Actor, Evaluation, Moment, episode_seed, evaluate
 from ddice.pictures.maze import POSITION
+from ddice.policies.evaluation import Actor, Evaluation, Moment, episode_seed, evaluate
 
 
 @dataclass(frozen=True)

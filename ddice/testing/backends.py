@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Transitions
-from ddice.randomness import Seed
 from ddice.testing.example import example_data, take
 from ddice.testing.expect import (
     NoHostSync,

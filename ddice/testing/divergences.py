@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddice.divergences import FDivergence
+from ddice.dice_backends.divergences import FDivergence
 from ddice.testing.expect import expect, expect_close, run_checks
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddice.config import Config
+from ddice.core.config import Config
 
 
 def expect(condition: object, message: str) -> None:
@@ -64,7 +64,8 @@ def expect_same_state(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], w
 def survives_json(config: Config) -> None:
     """A configuration has a kind, comes back from its JSON, and refuses unknown fields."""
     expect(
-        isinstance(config, Config), f"expected a ddice.config.Config, got {type(config).__name__}"
+        isinstance(config, Config),
+        f"expected a ddice.core.config.Config, got {type(config).__name__}",
     )
     expect(
         isinstance(getattr(config, "kind", None), str),
@@ -121,7 +122,8 @@ def untouched_global_generator(what: str) -> Iterator[None]:
     yield
     expect(
         torch.equal(before, torch.get_rng_state()),
-        f"{what} draws from the global generator: use ddice.randomness, a function of (seed, step)",
+        f"{what} draws from the global generator: use ddice.core.randomness, a function of "
+        "(seed, step)",
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.networks import ResidualScore
-from ddice.policy import Policy, load_policy
-from ddice.prior import DiffusionPrior, Prior
-from ddice.randomness import Seed
+from ddice.diffusion.networks import ResidualScore
+from ddice.diffusion.prior import DiffusionPrior, Prior
+from ddice.policies.policy import Policy, load_policy
 from ddice.testing.example import example_data
 from ddice.testing.expect import (
     NoHostSync,

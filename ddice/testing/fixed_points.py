@@ -20,9 +20,9 @@ from torch import Tensor
 from ddice.data import Batch, Transitions
 from ddice.data.batch import InitialBatch
 from ddice.dice_backends import AdvantageHead, OrthogonalDice
-from ddice.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, FlattenEncoder
 from ddice.ope import ActionCache
-from ddice.part import Optimizer, Part
+from ddice.parts.part import Optimizer, Part
 from ddice.testing.exact import (
     dual,
     occupancy,

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import Denoiser
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import Denoiser
 
 Numbers = Sequence[Sequence[float]] | Tensor
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddice.guidance import guided
-from ddice.schedule import NoiseSchedule
-from ddice.solvers import Denoiser, Spacing
+from ddice.diffusion.guidance import guided
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import Denoiser, Spacing
 from ddice.testing.gaussian import ExponentialRatio, GaussianMixture, exact_flow
 
 PRIOR = GaussianMixture.of([1, 1], [[-0.6], [0.6]], [[0.2], [0.2]])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddice.schedule import NoiseSchedule
+from ddice.diffusion.schedule import NoiseSchedule
 from ddice.testing.expect import expect, expect_close, run_checks, survives_json
 
 MEAN, STD = 0.3, 0.4  # of the clean actions

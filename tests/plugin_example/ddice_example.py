@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import RatioKind, ratio_metrics
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
+from ddice.diffusion.prior import Prior
+from ddice.diffusion.samplers import Gaussian, GaussianSampler
 from ddice.extractors import Extractor, ExtractorConfig
-from ddice.part import Optimizer, average, weighted_mean
-from ddice.prior import Prior
-from ddice.randomness import Seed
-from ddice.samplers import Gaussian, GaussianSampler
+from ddice.parts.part import Optimizer, average, weighted_mean
 
 
 class AdvantageWeighted(ValueOnlyConfig):

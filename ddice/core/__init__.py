@@ -1,0 +1,1 @@
+"""What everything stands on: configurations, files, the cache, random numbers, plugins."""

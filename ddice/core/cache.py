@@ -1,0 +1,101 @@
+"""Trained parts and datasets as read, found again by fingerprint: DDICE_CACHE, else
+~/.cache/ddice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddice.core.storage import write_json
+
+KEY = re.compile("[0-9a-f]{32}")
+
+
+def cache_folder() -> Path:
+    """The folder of the cache, read from the environment at each call."""
+    return Path(os.environ.get("DDICE_CACHE") or Path.home() / ".cache" / "ddice")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trained (or half trained) part, or one dataset: a folder with its state, what it is,
+    and for parts a checkpoint and metrics.
+    """
+
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def description(self) -> Path:
+        return self.folder / "about.json"
+
+    @property
+    def described(self) -> bool:
+        """Whether there is a description, readable or not: it is written when there is something
+        to describe.
+        """
+        return self.description.exists()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `describe` wrote; empty where that is missing or damaged."""
+        try:
+            found = json.loads(self.description.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Write down what the entry is, for `ddice cache list`."""
+        write_json(self.description, {"created": time.strftime("%Y-%m-%d %H:%M:%S"), **about})
+
+
+def entry(stage: str, key: str) -> Entry:
+    """The entry of a stage ("prior", "backend", ..., "data") with this fingerprint; its folder
+    need not exist.
+    """
+    return Entry(cache_folder() / stage / key)
+
+
+def entries() -> list[Entry]:
+    """All entries, oldest first; those that a killed process left half written are among them."""
+    found = [
+        Entry(path)
+        for path in cache_folder().glob("*/*")
+        if KEY.fullmatch(path.name) and path.is_dir()
+    ]
+    return sorted(
+        found, key=lambda one: (one.description if one.described else one.folder).stat().st_mtime
+    )
+
+
+def clear() -> int:
+    """Delete all entries; the bytes that were freed."""
+    freed = 0
+    for found in entries():
+        freed += found.size
+        shutil.rmtree(found.folder)
+    return freed

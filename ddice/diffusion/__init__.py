@@ -1,0 +1,1 @@
+"""The behaviour policy as a diffusion model: schedule, networks, solvers, samplers."""

@@ -1,0 +1,121 @@
+"""In-sample guidance: g(s, a_t, t) = log E[w(s, a) | s, a_t] up to a per-state constant, learned on
+dataset actions only.
+
+Source: Diffusion-DICE, arXiv 2407.20109, theorem 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
+from ddice.diffusion.networks import MLP, TIME_FEATURES, Network, SmoothTime, Time
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import Denoiser
+from ddice.parts.part import Optimizer
+
+
+class Guidance(Config):
+    """The guidance network and how it is trained."""
+
+    network: MLP = MLP(hidden=(128, 128, 128), activation="silu", initialisation="kaiming")
+    time: Time = SmoothTime()
+    optimizer: Optimizer = Optimizer(learning_rate=2e-3, decay="cosine")
+    batch_size: int = Field(256, ge=1)
+    noises_per_action: int = Field(
+        4, ge=1, description="noises drawn per dataset action, at one shared time"
+    )
+    time_power: float = Field(
+        1.0, gt=0, description="t = t_min + (1 - t_min) u^power: 2 draws small times more often"
+    )
+    log_floor: float = Field(
+        -10.0, lt=0, description="log ratios are floored at this, relative to the mean ratio"
+    )
+    log_cap: float | None = Field(
+        None, gt=0, description="log ratios are capped at this, relative to the mean ratio"
+    )
+    normalize: bool = Field(
+        True, description="divide ratios by their running mean, which changes g by a constant only"
+    )
+    exponent_cut: float = Field(
+        6.0, gt=0, description="past this, exp(log w - g) goes on along its tangent"
+    )
+    rescale: Literal["none", "batch_max"] = Field(
+        "none",
+        description='"batch_max" multiplies the loss of a batch by exp(-max(-g)), as published',
+    )
+
+    def build(self, features: int, actions: int, *, seed: Seed) -> Network:
+        """The network g(features, actions, time), untrained, with one output."""
+        network = Network(
+            {"features": features, "actions": actions, "time": TIME_FEATURES},
+            seed=seed,
+            stream="guidance",
+            initialisation=self.network.initialisation,
+        )
+        self.network.layers(network, ("features", "actions", self.time.layers(network, "time")), 1)
+        return network
+
+
+def in_sample_loss(log_ratio: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
+    """w exp(-g) + g elementwise, minimised in expectation by g = log E[w]; past log w - g =
+    exponent_cut the exponential goes on along its tangent.
+
+    log_ratio must be finite (floored): where w = 0 the loss is g alone and has no minimum.
+    """
+    exponent = log_ratio - g
+    bounded = torch.clamp(exponent, max=exponent_cut)
+    # exp(bounded) * (1 + excess) has the value of the tangent; its gradient is exp(bounded) on both
+    # sides of the cut. relu, not clamp: at the cut itself only one branch may have a slope.
+    tangent = torch.exp(bounded) + torch.exp(bounded.detach()) * torch.relu(exponent - exponent_cut)
+    return tangent + g
+
+
+def bounded_log_ratio(
+    log_ratio: Tensor, log_mean: Tensor, floor: float, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log (w / mean) between `floor` and `cap`, and which entries each of them changed;
+    log_ratio (*seeds, B), log_mean (*seeds).
+    """
+    relative = log_ratio - log_mean[..., None]
+    floored = relative < floor
+    capped = torch.zeros_like(floored) if cap is None else relative > cap
+    return torch.clamp(relative, min=floor, max=cap), floored, capped
+
+
+def guided(
+    denoiser: Denoiser,
+    gradient: Callable[[Tensor, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    scale: float,
+) -> Denoiser:
+    """The denoiser of the tilted distribution: noise - sigma(t) * scale * grad g(x, t), for any
+    Gaussian path.
+
+    scale = 1 is the theory; other scales are not exactly the ratio's power.
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return denoiser(x, t) - schedule.sigma(t) * scale * gradient(x, t)
+
+    return denoise
+
+
+def network_gradient(
+    network: Network, features: Tensor, schedule: NoiseSchedule
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The gradient in x of a guidance network at these features, as a callable (x, t) -> (...,
+    A), without autograd.
+    """
+
+    def gradient(x: Tensor, t: Tensor) -> Tensor:
+        time = schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1)
+        return network.value_and_gradient(features, x, time, wrt="actions")[1]
+
+    return gradient

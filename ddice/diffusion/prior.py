@@ -1,0 +1,118 @@
+"""The behaviour policy pi_D(a | s) as a diffusion model of actions: trained once, shared by
+every extractor.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ddice.core.config import Config
+from ddice.core.randomness import Seed, rand, randn
+from ddice.data import Batch, Spec
+from ddice.diffusion.networks import Encoder, FlattenEncoder, Network, ResidualScore, Score
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import Denoiser
+from ddice.parts import loop
+from ddice.parts.part import Fits, Optimizer, Part, average, weighted_mean
+
+
+def denoising_loss(
+    predicted: Tensor, noise: Tensor, weights: Tensor, factors: Tensor | None = None
+) -> Tensor:
+    """Weighted mean over rows of factors * sum_a (predicted - noise)^2; predicted and noise
+    (*seeds, B, A), weights and factors (*seeds, B).
+    """
+    error = (predicted - noise).square().sum(-1)
+    return weighted_mean(error if factors is None else factors * error, weights)
+
+
+class DiffusionPrior(Config, Fits["Prior"]):
+    """Configuration of the diffusion model: noise prediction on a variance-preserving schedule
+    (Song et al., arXiv 2011.13456).
+    """
+
+    kind: Literal["diffusion"] = "diffusion"
+    network: Score = ResidualScore()
+    schedule: NoiseSchedule = NoiseSchedule()
+    encoder: FlattenEncoder = FlattenEncoder()
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
+    batch_size: int = Field(256, ge=1)
+    ema: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description=(
+            "decay of the averaged weights that are used after training; 0 uses the last ones"
+        ),
+    )
+
+    def modules(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> tuple[Encoder, Network]:
+        """The encoder and the score network, untrained."""
+        encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
+        return encoder, self.network.build(
+            encoder.size, spec.actions.size, seed=seed, stream=stream
+        )
+
+    def build(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> Prior:
+        """The trainable part; `stream` names its random numbers."""
+        return Prior(self, spec, seed, stream)
+
+
+class Prior(Part):
+    """The trainable diffusion model; `denoiser` is what samplers and extractors use."""
+
+    config: DiffusionPrior
+
+    def __init__(self, config: DiffusionPrior, spec: Spec, seed: Seed, stream: str = "prior"):
+        super().__init__(config, config.optimizer, config.batch_size, spec, seed)
+        self.stream = stream
+        self.encoder, self.network = config.modules(spec, seed, stream)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+
+    def loss(self, batch: Batch, step: int, factors: Tensor | None = None) -> Tensor:
+        """E[factors * |network(a_t, t) - noise|^2] with a_t = alpha(t) a + sigma(t) noise,
+        (*seeds); factors (*seeds, B) default to 1.
+        """
+        schedule, size = self.config.schedule, batch.actions.shape[-2:]
+        t = schedule.training_times(
+            rand(self.seed, f"{self.stream}/time", step, size[:1], self.device)
+        )
+        noise = randn(self.seed, f"{self.stream}/noise", step, size, self.device)
+        predicted = self.network(
+            self.encoder(batch.observations),
+            schedule.noise(batch.actions, t, noise),
+            schedule.features(t),
+        )
+        return denoising_loss(predicted, noise, batch.weights, factors)
+
+    def follow(self, step: int) -> None:
+        """Move the averaged weights towards the live ones; the decay rises from 0.1 to `ema`, so
+        that early weights are forgotten.
+        """
+        average(self.averaged, self.network, 1 - min(self.config.ema, (1 + step) / (10 + step)))
+
+    def update(self, batch: Batch, *, step: int) -> loop.Metrics:
+        """One step of training."""
+        loss = self.loss(batch, step)
+        self.descend(loss, step)
+        self.follow(step)
+        return {"loss": loss.detach()}
+
+    def denoiser(self, features: Tensor) -> Denoiser:
+        """The averaged network as a denoiser at these features (*seeds, ..., F), broadcast
+        against its x (*seeds, ..., A).
+        """
+        return network_denoiser(self.averaged, features, self.config.schedule)
+
+
+def network_denoiser(network: Network, features: Tensor, schedule: NoiseSchedule) -> Denoiser:
+    """A score network as (x, t) -> predicted noise, t a scalar tensor."""
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return network(features, x, schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1))
+
+    return denoise

@@ -1,0 +1,26 @@
+"""Samplers: from observations and noise to candidate actions."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ddice.diffusion.samplers.reference import (
+    Diffusion,
+    DiffusionSampler,
+    Gaussian,
+    GaussianSampler,
+)
+from ddice.diffusion.samplers.selection import Selection
+
+AnySampler = Annotated[Diffusion | Gaussian, Field(discriminator="kind")]
+Sampler = DiffusionSampler | GaussianSampler
+
+__all__ = [
+    "AnySampler",
+    "Diffusion",
+    "DiffusionSampler",
+    "Gaussian",
+    "GaussianSampler",
+    "Sampler",
+    "Selection",
+]

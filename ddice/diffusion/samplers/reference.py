@@ -1,0 +1,137 @@
+"""The readable samplers: observations (B, S) and noise (B, K, A) -> K candidate actions (B, K,
+A), not yet mapped into the bounds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
+from ddice.data import Spec
+from ddice.diffusion.guidance import Guidance, guided, network_gradient
+from ddice.diffusion.networks import MLP, Encoder, FlattenEncoder, Network
+from ddice.diffusion.prior import DiffusionPrior, network_denoiser
+from ddice.diffusion.solvers import PUBLISHED, Solver
+
+LOG_STD = (
+    -5.0,
+    1.0,
+    # of the Gaussian, in units of half the action range: from nearly deterministic to wider than
+    # the box
+)
+
+
+class Diffusion(Config):
+    """How to build a diffusion sampler: kept with every saved policy."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    prior: DiffusionPrior
+    guidance: Guidance | None = None
+    guidance_scale: float = Field(
+        1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
+    )
+    solver: Solver = PUBLISHED
+    clip_denoised: bool = Field(
+        False,
+        description=(
+            "keep the clean action that is predicted at every evaluation within the action bounds"
+        ),
+    )
+
+    def build(self, spec: Spec) -> DiffusionSampler:
+        encoder, network = self.prior.modules(spec)
+        guidance = (
+            None
+            if self.guidance is None
+            else self.guidance.build(encoder.size, spec.actions.size, seed=0)
+        )
+        return DiffusionSampler(self, encoder, network, guidance)
+
+
+class DiffusionSampler(nn.Module):
+    """Integrates the diffusion ODE of the prior, guided where there is a guidance network."""
+
+    def __init__(
+        self, config: Diffusion, encoder: Encoder, network: Network, guidance: Network | None
+    ):
+        super().__init__()
+        self.config, self.encoder, self.network, self.guidance = config, encoder, network, guidance
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Observations (B, S), noise (B, K, A) -> candidates (B, K, A)."""
+        features, schedule = self.encoder(observations)[:, None], self.config.prior.schedule
+        denoiser = network_denoiser(self.network, features, schedule)
+        if self.guidance is not None and self.config.guidance_scale:
+            denoiser = guided(
+                denoiser,
+                network_gradient(self.guidance, features, schedule),
+                schedule,
+                self.config.guidance_scale,
+            )
+        return self.config.solver.integrate(
+            denoiser, noise, schedule, clip=self.config.clip_denoised
+        )
+
+    def latents(self, candidates: int, actions: int) -> Tensor:
+        """The fixed noise (K, A) of deterministic acting."""
+        return torch.randn(candidates, actions, generator=torch.Generator().manual_seed(0))
+
+
+class Gaussian(Config):
+    """A Gaussian with state-dependent mean, within the bounds by tanh, and diagonal deviation."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    network: MLP = MLP()
+    encoder: FlattenEncoder = FlattenEncoder()
+
+    def build(self, spec: Spec, seed: Seed = 0) -> GaussianSampler:
+        encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
+        return GaussianSampler(
+            self,
+            encoder,
+            self.network.build(
+                {"features": encoder.size}, 2 * spec.actions.size, seed=seed, stream="gaussian"
+            ),
+        )
+
+
+def gaussian_mean_and_log_std(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """A network's numbers (..., 2A) -> tanh(first half), and the second half squashed into
+    `LOG_STD`.
+    """
+    mean, log_std = numbers.chunk(2, dim=-1)
+    low, high = LOG_STD
+    return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)
+
+
+class GaussianSampler(nn.Module):
+    """mean(s) + std(s) * noise."""
+
+    def __init__(self, config: Gaussian, encoder: Encoder, network: Network):
+        super().__init__()
+        self.config, self.encoder, self.network = config, encoder, network
+
+    def mean_and_log_std(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (*seeds, B, S) -> two of (*seeds, B, A)."""
+        return gaussian_mean_and_log_std(self.network(self.encoder(observations)))
+
+    def log_density(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """log N(a; mean, std^2) up to the constant -A log(2 pi) / 2, (*seeds, B)."""
+        mean, log_std = self.mean_and_log_std(observations)
+        return -(0.5 * ((actions - mean) / log_std.exp()).square() + log_std).sum(-1)
+
+    def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Observations (B, S), noise (B, K, A) -> candidates (B, K, A)."""
+        mean, log_std = self.mean_and_log_std(observations)
+        return mean[:, None] + log_std.exp()[:, None] * noise
+
+    def latents(self, candidates: int, actions: int) -> Tensor:
+        """The fixed noise (K, A) of deterministic acting: the first candidate is the mean."""
+        noise = torch.randn(candidates, actions, generator=torch.Generator().manual_seed(0))
+        noise[0] = 0
+        return noise

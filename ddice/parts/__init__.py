@@ -1,0 +1,1 @@
+"""Trainable parts, and the loop that trains them."""

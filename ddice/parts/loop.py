@@ -1,0 +1,265 @@
+"""The one training loop: progress, metrics, checkpoints, resume. It knows only things with
+`state` and `load_state`, and a step to call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddice.core.storage import append_line, load_tensors, save_tensors, write_bytes
+
+Metrics = Mapping[str, Tensor]
+OnStep = Callable[[int, Metrics], None]
+Listener = Callable[
+    [str, int, int, Mapping[str, Any]], None
+]  # stage, steps done, of steps, metrics as numbers
+CHECKPOINT = "checkpoint"
+SHOWN = (
+    "loss",
+    "v_loss",
+    "mean_ratio",
+    "effective_sample_size",
+    "temperature",
+)  # beside the bar; the metrics file has all
+
+
+class Stateful(Protocol):
+    """What the loop can checkpoint: all tensors out, all tensors in."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and all was saved. The exit status is what a shell expects of that signal."""
+
+    def __init__(self, message: str):
+        super().__init__(128 + signal.SIGTERM)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class TrainingDiverged(RuntimeError):
+    """A metric is no longer finite; the last good checkpoint, if there is one, is kept."""
+
+
+class Checkpoint:
+    """One file that holds the state of a run of the loop and whom it belongs to (`identity`: any
+    change of it makes the file foreign).
+    """
+
+    def __init__(self, path: str | Path, identity: str):
+        self.path, self.identity = Path(path), identity
+
+    def load(self, thing: Stateful) -> int:
+        """Restore `thing` and return its step; 0 when there is no file. Raises ValueError for a
+        truncated or foreign file.
+        """
+        if not self.path.exists():
+            return 0
+        tensors, meta = load_tensors(self.path, CHECKPOINT)
+        if meta["identity"] != self.identity:
+            raise ValueError(
+                f"{self.path} belongs to another run: its configuration, data, seed or number "
+                "of steps differs. Give another path, or delete it to start anew"
+            )
+        thing.load_state(tensors)
+        return int(meta["step"])
+
+    def save(self, thing: Stateful, step: int) -> None:
+        save_tensors(
+            self.path, CHECKPOINT, thing.state(), {"identity": self.identity, "step": step}
+        )
+
+
+class MetricsFile:
+    """JSON lines, one per log point; after a resume, lines past the resumed step are removed so
+    that none is there twice.
+    """
+
+    def __init__(self, path: Path, stage: str):
+        self.path, self.stage = path, stage
+
+    def rewind(self, step: int) -> None:
+        if self.path.exists():
+            text = self.path.read_text()
+            kept = "".join(
+                line + "\n" for line in text.splitlines() if _is_before(line, self.stage, step)
+            )
+            if kept != text:
+                write_bytes(self.path, kept.encode())
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        append_line(self.path, json.dumps({"stage": self.stage, "step": step, **values}))
+
+
+def _is_before(line: str, stage: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return False
+    return bool(record["stage"] != stage or record["step"] <= step)
+
+
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM, so that the loop stops between two steps; a second Ctrl-C acts
+    at once.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+def _as_numbers(metrics: Metrics) -> dict[str, Any]:
+    return {name: value.tolist() if value.ndim else value.item() for name, value in metrics.items()}
+
+
+def _check_finite(
+    values: Mapping[str, Any], name: str, step: int, checkpoint: Checkpoint | None
+) -> None:
+    for metric, value in values.items():
+        if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+            kept = (
+                f"the last good checkpoint is {checkpoint.path}"
+                if checkpoint and checkpoint.path.exists()
+                else "no checkpoint was written yet"
+            )
+            raise TrainingDiverged(
+                f"{name}: {metric} is {value} at step {step}; {kept}. Usual causes: a learning "
+                "rate that is too high, a temperature that is too low for the scale of the "
+                "rewards, or a divergence whose ratios explode (try 'piecewise' or "
+                "'soft_chi2')"
+            )
+
+
+def _stop(number: int, name: str, step: int, checkpoint: Checkpoint | None) -> None:
+    kept = (
+        f"saved in {checkpoint.path}; run the same command again to go on"
+        if checkpoint
+        else "no checkpoint was asked for"
+    )
+    message = f"{name} stopped at step {step}: {kept}"
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    raise Terminated(message)
+
+
+def run(
+    step_function: Callable[[int], Metrics],
+    thing: Stateful,
+    *,
+    start: int,
+    stop: int,
+    name: str,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+    checkpoint: Checkpoint | None = None,
+    checkpoint_every: int = 1000,
+    metrics: MetricsFile | None = None,
+    log_every: int = 100,
+    listeners: Sequence[Listener] = (),
+) -> None:
+    """Call `step_function(step)` for step = start .. stop - 1, going on from the checkpoint if its
+    file exists.
+
+    Metrics are looked at (which waits for the device) every `log_every` steps only: all must be
+    finite, and a checkpoint is written only after they were. `listeners` are called at the same
+    times. Ctrl-C and SIGTERM stop between two steps, after a checkpoint. Raises TrainingDiverged
+    for a metric that is not finite.
+    """
+    if checkpoint is not None:
+        start = max(start, checkpoint.load(thing))
+    if metrics is not None:
+        metrics.rewind(start)
+    bar = tqdm(
+        total=stop,
+        initial=min(start, stop),
+        desc=name,
+        unit="step",
+        disable=not progress,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
+    with bar, _deferred_signals() as signals:
+        for step in range(start, stop):
+            values = step_function(step)
+            bar.update()
+            if on_step is not None:
+                on_step(step, values)
+            done = step + 1
+            stopping = bool(
+                signals
+            )  # read once: a signal that comes while saving acts after the next step, or at the end
+            saving = checkpoint is not None and (
+                done % checkpoint_every == 0 or done == stop or stopping
+            )
+            if done % log_every == 0 or done == stop or saving:
+                numbers = _as_numbers(values)
+                _check_finite(numbers, name, step, checkpoint)
+                bar.set_postfix(
+                    {
+                        key: f"{numbers[key]:.3g}"
+                        for key in SHOWN
+                        if isinstance(numbers.get(key), float)
+                    },
+                    refresh=False,
+                )
+                if metrics is not None and (done % log_every == 0 or done == stop):
+                    metrics.write(done, numbers)
+                for listener in listeners:
+                    listener(name, done, stop, numbers)
+            if saving:
+                assert checkpoint is not None
+                checkpoint.save(thing, done)
+            if stopping:
+                _stop(signals[0], name, done, checkpoint)
+        if signals:
+            _stop(signals[0], name, stop, checkpoint)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """ "auto" is CUDA where there is one, else the CPU. Raises ValueError for an unknown device,
+    and for a CUDA device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f'expected a device such as "auto", "cpu", "cuda" or "cuda:1", got {device!r}'
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            'device "cuda" was asked for, but this PyTorch sees no CUDA device: use '
+            'device="auto" or "cpu"'
+        )
+    return device

@@ -1,0 +1,1 @@
+"""Policies: acting, engines that act faster, export, and evaluation in an environment."""

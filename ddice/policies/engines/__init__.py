@@ -1,0 +1,24 @@
+"""Engines: one decision program, run in several ways."""
+
+from ddice.policies.engines.base import Choice, Engine, Parts, QCallable
+from ddice.policies.engines.making import (
+    REFERENCE,
+    EngineDtype,
+    EngineName,
+    EngineSettings,
+    make_engine,
+)
+from ddice.policies.engines.program import NotCovered
+
+__all__ = [
+    "REFERENCE",
+    "Choice",
+    "Engine",
+    "EngineDtype",
+    "EngineName",
+    "EngineSettings",
+    "NotCovered",
+    "Parts",
+    "QCallable",
+    "make_engine",
+]

@@ -1,0 +1,303 @@
+"""Decisions as programs.
+
+The plans of a policy's networks become instructions by partial evaluation. The gradient of the
+guidance is part of the body, written by hand from the same plan. Every solver is linear in the
+noise and the predictions, so it is one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ddice.dice_backends.base import QFunction
+from ddice.diffusion.networks import Encoder, Layer, Network, Operation
+from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import Solver
+from ddice.policies.engines.base import Parts
+from ddice.policies.engines.program import NotCovered, Program
+
+CHECK_TOLERANCE = 1e-6  # of the check that a solver is linear, in float64
+
+
+def add_network(
+    program: Program, network: Network, inputs: Mapping[str, str]
+) -> tuple[dict[str, str], list[Layer]]:
+    """Append a network whose inputs are these values; where each of its values is found in the
+    program, and its plan.
+    """
+    names, plan = dict(inputs), network.plan()
+    for layer in plan:
+        if layer.op not in get_args(Operation):
+            raise NotCovered(f"not covered: {layer.op}")
+        size = network.sizes[layer.output]
+        values = tuple(names[name] for name in layer.inputs)
+        if layer.op == "linear":
+            names[layer.output] = _linear(program, layer, values, size)
+        elif layer.op in ("add", "concat", "relu", "silu"):
+            names[layer.output] = program.emit(layer.op, values, size)
+        else:
+            weights = tuple(
+                weight.detach() for weight in (layer.weight, layer.bias) if weight is not None
+            )
+            names[layer.output] = program.emit(layer.op, values, size, weights=weights)
+    return names, plan
+
+
+def _linear(program: Program, layer: Layer, values: tuple[str, ...], size: int) -> str:
+    """An affine layer; the part of its inputs that are no candidates' becomes a row."""
+    assert layer.weight is not None
+    assert layer.bias is not None
+    weights = layer.weight.detach().split([program.sizes[name] for name in values], dim=-2)
+    row = program.constant(layer.bias.detach()[..., None, None, :])
+    for inside in (
+        [n for n in values if n in program.constants],
+        [n for n in values if n not in program.constants and n not in program.in_body],
+    ):
+        if inside:
+            row = program.emit(
+                "linear",
+                tuple(inside),
+                size,
+                weights=tuple(w for n, w in zip(values, weights, strict=True) if n in inside),
+                row=row,
+            )
+    rest = [(n, w) for n, w in zip(values, weights, strict=True) if n in program.in_body]
+    if not rest:
+        return row
+    return program.emit(
+        "linear", tuple(n for n, _ in rest), size, weights=tuple(w for _, w in rest), row=row
+    )
+
+
+def add_gradient(
+    program: Program, network: Network, inputs: Mapping[str, str], wrt: str, factor: Tensor
+) -> str:
+    """Append factor (T) times the gradient of the network's summed outputs in its input `wrt`;
+    the name of the gradient.
+    """
+    names, plan = add_network(program, network, inputs)
+    depends = {wrt}
+    for layer in plan:
+        if depends & set(layer.inputs):
+            depends.add(layer.output)
+    seed = program.constant(
+        factor[:, None, None].expand(-1, 1, network.sizes[plan[-1].output]).contiguous()
+    )
+    gradients = {plan[-1].output: [seed]}
+    for layer in reversed(plan):
+        if layer.output not in gradients or layer.output not in depends:
+            continue
+        gradient = _total(program, gradients.pop(layer.output))
+        start = 0
+        for name in layer.inputs:
+            columns = (start, start + network.sizes[name])
+            start = columns[1]
+            if name in depends:
+                gradients.setdefault(name, []).append(
+                    _backward(program, layer, names[name], gradient, columns)
+                )
+    if wrt not in gradients:
+        return program.constant(factor.new_zeros(1, 1, network.sizes[wrt]))
+    return _total(program, gradients[wrt])
+
+
+def _total(program: Program, terms: list[str]) -> str:
+    return (
+        terms[0] if len(terms) == 1 else program.emit("add", tuple(terms), program.sizes[terms[0]])
+    )
+
+
+def _backward(
+    program: Program, layer: Layer, x: str, gradient: str, columns: tuple[int, int]
+) -> str:
+    """The gradient in one input x of one layer, from the gradient in its output."""
+    size = columns[1] - columns[0]
+    if layer.op == "linear":
+        assert layer.weight is not None
+        return program.emit(
+            "linear",
+            (gradient,),
+            size,
+            weights=(layer.weight.detach()[..., columns[0] : columns[1], :].mT.contiguous(),),
+        )
+    if layer.op == "concat":
+        return program.emit("slice", (gradient,), size, columns=columns)
+    if layer.op == "add":
+        return gradient
+    if layer.op == "silu":
+        return program.emit("silu_backward", (x, gradient), size)
+    if layer.op == "relu":
+        return program.emit("relu_backward", (x, gradient), size)
+    if layer.op == "layer_norm":
+        assert layer.weight is not None
+        return program.emit(
+            "layer_norm_backward", (x, gradient), size, weights=(layer.weight.detach(),)
+        )
+    raise NotCovered(f"not covered: the gradient of {layer.op}")
+
+
+def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tuple[Tensor, Tensor]:
+    """The times (T) of the evaluations and the matrix (T + 1, T + 1) of a solver, lower triangular,
+    float64.
+
+    Predictions are of noise, or `clean`: of clean actions. With h = (noise, prediction 0, ...,
+    prediction T - 1): row i times h is the x of evaluation i, and row T times h the action. Found
+    by integrating with coordinates in place of numbers. Raises NotCovered for a solver whose steps
+    are not linear.
+    """
+    times: list[Tensor] = []
+    rows: list[Tensor] = []
+    size = solver.evaluations + 1
+
+    def coordinate(index: int) -> Tensor:
+        return torch.eye(size, dtype=torch.float64)[index]
+
+    def noise(x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        return (x - schedule.alpha(t) * prediction) / schedule.sigma(t) if clean else prediction
+
+    def record(x: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        rows.append(x)
+        return noise(x, coordinate(len(rows)), t)
+
+    rows.append(solver.integrate(record, coordinate(0), schedule))
+    matrix = torch.stack(rows)
+    known = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    answers = iter(known[1:])
+    if not torch.allclose(
+        solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule),
+        matrix[-1] @ known,
+        rtol=CHECK_TOLERANCE,
+    ):
+        raise NotCovered(
+            f"not covered: the solver {solver.kind!r}, whose steps are not linear in noise and "
+            "predictions"
+        )
+    return torch.stack(times), matrix
+
+
+def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
+    """A program that reads observations, and the features of each encoder."""
+    program = Program(in_body={"x"})
+    features = {}
+    for name, encoder in encoders.items():
+        program.sizes["observations"] = encoder.size
+        features[name] = program.emit(
+            "standardize", ("observations",), encoder.size, weights=(encoder.mean, encoder.std)
+        )
+    return program, features
+
+
+@dataclass(frozen=True)
+class DiffusionProgram:
+    """`network` gives the guided prediction of evaluation i, of noise or of clipped clean actions;
+    `matrix` (T + 1, T + 1) is the solver's, see `solver_matrix`."""
+
+    network: Program
+    matrix: Tensor
+    times: Tensor
+
+
+@dataclass(frozen=True)
+class GaussianProgram:
+    """`network` gives, from observations alone, the numbers (1, B, 2A) that `GaussianSampler`
+    turns into mean and log deviation.
+    """
+
+    network: Program
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A whole decision: observations (B, S) and noise (B, K, A) -> candidates -> the bounds ->
+    selection by q -> actions (B, A) in [-1, 1].
+    """
+
+    generator: DiffusionProgram | GaussianProgram
+    q: Program | None  # (M, B, K, 1) of candidates, up to a constant per state; None where K = 1
+    selection: Selection
+    clip_before_scoring: bool
+    candidates: int
+    observations: int
+    actions: int
+
+
+def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
+    """The sampler's guided denoiser and solver. Raises NotCovered for a layer or a solver that
+    cannot be taken apart.
+    """
+    config, schedule = sampler.config, sampler.config.prior.schedule
+    times, matrix = solver_matrix(config.solver, schedule, clean=config.clip_denoised)
+    t = times.to(sampler.encoder.mean)
+    program, features = _start({"features": sampler.encoder})
+    program.sizes["x"] = sampler.network.sizes["actions"]
+    inputs = {**features, "actions": "x", "time": program.constant(schedule.features(t)[:, None])}
+    names, plan = add_network(program, sampler.network, inputs)
+    program.output = names[plan[-1].output]
+    if sampler.guidance is not None and config.guidance_scale:
+        gradient = add_gradient(
+            program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t)
+        )
+        program.output = program.emit("add", (program.output, gradient), program.sizes["x"])
+    if config.clip_denoised:
+        alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+        levels = (
+            program.constant(level[:, None, None].to(t)) for level in (1 / alpha, sigma / alpha)
+        )
+        program.output = program.emit("clean", (program.output, "x", *levels), program.sizes["x"])
+    return DiffusionProgram(_of_candidates(program), matrix.to(t), t)
+
+
+def gaussian_program(sampler: GaussianSampler) -> GaussianProgram:
+    """The sampler's network, which reads observations alone."""
+    program, features = _start({"features": sampler.encoder})
+    names, plan = add_network(program, sampler.network, features)
+    program.output = names[plan[-1].output]
+    return GaussianProgram(program.prune())
+
+
+def q_program(q: QFunction) -> Program:
+    """The critic of a QFunction, without V(s) and the offset: they are the same for all
+    candidates of a state.
+    """
+    program, features = _start({"features": q.encoder})
+    program.sizes["x"] = q.critic.sizes["actions"]
+    names, plan = add_network(program, q.critic, {**features, "actions": "x"})
+    program.output = names[plan[-1].output]
+    return _of_candidates(program)
+
+
+def _of_candidates(program: Program) -> Program:
+    """The same, pruned; its output is a number of every candidate."""
+    if program.output not in program.in_body:
+        raise NotCovered("not covered: an output that does not depend on the candidates")
+    return program.prune()
+
+
+def decision(parts: Parts) -> Decision:
+    """A policy's parts as programs. Raises NotCovered, naming what cannot be taken apart."""
+    sampler, q, candidates, selection, clip_before_scoring = parts
+    if candidates > 1 and q is not None and not isinstance(q, QFunction):
+        raise NotCovered("not covered: a Q that is a callable of your own")
+    generator: DiffusionProgram | GaussianProgram
+    if isinstance(sampler, DiffusionSampler):
+        generator, actions = diffusion_program(sampler), sampler.network.sizes["actions"]
+    else:
+        generator = gaussian_program(sampler)
+        actions = generator.network.sizes[generator.network.output] // 2
+    program = q_program(q) if candidates > 1 and isinstance(q, QFunction) else None
+    return Decision(
+        generator,
+        program,
+        selection,
+        clip_before_scoring,
+        candidates,
+        sampler.encoder.size,
+        actions,
+    )

@@ -1,0 +1,45 @@
+"""The readable engine: the sampler and Q as they were trained. Every other engine is held to it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddice.policies.engines.base import Choice, Engine, Parts
+
+
+class ReferenceEngine(Engine):
+    """sampler -> clip -> q of every candidate -> selection."""
+
+    name: ClassVar[str] = "reference"
+
+    def __init__(self, parts: Parts, *, rows_per_call: int):
+        super().__init__(rows_per_call)
+        self.parts = parts
+
+    def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
+        raw = self.parts.sampler(observations, noise)
+        candidates = raw.clamp(-1, 1) if self.parts.clip_before_scoring else raw
+        index = self.select(observations, candidates, uniform)
+        return Choice(
+            candidates[torch.arange(len(candidates), device=candidates.device), index].clamp(-1, 1),
+            raw,
+            index,
+        )
+
+    def select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
+        """Which of the candidates (B, K, A) is chosen, (B,)."""
+        (batch, count, size), q_function = candidates.shape, self.parts.q
+        if q_function is None or count == 1:
+            return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
+        q = q_function(
+            observations.repeat_interleave(count, 0), candidates.reshape(batch * count, size)
+        )
+        if q.ndim not in (1, 2) or q.shape[-1] != batch * count:
+            raise ValueError(
+                f"expected q(observations, actions) of shape (M, {batch * count}) or "
+                f"({batch * count},), got {tuple(q.shape)}"
+            )
+        return self.parts.selection.select(q.reshape(-1, batch, count), uniform)

@@ -1,0 +1,10 @@
+"""Comparison: backends x extractors on one dataset, their results, and the table and plots of
+them.
+"""
+
+from ddice.runs.comparison.grid import Cell, Comparison
+from ddice.runs.comparison.report import render_table
+from ddice.runs.comparison.runner import compare
+from ddice.runs.comparison.store import Result, Results
+
+__all__ = ["Cell", "Comparison", "Result", "Results", "compare", "render_table"]

@@ -1,0 +1,135 @@
+"""Run a comparison, one policy after the other; what was trained or scored before is found
+again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ddice.runs.comparison.grid import Cell, Comparison
+from ddice.runs.comparison.store import Result, Results, cell_key
+from ddice.data import Transitions
+from ddice.parts.loop import Listener, resolve_device
+from ddice.parts.part import effective_sample_size
+from ddice.runs.status import hold, require_free
+from ddice.core.storage import write_json
+from ddice.runs.training import CHECKPOINT_EVERY, Say, Training, episodes_over
+
+DIAGNOSED_ROWS = 16_384  # enough for three digits of a mean ratio, and instant
+
+
+def compare(
+    comparison: Comparison,
+    run: str | Path,
+    *,
+    data: Transitions | None = None,
+    progress: bool = True,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    say: Say = print,
+    listeners: Callable[[Path], Sequence[Listener]] = lambda folder: (),
+) -> list[Result]:
+    """All results of a comparison in the order of its cells; the run folder gets comparison.json,
+    results.jsonl and a folder for each policy.
+
+    One process at a time works in a folder: a second one is refused with OSError. listeners: made
+    for the folder of each policy, and called with stage, steps done, of steps, metrics.
+
+    Raises ValueError, before anything is trained, when a backend and an extractor do not fit
+    together or nothing is to be played.
+    """
+    if not comparison.recipe.evaluation.episodes:
+        raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
+    folder = Path(run)
+    require_free(folder)
+    data = (comparison.recipe.data.load() if data is None else data).to(
+        resolve_device(comparison.recipe.device)
+    )  # once for all cells
+    trainings = [
+        Training(
+            cell.recipe,
+            data,
+            run=folder / _name(cell),
+            progress=progress,
+            checkpoint_every=checkpoint_every,
+            say=say,
+        )
+        for cell in comparison.cells()
+    ]
+    for cell, training in zip(comparison.cells(), trainings, strict=True):
+        training.check(with_backend=cell.backend is not None)
+    found = []
+    with hold(folder) as reporter:
+        write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
+        results = Results(folder / "results.jsonl")
+        for number, (cell, training) in enumerate(
+            zip(comparison.cells(), trainings, strict=True), 1
+        ):
+            key = cell_key(cell, data)
+            result = results.find(key)
+            if result is None:
+                reporter.policy(f"{_title(cell)}: {number} of {len(trainings)}")
+                training.listeners = (reporter, *listeners(folder / _name(cell)))
+                result = _run_cell(cell, key, training, reporter)
+                results.append(result)
+            found.append(
+                result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor})
+            )  # names may have changed since
+    return found
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.backend + ' + ' if cell.backend else ''}{cell.extractor}, seed {cell.seed}"
+
+
+def _name(cell: Cell) -> Path:
+    return Path(f"seed-{cell.seed}") / "-".join(
+        filter(None, (cell.backend, cell.extractor))
+    ).replace(" ", "-")
+
+
+def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:
+    folder, progress, say = training.folder, training.progress, training.say
+    assert folder is not None
+    say(f"\n{_title(cell)}")
+    started = time.perf_counter()
+    trained = training.train(with_backend=cell.backend is not None)
+    seconds = time.perf_counter() - started
+    trained.policy.save(folder / "policy")
+    settings = cell.recipe.evaluation
+    scores = settings.evaluate(
+        trained.policy, progress=progress, on_step=episodes_over(listener, settings.episodes)
+    )
+    assert scores is not None
+    write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
+    say(f"  score {scores.mean:.1f}, clip rate {trained.policy.clip_rate:.2f}")
+    return Result(
+        key=key,
+        backend=cell.backend,
+        extractor=cell.extractor,
+        seed=cell.seed,
+        evaluation=scores,
+        clip_rate=trained.policy.clip_rate,
+        diagnostics={} if trained.backend is None else diagnose(trained.backend, training.data),
+        train_seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def diagnose(backend: object, data: Transitions) -> dict[str, float]:
+    """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and
+    its mean value where it has one.
+    """
+    batch = data.sample(min(DIAGNOSED_ROWS, len(data)), seed=0, step=0)
+    log_ratio = backend.log_ratio(batch)  # type: ignore[attr-defined]
+    found = {
+        "mean_ratio": float(log_ratio.exp().mean()),
+        "effective_sample_size": float(effective_sample_size(log_ratio, batch.weights)),
+    }
+    if backend.has_value:  # type: ignore[attr-defined]
+        found["value"] = float(backend.value(batch.observations).mean())  # type: ignore[attr-defined]
+        found["temperature"] = float(backend.temperature)  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,125 @@
+"""Recipe: one frozen tree that names a whole experiment; JSON in, JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ddice.policies import evaluation
+from ddice.core.config import Config
+from ddice.data import Transitions, load_dataset
+from ddice.dice_backends import AnyBackend, PiecewiseF
+from ddice.extractors import AnyExtractor, GuideThenSelect
+from ddice.policies.policy import Policy
+from ddice.diffusion.prior import DiffusionPrior
+
+
+class DataSource(Config):
+    """Which dataset, and how it is looked at; see `ddice.load_dataset`."""
+
+    source: str | tuple[str, ...] = Field(
+        "ddice/pointmaze-umaze-v0",
+        description=(
+            "a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL), or a list "
+            "of these"
+        ),
+    )
+    goal: Literal["fixed", "observed"] | None = Field(
+        None, description="view of goal mazes: one fixed goal, or the goal in the observation"
+    )
+    action_bounds: Literal["data"] | tuple[float, float] | None = Field(
+        None, description='(low, high), or "data" for the extremes of the data'
+    )
+    out_of_bounds: Literal["error", "clip"] = "error"
+    reference_scores: tuple[float, float] | None = Field(
+        None, description="(random, expert) returns, in place of the known ones"
+    )
+    env: str | None = Field(
+        None, description="id of the evaluation environment, in place of the recorded one"
+    )
+    episode_steps: int | None = Field(
+        None, ge=1, description="rows per episode, where a file does not say where episodes are cut"
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
+    fraction_seed: int = 0
+
+    def load(self) -> Transitions:
+        """Read the dataset."""
+        source = list(self.source) if isinstance(self.source, tuple) else self.source
+        data = load_dataset(
+            source,
+            goal=self.goal,
+            action_bounds=self.action_bounds,
+            out_of_bounds=self.out_of_bounds,
+            reference_scores=self.reference_scores,
+            env=self.env,
+            episode_steps=self.episode_steps,
+        )
+        return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
+
+
+class EvaluationSettings(Config):
+    """How a policy is scored."""
+
+    episodes: int = Field(100, ge=0, description="0 trains without evaluating")
+    seed: int = 0
+    parallel: int = Field(50, ge=1)
+    deterministic: bool = False
+
+    def evaluate(
+        self,
+        policy: Policy,
+        *,
+        progress: bool = True,
+        on_step: Callable[[evaluation.Moment], None] | None = None,
+    ) -> evaluation.Evaluation | None:
+        """The scores, or None for 0 episodes; on_step as in `ddice.evaluate`."""
+        if not self.episodes:
+            return None
+        return evaluation.evaluate(
+            policy,
+            episodes=self.episodes,
+            seed=self.seed,
+            parallel=self.parallel,
+            deterministic=self.deterministic,
+            progress=progress,
+            on_step=on_step,
+        )
+
+
+class Steps(Config):
+    """Gradient steps of each stage; joint training gives the extractor those of the backend."""
+
+    prior: int = Field(20_000, ge=0)
+    backend: int = Field(20_000, ge=0)
+    extractor: int = Field(20_000, ge=0)
+
+
+class Recipe(Config):
+    """A whole experiment: data, parts, steps, seed and evaluation."""
+
+    data: DataSource = DataSource()
+    prior: DiffusionPrior = DiffusionPrior()
+    backend: AnyBackend = PiecewiseF()
+    extractor: AnyExtractor = GuideThenSelect()
+    steps: Steps = Steps()
+    schedule: Literal["staged", "joint"] = Field(
+        "staged", description="backend and extractor one after the other, or together as published"
+    )
+    seed: int = 0
+    device: str = "auto"
+    evaluation: EvaluationSettings = EvaluationSettings()
+    batch_size: int | None = Field(
+        None, ge=1, description="batch size of joint training; the extractor's own by default"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Any:
+        if self.schedule == "joint" and not self.extractor.needs_ratio:
+            raise ValueError(
+                "joint training needs an extractor that learns from ratios: use schedule "
+                '"staged" with select_only'
+            )
+        return self

@@ -1,0 +1,210 @@
+"""Run folders in use: one process at a time, and what it is doing, for others to read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError
+
+from ddice.core.config import Config
+from ddice.core.storage import write_json
+
+EVERY = 1.0  # seconds between two writes within a stage
+GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
+FILE, LOCK = ".status.json", ".lock"
+ENDS = (KeyboardInterrupt, SystemExit)
+
+
+class Status(Config):
+    """What the process in a run folder is doing, or how it ended. Times are in seconds since
+    1970; `seconds_left` is of the stage.
+    """
+
+    state: Literal["running", "finished", "stopped", "failed", "killed"]
+    pid: int
+    started: float
+    updated: float
+    policy: str = Field("", description="which policy of a comparison")
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    message: str = ""
+
+
+class Reporter:
+    """Writes the status of the process that holds a run folder. Called with a stage, steps done,
+    of steps, and metrics: a listener of the loop.
+    """
+
+    def __init__(self, folder: Path):
+        now = time.time()
+        self.folder, self.status = (
+            folder,
+            Status(state="running", pid=os.getpid(), started=now, updated=now),
+        )
+        self._first, self._written = (0, now), 0.0
+        self._write()
+
+    def policy(self, name: str) -> None:
+        """What follows is about another policy of a comparison."""
+        self._change(policy=name, stage="", step=0, steps=0, seconds_left=None, metrics={})
+        self._write()
+
+    def __call__(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        now = time.time()
+        fresh = stage != self.status.stage
+        if fresh:
+            self._first = step, now
+        done = step - self._first[0]
+        left = (now - self._first[1]) / done * (steps - step) if done > 0 else None
+        self._change(stage=stage, step=step, steps=steps, seconds_left=left, metrics=dict(metrics))
+        if fresh or step == steps or now - self._written >= EVERY:
+            self._write()
+
+    def end(self, state: Literal["finished", "stopped", "failed"], message: str = "") -> None:
+        """The last word."""
+        self._change(state=state, message=message, seconds_left=None)
+        self._write()
+
+    def _change(self, **fields: Any) -> None:
+        self.status = self.status.model_copy(update={**fields, "updated": time.time()})
+
+    def _write(self) -> None:
+        self._written = time.time()
+        write_json(self.folder / FILE, self.status.model_dump(mode="json"))
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[Reporter]:
+    """Hold a run folder, which is made where it is missing; the operating system lets go of it when
+    the process dies, however that happens.
+
+    Raises OSError when another process holds it, naming that process, or when the folder cannot be
+    written.
+    """
+    lock = _locked(folder)
+    reporter = None
+    try:
+        reporter = Reporter(folder)
+        yield reporter
+    except BaseException as error:
+        if reporter is not None:
+            with contextlib.suppress(OSError):  # of a full disk: the error itself is what matters
+                reporter.end("stopped" if isinstance(error, ENDS) else "failed", str(error))
+        raise
+    else:
+        reporter.end("finished")
+    finally:
+        lock.release()
+
+
+def require_free(folder: Path) -> None:
+    """Raise OSError when another process holds the folder: for those who load data first, and
+    hold it only then. Nothing is made.
+    """
+    if (folder / LOCK).exists():
+        _locked(folder).release()
+
+
+def _locked(folder: Path) -> FileLock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=GRACE, poll_interval=GRACE / 20)
+    except Timeout:
+        other = _read(folder)
+        who = (
+            "another process"
+            if other is None
+            else f"process {other.pid}, which is at {_place(other)}"
+        )
+        raise OSError(
+            f"the run folder {folder} is in use by {who}: wait for it, or give another --run. "
+            f"See ddice status {folder}"
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"cannot write into the run folder {folder} ({error}): give another --run"
+        ) from error
+    return lock
+
+
+def read_status(folder: Path) -> Status:
+    """What is going on in a run folder. Raises FileNotFoundError where nothing ever ran."""
+    status = _read(folder)
+    if status is None:
+        raise FileNotFoundError(
+            f"{folder} holds no run: expected a folder that was given as --run to ddice train "
+            "or ddice compare"
+        )
+    return (
+        status
+        if status.state != "running" or _held(folder)
+        else status.model_copy(update={"state": "killed", "seconds_left": None})
+    )
+
+
+def describe(status: Status) -> str:
+    """For people."""
+    ago = _duration(time.time() - status.updated)
+    first = {
+        "running": f"running (process {status.pid}), last word {ago} ago",
+        "finished": f"finished {ago} ago",
+        "stopped": f"stopped {ago} ago: {status.message or 'run the same command again to go on'}",
+        "failed": f"failed {ago} ago: {status.message}",
+        "killed": f"no longer running, last word {ago} ago: run the same command again to go on",
+    }[status.state]
+    lines = [first]
+    if status.policy:
+        lines.append(f"{'policy':12}{status.policy}")
+    if status.stage:
+        left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
+        lines.append(f"{'stage':12}{_place(status)}{left}")
+    lines += [
+        f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}"
+        for name, value in status.metrics.items()
+    ]
+    return "\n".join(lines)
+
+
+def _place(status: Status) -> str:
+    return (
+        f"{status.stage}, step {status.step:,} of {status.steps:,}" if status.stage else "its start"
+    )
+
+
+def _duration(seconds: float) -> str:
+    seconds = max(0, round(seconds))
+    return (
+        f"{seconds} s"
+        if seconds < 120
+        else f"{seconds // 60} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _read(folder: Path) -> Status | None:
+    try:
+        return Status.model_validate(json.loads((folder / FILE).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, ValidationError):
+        return None
+
+
+def _held(folder: Path) -> bool:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except OSError:  # held, or a folder of somebody else, who is to be believed
+        return True
+    lock.release()
+    return False
