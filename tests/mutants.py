@@ -143,14 +143,14 @@ MUTANTS = (
     ),
     Mutant(
         "the branches of f swapped",
-        "divergences.py",
+        "dice_backends/divergences/kl_below.py",
         "torch.where(ratio < 1, torch.xlogy",
         "torch.where(ratio > 1, torch.xlogy",
         "tests/test_divergences.py",
     ),
     Mutant(
         "the curvature of the piecewise f",
-        "divergences.py",
+        "dice_backends/divergences/kl_below.py",
         "return 2.0",
         "return 1.0",
         f"{FIDELITY}test_the_ratios",

@@ -18,7 +18,8 @@ from ddice.dice_backends import (
     OrthogonalDice,
     PiecewiseF,
 )
-from ddice.dice_backends.base import clipped_targets, ratio_metrics
+from ddice.dice_backends.advantage import clipped_targets
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import KL, HalfPearson, Piecewise
 from ddice.dice_backends.optidice import dual_loss, envelope_loss
 from ddice.dice_backends.semi_gradient import value_loss

@@ -20,7 +20,7 @@ from ddice.collection.episodes import Act
 from ddice.collection.stable_baselines import load_stable_baselines
 from ddice.core.config import import_function
 from ddice.core.randomness import derived_seed
-from ddice.dice_backends.base import QFunction
+from ddice.dice_backends.q_function import QFunction
 from ddice.policies.policy import Policy, load_policy
 
 PolicyFunction: TypeAlias = Callable[[Any, np.random.Generator], Any]

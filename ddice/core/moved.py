@@ -23,7 +23,7 @@ MOVED = {
     "export": "policies.export",
     "exported": "policies.exported",
     "guidance": "diffusion.guidance",
-    "inversion": "dice_backends.inversion",
+    "inversion": "dice_backends.divergences.inversion",
     "loop": "parts.loop",
     "networks": "diffusion.networks",
     "options": "runs.options",

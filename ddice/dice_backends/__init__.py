@@ -5,10 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from ddice.core.plugins import BACKENDS, PluginKinds
-from ddice.dice_backends.base import AdvantageHead, Backend, BackendConfig, QConfig, QFunction
+from ddice.dice_backends.advantage import AdvantageHead
+from ddice.dice_backends.base import Backend, BackendConfig
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.given import Given, GivenRatio
 from ddice.dice_backends.optidice import OptiDice
 from ddice.dice_backends.orthogonal import OrthogonalDice
+from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
 from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
@@ -35,4 +38,5 @@ __all__ = [
     "QConfig",
     "QFunction",
     "StateCorrection",
+    "ratio_metrics",
 ]

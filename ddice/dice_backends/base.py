@@ -1,24 +1,26 @@
-"""What every backend has in common: Q heads, reward transforms, the temperature, and the
-diagnostics of distribution ratios.
+"""What all trained backends share: the fields of their configurations, the transformed rewards, V,
+the temperature and the warm start.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
-from torch import Tensor, nn
+from pydantic import Field, field_validator
+from torch import Tensor
 
 from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
+from ddice.dice_backends.diagnostics import ratio_metrics as ratio_metrics  # found here before
+from ddice.dice_backends.q_function import QFunction
 from ddice.dice_backends.rewards import Rewards, RewardTransform
-from ddice.diffusion.networks import MLP, Encoder, FlattenEncoder, Network
-from ddice.parts.part import Fits, Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.dice_backends.temperature import Temperature
+from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.parts.part import Fits, Optimizer, Part
 
 # per step and per unit of log effective sample size: settles within some hundred steps, slower than
 # the value
@@ -26,78 +28,6 @@ TEMPERATURE_RATE = 0.01
 CHECKED_ROWS = 4096
 VALUE_MARGIN = 0.05
 RatioKind = Literal["action", "state-action"]
-
-
-def _check_temperature(value: Any) -> Any:
-    if (
-        isinstance(value, str)
-        and (match := re.fullmatch(r"ess:(0?\.\d+)", value))
-        and 0 < float(match[1]) < 1
-    ):
-        return value
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(
-                "expected a positive number or a target effective sample size such as "
-                f'"ess:0.3", got {value!r}'
-            ) from None
-    if value <= 0:
-        raise ValueError(f"the temperature must be positive, got {value}")
-    return value
-
-
-Temperature = Annotated[float | str, BeforeValidator(_check_temperature)]
-
-
-class QFunction(nn.Module):
-    """Q(s, a) for M members, reduced by the selection rule of an extractor: critic(s, a), plus V(s)
-    where the critic is an advantage.
-
-    `offset` (*seeds) is a constant added to all values. In the units of the transformed rewards.
-    """
-
-    offset: Tensor
-
-    def __init__(self, config: QConfig, encoder: Encoder, critic: Network, value: Network | None):
-        super().__init__()
-        self.config, self.encoder, self.critic, self.value = config, encoder, critic, value
-        self.register_buffer("offset", torch.zeros(critic.members[:-1]))
-
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Observations (*seeds, B, S), actions (*seeds, B, A) in [-1, 1] -> (*seeds, M, B)."""
-        features = self.encoder(observations)
-        axis = len(self.critic.members) - 1
-        q = self.critic(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
-        if self.value is not None:
-            q = q + self.value(features).squeeze(-1).unsqueeze(axis)
-        return q + self.offset[..., None, None]
-
-
-class QConfig(Config):
-    """How to build a `QFunction`: kept with every saved policy that selects by Q."""
-
-    critic: MLP = MLP()
-    members: int = Field(2, ge=1)
-    value: MLP | None = None
-    encoder: FlattenEncoder = FlattenEncoder()
-
-    def build(self, spec: Spec, seed: Seed = 0, stream: str = "q") -> QFunction:
-        encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        critic = self.critic.build(
-            {"features": encoder.size, "actions": spec.actions.size},
-            1,
-            seed=seed,
-            stream=stream,
-            members=(self.members,),
-        )
-        value = (
-            None
-            if self.value is None
-            else self.value.build({"features": encoder.size}, 1, seed=seed, stream="value")
-        )
-        return QFunction(self, encoder, critic, value)
 
 
 class BackendConfig(Config, Fits["Backend"]):
@@ -126,44 +56,6 @@ class BackendConfig(Config, Fits["Backend"]):
     @classmethod
     def _one_transform(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str | dict) else value
-
-
-class AdvantageHead(Config):
-    """Members that regress e(s, a) = r + gamma V(s') - V(s), so that Q = V + e ranks new
-    actions; targets are clipped to resist outliers.
-    """
-
-    network: MLP = MLP()
-    members: int = Field(2, ge=1)
-    clip_deviations: float = Field(
-        6.0,
-        gt=0,
-        description="targets further than this many deviations from their mean are clipped",
-    )
-
-
-def clipped_targets(targets: Tensor, weights: Tensor, deviations: float) -> tuple[Tensor, Tensor]:
-    """Targets (*seeds, B) clipped to mean +- deviations * std of the batch, and the share that
-    was.
-    """
-    mean = weighted_mean(targets, weights)[..., None]
-    reach = deviations * weighted_mean((targets - mean).square(), weights).sqrt()[..., None]
-    clipped = torch.clamp(targets, mean - reach, mean + reach)
-    return clipped, weighted_mean((clipped != targets).to(targets.dtype), weights)
-
-
-def ratio_metrics(log_ratio: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Diagnostics of ratios (*seeds, B): mean, effective sample size, share of zeros, largest
-    share that one row has of all weight.
-    """
-    ratio = torch.exp(log_ratio)
-    mean = weighted_mean(ratio, weights)
-    return {
-        "mean_ratio": mean,
-        "effective_sample_size": effective_sample_size(log_ratio, weights),
-        "zero_rate": weighted_mean((log_ratio == -torch.inf).to(weights.dtype), weights),
-        "largest_weight": (weights * ratio).amax(-1) / (weights.sum(-1) * mean).clamp(min=1e-30),
-    }
 
 
 class Backend(Part):

@@ -17,7 +17,8 @@ from torch import Tensor
 from ddice.core.config import Config, import_function
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.dice_backends.base import RatioKind, ratio_metrics
+from ddice.dice_backends.base import RatioKind
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.parts import loop
 
 RatioFunction = Callable[[Batch], Tensor]

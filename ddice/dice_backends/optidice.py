@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
-from ddice.dice_backends.base import QFunction, RatioKind
+from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.divergences import Divergence, FDivergence, SoftChi2
+from ddice.dice_backends.q_function import QFunction
 from ddice.dice_backends.rewards import RewardTransform, Scale, Standardize
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
 from ddice.diffusion.networks import MLP

@@ -19,7 +19,8 @@ from torch import Tensor
 from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.dice_backends.base import RatioKind, ratio_metrics
+from ddice.dice_backends.base import RatioKind
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, SoftChi2
 from ddice.diffusion.networks import MLP, FlattenEncoder
 from ddice.parts import loop

@@ -13,17 +13,11 @@ from torch import Tensor
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
-from ddice.dice_backends.base import (
-    AdvantageHead,
-    Backend,
-    BackendConfig,
-    QConfig,
-    QFunction,
-    RatioKind,
-    clipped_targets,
-    ratio_metrics,
-)
+from ddice.dice_backends.advantage import AdvantageHead, clipped_targets
+from ddice.dice_backends.base import Backend, BackendConfig, RatioKind
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, Piecewise
+from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.dice_backends.semi_gradient import value_loss
 from ddice.parts import loop
 from ddice.parts.part import average, weighted_mean

@@ -19,7 +19,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import generator
 from ddice.core.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 from ddice.data import Spec
-from ddice.dice_backends.base import QConfig, QFunction
+from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.diffusion.samplers import AnySampler, Diffusion, DiffusionSampler, Sampler, Selection
 from ddice.diffusion.solvers import Solver
 from ddice.parts.loop import resolve_device

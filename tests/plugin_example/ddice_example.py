@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
-from ddice.dice_backends.base import RatioKind, ratio_metrics
+from ddice.dice_backends.base import RatioKind
+from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Gaussian, GaussianSampler

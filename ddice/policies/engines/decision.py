@@ -14,7 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ddice.dice_backends.base import QFunction
+from ddice.dice_backends.q_function import QFunction
 from ddice.diffusion.networks import Encoder, Layer, Network, Operation
 from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
 from ddice.diffusion.schedule import NoiseSchedule

@@ -1,0 +1,33 @@
+"""The strength of the f-divergence penalty: a number in reward units, or a target that finds it,
+such as "ess:0.3".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def _check_temperature(value: Any) -> Any:
+    if (
+        isinstance(value, str)
+        and (match := re.fullmatch(r"ess:(0?\.\d+)", value))
+        and 0 < float(match[1]) < 1
+    ):
+        return value
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(
+                "expected a positive number or a target effective sample size such as "
+                f'"ess:0.3", got {value!r}'
+            ) from None
+    if value <= 0:
+        raise ValueError(f"the temperature must be positive, got {value}")
+    return value
+
+
+Temperature = Annotated[float | str, BeforeValidator(_check_temperature)]
