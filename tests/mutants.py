@@ -4,8 +4,10 @@ red, or the tests do not guard that line.
     python tests/mutants.py            # all of them, some minutes
     python tests/mutants.py r1 floor   # those whose names contain one of these words
 
-A mutation that no longer fits the text is an error, not a pass: it must be written anew for the new
-text.
+They are written on the syntax tree: a form, and what becomes of it, inside a function named by its
+qualified name (see `rewriting.py`). Mutation tools such as mutmut and cosmic-ray change every
+operator of a file blindly and run all tests on each; these are chosen mistakes, each with the one
+test that must know the answer. A mutation that no longer fits is an error, not a pass.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewriting import Rewriting
+
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ddice"
 # The first argument is where the package must have been imported from; the rest are pytest's.
 RUN = (
     "import sys, ddice, pytest; assert ddice.__file__.startswith(sys.argv[1]), ddice.__file__; "
@@ -29,318 +34,226 @@ TESTS_FAILED = 1  # pytest's exit code; 2 to 5 mean that nothing was tested
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which stands exactly once in `file`, becomes `new`; `test` must fail."""
+    """In the function `where`, the form `find` becomes `become`; `test` must fail."""
 
     name: str
-    file: str
-    old: str
-    new: str
+    where: str
+    find: str
+    become: str
     test: str
 
 
 FIDELITY = "tests/test_fidelity.py::"
-GUIDED = "tests/test_guidance.py::test_guidance_on_noise_and_on_the_clean_action_are_the_same"
-CRITIC, PRIOR = f"{FIDELITY}test_the_losses_of_the_critic", f"{FIDELITY}test_the_loss_of_the_prior"
+CRITIC = f"{FIDELITY}test_the_losses_of_the_critic"
+PRIOR = f"{FIDELITY}test_the_loss_of_the_prior"
 IGL = f"{FIDELITY}test_the_loss_of_the_guidance"
-SAMPLING, STEP = (
-    f"{FIDELITY}test_a_sampling_call_and_the_selection",
-    f"{FIDELITY}test_one_step_of_the_critic",
-)
+SAMPLING = f"{FIDELITY}test_a_sampling_call_and_the_selection"
+STEP = f"{FIDELITY}test_one_step_of_the_critic"
+RATIOS = f"{FIDELITY}test_the_ratios"
+GUIDANCE = "tests/test_guidance.py::"
+GUIDED = f"{GUIDANCE}test_guidance_on_noise_and_on_the_clean_action_are_the_same"
+IN_SAMPLE = f"{GUIDANCE}test_the_loss_by_hand"
+COUNTED = f"{GUIDANCE}test_floor_and_cap_are_counted"
+TANGENT = f"{GUIDANCE}test_past_the_cut_the_exponential_is_its_tangent"
+GRADIENT = f"{GUIDANCE}test_the_gradient_equals_that_of_autograd"
+EPISODES = "tests/test_data.py::test_two_episodes_row_by_row"
+DIVERGENCES = "tests/test_divergences.py"
+VALUE = "tests/test_backends.py::test_value_loss_by_hand"
+DUAL = "tests/test_backends.py::test_dual_loss_by_hand"
+PROJECTION = "tests/test_orthogonal.py::test_projection_by_hand"
+SOLVERS = "tests/test_solvers.py::"
+MULTI_STEP = f"{SOLVERS}test_multi_step_written_out"
+EVEN = f"{SOLVERS}test_an_even_count_ends_with_two_first_order_steps"
+CLIPPING = f"{SOLVERS}test_clipping_by_hand"
 ENGINES = "tests/test_engines.py"
-PAIR = "dice_backends/semi_gradient.py"
+NUMBERS = "tests/test_randomness.py::test_each_of_the_three_names_matters"
+ORACLE = "tests/test_testing_guidance.py::test_guidance_equals_quadrature"
+
 MUTANTS = (
-    Mutant(
-        "the sign of the guidance",
-        "guidance.py",
-        "denoiser(x, t) - schedule.sigma(t)",
-        "denoiser(x, t) + schedule.sigma(t)",
-        GUIDED,
-    ),
-    Mutant(
-        "guidance without sigma",
-        "guidance.py",
-        "schedule.sigma(t) * scale * gradient",
-        "scale * gradient",
-        GUIDED,
-    ),
-    Mutant(
-        "guidance without its scale",
-        "guidance.py",
-        "schedule.sigma(t) * scale * gradient",
-        "schedule.sigma(t) * gradient",
-        GUIDED,
-    ),
-    Mutant(
-        "the sign of g",
-        "guidance.py",
-        "return tangent + g",
-        "return tangent - g",
-        "tests/test_guidance.py::test_the_loss_by_hand",
-    ),
-    Mutant(
-        "the exponent turned round",
-        "guidance.py",
-        "exponent = log_ratio - g",
-        "exponent = g - log_ratio",
-        "tests/test_guidance.py::test_the_loss_by_hand",
-    ),
+    # guidance
+    Mutant("the sign of the guidance", "guided", "X - Y", "X + Y", GUIDED),
+    Mutant("guidance without sigma", "guided", "S.sigma(T) * X", "X", GUIDED),
+    Mutant("guidance without its scale", "guided", "S.sigma(T) * X", "S.sigma(T)", GUIDED),
+    Mutant("the sign of g", "in_sample_loss", "return X + Y", "return X - Y", IN_SAMPLE),
+    Mutant("the exponent turned round", "in_sample_loss", "E = X - Y", "E = Y - X", IN_SAMPLE),
+    Mutant("no tangent", "in_sample_loss", "torch.relu(X)", "0", TANGENT),
     Mutant(
         "the floor dropped",
-        "guidance.py",
-        "torch.clamp(relative, min=floor, max=cap)",
-        "torch.clamp(relative, max=torch.inf if cap is None else cap)",
-        "tests/test_guidance.py::test_floor_and_cap_are_counted",
+        "bounded_log_ratio",
+        "torch.clamp(X, min=F, max=C)",
+        "torch.clamp(X, max=torch.inf if C is None else C)",
+        COUNTED,
     ),
     Mutant(
         "the cap dropped",
-        "guidance.py",
-        "torch.clamp(relative, min=floor, max=cap)",
-        "torch.clamp(relative, min=floor)",
+        "bounded_log_ratio",
+        "torch.clamp(X, min=F, max=C)",
+        "torch.clamp(X, min=F)",
         IGL,
     ),
     Mutant(
-        "no tangent",
-        "guidance.py",
-        "torch.relu(exponent - exponent_cut)",
-        "0",
-        "tests/test_guidance.py::test_past_the_cut_the_exponential_is_its_tangent",
-    ),
-    Mutant(
         "the least g for the largest",
-        "extractors/guide_then_select.py",
-        "flatten(-2).amax(-1), max",
-        "flatten(-2).amin(-1), max",
+        "update",
+        "X.flatten(-2).amax(-1)",
+        "X.flatten(-2).amin(-1)",
         IGL,
     ),
     Mutant(
         "a time per noise",
-        "extractors/guide_then_select.py",
-        "step, (rows, 1), self",
-        "step, (rows, config.noises_per_action), self",
+        "update",
+        'rand(S, "guidance/time", T, (R, 1), D)',
+        'rand(S, "guidance/time", T, (R, self.config.guidance.noises_per_action), D)',
         IGL,
     ),
-    Mutant(
-        "the discount cut",
-        "dice_backends/base.py",
-        "self.config.discount * torch.where(batch",
-        "torch.where(batch",
-        CRITIC,
-    ),
-    Mutant(
-        "bootstrapping past the end",
-        "dice_backends/base.py",
-        "torch.where(batch.terminations, 0.0, next_values)",
-        "next_values",
-        CRITIC,
-    ),
+    # data
     Mutant(
         "truncation taken for termination",
-        "data/arrays.py",
-        'ends = source.terminations | flags(columns["truncations"], count, "truncations")',
-        'ends = source.terminations = source.terminations | flags(columns["truncations"], '
-        'count, "truncations")',
-        "tests/test_data.py::test_two_episodes_row_by_row",
+        "_cut_into_episodes",
+        "E = S.terminations | F",
+        "E = S.terminations = S.terminations | F",
+        EPISODES,
     ),
+    # divergences and backends
     Mutant(
         "the branches of f swapped",
-        "dice_backends/divergences/kl_below.py",
-        "torch.where(ratio < 1, torch.xlogy",
-        "torch.where(ratio > 1, torch.xlogy",
-        "tests/test_divergences.py",
+        "f",
+        "torch.where(R < 1, X, Y)",
+        "torch.where(R > 1, X, Y)",
+        DIVERGENCES,
     ),
     Mutant(
         "the curvature of the piecewise f",
-        "dice_backends/divergences/kl_below.py",
+        "Piecewise.curvature",
         "return 2.0",
         "return 1.0",
-        f"{FIDELITY}test_the_ratios",
+        RATIOS,
+    ),
+    Mutant("the discount cut", "bootstrap", "self.config.discount * X", "X", CRITIC),
+    Mutant(
+        "bootstrapping past the end",
+        "bootstrap",
+        "torch.where(B.terminations, 0.0, V)",
+        "V",
+        CRITIC,
+    ),
+    Mutant("value_weight dropped", "value_loss", "W * V / T", "V / T", VALUE),
+    Mutant("the temperature under V dropped", "value_loss", "V / T[..., None]", "V", CRITIC),
+    Mutant(
+        "the larger of two critics",
+        "_scaled_advantage",
+        "Q.squeeze(-1).amin(-2)",
+        "Q.squeeze(-1).amax(-2)",
+        CRITIC,
     ),
     Mutant(
-        "value_weight dropped",
-        PAIR,
-        "+ value_weight * values",
-        "+ values",
-        "tests/test_backends.py::test_value_loss_by_hand",
-    ),
-    Mutant(
-        "the temperature under V dropped", PAIR, "values / temperature[..., None]", "values", CRITIC
-    ),
-    Mutant(
-        "the larger of two critics", PAIR, "squeeze(-1).amin(-2)", "squeeze(-1).amax(-2)", CRITIC
-    ),
-    Mutant(
-        "the live critic for the averaged one", PAIR, "q = self.target(", "q = self.critic(", CRITIC
+        "the live critic for the averaged one",
+        "_scaled_advantage",
+        "self.target(X, Y)",
+        "self.critic(X, Y)",
+        CRITIC,
     ),
     Mutant(
         "the average the wrong way",
-        PAIR,
-        "average(self.target, self.critic,",
-        "average(self.critic, self.target,",
+        "update",
+        "average(self.target, self.critic, X if C else Y)",
+        "average(self.critic, self.target, X if C else Y)",
         STEP,
     ),
     Mutant(
         "the rate of the average",
-        "part.py",
-        "list(source.parameters()), rate)",
-        "list(source.parameters()), 1 - rate)",
+        "average",
+        "torch._foreach_lerp_(X, Y, R)",
+        "torch._foreach_lerp_(X, Y, 1 - R)",
         STEP,
     ),
-    Mutant("ascent", "part.py", "loss.sum().backward()", "(-loss.sum()).backward()", STEP),
+    Mutant("ascent", "descend", "L.sum().backward()", "(-L.sum()).backward()", STEP),
+    Mutant("a reward of another scale", "_factor", "1000 / X", "100 / X", CRITIC),
     Mutant(
-        "r1 = 1/2",
-        "solvers.py",
-        "r1 = (inner.log_snr - start.log_snr) / (end.log_snr - start.log_snr)",
-        "r1 = 0.5",
-        SAMPLING,
+        "an unprojected backward gradient",
+        "orthogonal_gradient",
+        "B - S * F",
+        "B - 0 * S * F",
+        PROJECTION,
     ),
-    Mutant(
-        "an inner point that is skipped",
-        "solvers.py",
-        "_advance(x, clean, start, inner), inner, clip)",
-        "x, inner, clip)",
-        SAMPLING,
-    ),
-    Mutant(
-        "backward extrapolation",
-        "solvers.py",
-        "target = clean + (clean - previous)",
-        "target = clean - (clean - previous)",
-        "tests/test_solvers.py::test_multi_step_written_out",
-    ),
-    Mutant(
-        "the last step at second order",
-        "solvers.py",
-        "(self.evaluations - 1) // 2",
-        "self.evaluations // 2",
-        "tests/test_solvers.py::test_an_even_count_ends_with_two_first_order_steps",
-    ),
-    Mutant(
-        "twice the noise rate",
-        "schedule.py",
-        "-0.25 * (self.beta_max",
-        "-0.5 * (self.beta_max",
-        PRIOR,
-    ),
+    Mutant("lambda dropped from the dual", "dual_loss", "return X + L", "return X", DUAL),
+    # schedule, prior, solvers, networks
+    Mutant("twice the noise rate", "log_alpha", "-0.25", "-0.5", PRIOR),
     Mutant(
         "alpha for sigma",
-        "schedule.py",
-        "self.sigma(t)[..., None] * noise",
-        "self.alpha(t)[..., None] * noise",
+        "NoiseSchedule.noise",
+        "self.sigma(T)[..., None] * N",
+        "self.alpha(T)[..., None] * N",
         PRIOR,
     ),
     Mutant(
         "the mean over action dimensions",
-        "prior.py",
-        "(predicted - noise).square().sum(-1)",
-        "(predicted - noise).square().mean(-1)",
+        "denoising_loss",
+        "E.square().sum(-1)",
+        "E.square().mean(-1)",
         PRIOR,
     ),
     Mutant(
-        "the best member for their mean",
-        "samplers/selection.py",
-        "else q.mean(0)",
-        "else q.amax(0)",
+        "r1 = 1/2",
+        "integrate",
+        "(I.log_snr - S.log_snr) / (E.log_snr - S.log_snr)",
+        "0.5",
         SAMPLING,
     ),
     Mutant(
-        "clipped before scoring",
-        "policy.py",
-        '== "before_scoring")',
-        '== "after_scoring")',
+        "an inner point that is skipped",
+        "integrate",
+        "_clean(D, _advance(X, C, S, I), I, L)",
+        "_clean(D, X, I, L)",
         SAMPLING,
     ),
-    Mutant(
-        "guidance of the other sign",
-        "engines/decision.py",
-        "-config.guidance_scale * schedule",
-        "config.guidance_scale * schedule",
-        ENGINES,
-    ),
-    Mutant(
-        "actions not clipped",
-        "solvers.py",
-        "clean.clamp(-1, 1) if clip else clean",
-        "clean",
-        "tests/test_solvers.py::test_clipping_by_hand",
-    ),
-    Mutant(
-        "actions of engines not clipped",
-        "engines/program.py",
-        " - x * factor).clamp_(-1, 1)",
-        " - x * factor)",
-        ENGINES,
-    ),
-    Mutant("a time too early", "engines/eager.py", "times[i if", "times[max(i - 1, 0) if", ENGINES),
-    Mutant(
-        "a row that is forgotten",
-        "engines/program.py",
-        "return y if row is None or bias is not None else y + row",
-        "return y",
-        ENGINES,
-    ),
-    Mutant(
-        "rows of other states",
-        "engines/eager.py",
-        "other[..., None, :]",
-        "other[..., :1, None, :]",
-        ENGINES,
-    ),
-    Mutant(
-        "a packed product without its row",
-        "engines/products.py",
-        "(x, weight, plus, activation",
-        "(x, weight, None, activation",
-        ENGINES,
-    ),
-    Mutant(
-        "a value let go of too early",
-        "engines/eager.py",
-        "| {program.output: len(steps)}",
-        "| {}",
-        ENGINES,
-    ),
-    Mutant(
-        "a reward of another scale",
-        "dice_backends/rewards.py",
-        "1000 / (summary",
-        "100 / (summary",
-        CRITIC,
-    ),
-    Mutant(
-        "an unprojected backward gradient",
-        "dice_backends/orthogonal.py",
-        "(b - share.reshape",
-        "(b - 0 * share.reshape",
-        "tests/test_orthogonal.py::test_projection_by_hand",
-    ),
-    Mutant(
-        "lambda dropped from the dual",
-        "dice_backends/optidice.py",
-        "weighted_mean(divergence.conjugate(y), weights) + lam",
-        "weighted_mean(divergence.conjugate(y), weights)",
-        "tests/test_backends.py::test_dual_loss_by_hand",
-    ),
-    Mutant(
-        "half the slope of silu",
-        "networks.py",
-        "gate * (1 + x * (1 - gate))",
-        "gate * (1 + x * gate)",
-        "tests/test_guidance.py::test_the_gradient_equals_that_of_autograd",
-    ),
+    Mutant("backward extrapolation", "integrate", "C + (C - P) / R", "C - (C - P) / R", MULTI_STEP),
+    Mutant("the last step at second order", "integrate", "(E - 1) // 2", "E // 2", EVEN),
+    Mutant("actions not clipped", "_clean", "C.clamp(-1, 1) if F else C", "C", CLIPPING),
+    Mutant("half the slope of silu", "_backward", "1 + X * (1 - G)", "1 + X * G", GRADIENT),
     Mutant(
         "numbers that forget the step",
-        "randomness.py",
-        "derived_seed(seed, stream, step)",
-        "derived_seed(seed, stream)",
-        "tests/test_randomness.py::test_each_of_the_three_names_matters",
+        "generator",
+        "derived_seed(S, N, T)",
+        "derived_seed(S, N)",
+        NUMBERS,
     ),
+    # acting
+    Mutant("the best member for their mean", "scores", "Q.mean(0)", "Q.amax(0)", SAMPLING),
     Mutant(
-        "an oracle without its overlap",
-        "testing/gaussian.py",
-        "gain.sum(-1) / 2",
-        "gain.sum(-1)",
-        "tests/test_testing_guidance.py::test_guidance_equals_quadrature",
+        "clipped before scoring",
+        "Policy",
+        'C.clip_candidates == "before_scoring"',
+        'C.clip_candidates == "after_scoring"',
+        SAMPLING,
     ),
+    # engines
+    Mutant(
+        "guidance of the other sign",
+        "diffusion_program",
+        "-C.guidance_scale * S",
+        "C.guidance_scale * S",
+        ENGINES,
+    ),
+    Mutant("actions of engines not clipped", "evaluate", "X.clamp_(-1, 1)", "X", ENGINES),
+    Mutant("a time too early", "_at", "T[X if C else Y]", "T[max(X - 1, 0) if C else Y]", ENGINES),
+    Mutant(
+        "a row that is forgotten",
+        "evaluate",
+        "Y if R is None or B is not None else Y + R",
+        "Y",
+        ENGINES,
+    ),
+    Mutant("rows of other states", "_add", "X[..., None, :]", "X[..., :1, None, :]", ENGINES),
+    Mutant(
+        "a packed product without its row",
+        "_packed",
+        "torch.ops.mkldnn._linear_pointwise(X, W, P, activation, A, B)",
+        "torch.ops.mkldnn._linear_pointwise(X, W, None, activation, A, B)",
+        ENGINES,
+    ),
+    Mutant("a value let go of too early", "__init__", "L | {P.output: len(S)}", "L", ENGINES),
+    # the oracles themselves
+    Mutant("an oracle without its overlap", "tilted", "G.sum(-1) / 2", "G.sum(-1)", ORACLE),
 )
 FAST = (
     "the sign of the guidance",
@@ -350,15 +263,14 @@ FAST = (
 )  # in the ordinary run of the tests
 
 
-def mutated(mutant: Mutant) -> str:
-    """The text of the file with the mutation. Raises ValueError when `old` does not stand in it
-    exactly once.
+def mutated(mutant: Mutant) -> tuple[Path, str]:
+    """The file that changes and its text with the mutation. Raises ValueError, which shows what is
+    there, when the mutation does not fit.
     """
-    text = (ROOT / "ddice" / mutant.file).read_text()
-    if (found := text.count(mutant.old)) != 1:
-        where = f"mutant {mutant.name!r}: expected {mutant.old!r} once in ddice/{mutant.file}"
-        raise ValueError(f"{where}, found it {found} times: write it for the new text")
-    return text.replace(mutant.old, mutant.new)
+    try:
+        return Rewriting(mutant.where, mutant.find, mutant.become).text(PACKAGE)
+    except ValueError as error:
+        raise ValueError(f"mutant {mutant.name!r}: {error}") from None
 
 
 def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
@@ -369,18 +281,8 @@ def run(folder: Path, test: str) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    options = [
-        "-x",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=",
-        "--rootdir",
-        str(folder),
-        test,
-    ]
-    command = [sys.executable, "-c", RUN, str(folder), *options]
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    command = [sys.executable, "-c", RUN, str(folder), *quiet, "--rootdir", str(folder), test]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -390,19 +292,17 @@ def check(mutant: Mutant, folder: Path) -> None:
     """Raise AssertionError unless the test turns red because of the mutant. `folder` must be
     empty.
     """
-    text = mutated(mutant)
-    for name in ("ddice", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path, text = mutated(mutant)
+    leave = shutil.ignore_patterns("__pycache__")
+    for name in ("ddice", "tests", "benchmarks"):
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, folder / name, ignore=leave)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    if (ROOT / "benchmarks").exists():
-        shutil.copytree(
-            ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__")
-        )
-    (folder / "ddice" / mutant.file).write_text(text)
+    (folder / path.relative_to(ROOT)).write_text(text)
     result = run(folder, mutant.test)
     assert result.returncode != 0, (
-        f"mutant {mutant.name!r} survives {mutant.test}: nothing guards {mutant.old!r} in "
-        f"ddice/{mutant.file}"
+        f"mutant {mutant.name!r} survives {mutant.test}: nothing guards `{mutant.find}` in "
+        f"{mutant.where!r}"
     )
     output = f"{result.stdout}{result.stderr}"
     assert result.returncode == TESTS_FAILED, (
