@@ -6,6 +6,7 @@ ddice.dice_backends, extractors in ddice.extractors.
 
 from importlib.metadata import version
 
+import ddice.core.moved  # noqa: F401  (old import paths)
 from ddice.data import load_dataset
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.policies.evaluation import evaluate

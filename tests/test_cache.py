@@ -84,3 +84,31 @@ def test_a_description_survives_a_crash_while_it_is_written(
         made.describe({**ABOUT, "steps": 4})
     assert json.loads((made.folder / "about.json").read_text())["steps"] == 3
     assert cache.entries() == [made]
+
+
+def test_no_home_folder_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DDICE_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(OSError, match="no home folder to keep the cache in: set DDICE_CACHE"):
+        cache_folder()
+
+
+def no_home() -> Path:
+    """As pathlib answers for a user id that the system does not know, without HOME."""
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_linked_entry_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "about.json").write_text("{}")
+    (outside / "state.safetensors").write_bytes(b"x" * 4096)
+    make("prior", "1" * 32, 100, age=0)
+    (cache_folder() / "prior" / ("2" * 32)).symlink_to(outside)
+    linked = make("prior", "3" * 32, 100, age=0)
+    linked.metrics.symlink_to(outside / "state.safetensors")
+    assert sum(found.size for found in entries()) < 4096
+    assert clear() < 4096
+    assert entries() == []
+    assert sorted(path.name for path in outside.iterdir()) == ["about.json", "state.safetensors"]
+    assert len((outside / "state.safetensors").read_bytes()) == 4096

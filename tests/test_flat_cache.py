@@ -4,6 +4,7 @@ entries are read again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -393,6 +394,47 @@ def test_without_a_writable_folder_data_are_read_each_time_and_it_is_said(
         warnings.simplefilter("default")  # as Python starts
         load_dataset([path, write_npz(tmp_path / "b.npz")], **DATA)
     assert sum("cannot be written" in str(one.message) for one in caught) == 1
+
+
+def test_without_a_home_folder_data_are_read_each_time_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npz(tmp_path / "a.npz")
+    plain, said = loaded(path, cache=False)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DDICE_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    data, notes = loaded(path)
+    assert_same(plain, data)
+    (new,) = [note for note in notes if note not in said]
+    assert "set DDICE_CACHE" in new
+    assert "read anew each time" in new
+
+
+def test_a_home_folder_that_may_not_be_entered_is_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /root is for `docker run --user`: every look into it is refused."""
+    path = write_npz(tmp_path / "a.npz")
+    plain, said = loaded(path, cache=False)
+    forbidden = tmp_path / "forbidden"
+    monkeypatch.setenv("DDICE_CACHE", str(forbidden))
+    real = os.stat
+
+    def stat(name: Any, *arguments: Any, **options: Any) -> Any:
+        if str(name).startswith(str(forbidden)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **o: stat(self))
+    data, notes = loaded(path)
+    assert_same(plain, data)
+    (new,) = [note for note in notes if note not in said]
+    assert "cannot be written (Permission denied)" in new
 
 
 def test_switched_off_it_neither_reads_nor_writes(

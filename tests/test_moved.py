@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -29,3 +30,9 @@ def test_modules_inside_a_moved_folder_moved_with_it() -> None:
 def test_what_never_was_there_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("ddice.nonsense")
+
+
+def test_importing_ddice_is_enough() -> None:
+    program = "import ddice; from ddice.export import export; print(export.__module__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "ddice.policies.export", done.stderr

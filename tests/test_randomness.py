@@ -1,11 +1,24 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import small
 import torch
 
-from ddice.core.randomness import generator, rand, randint, randn, seed_shape
+import ddice
+from ddice.core.randomness import (
+    derived_seed,
+    generator,
+    plain_seed,
+    rand,
+    randint,
+    randn,
+    seed_shape,
+)
 
 DRAWS = {
     "randn": lambda seed, stream, step: randn(seed, stream, step, (5, 3)),
@@ -52,6 +65,91 @@ def test_a_sequence_of_seeds_is_the_single_seeds_stacked(draw) -> None:
     for row, seed in zip(together, seeds, strict=True):
         assert torch.equal(row, draw(seed, "noise", 5))
     assert draw([3], "noise", 5).shape == (1, 5, 3)
+
+
+NUMPY_SEEDS = {
+    "int64": np.int64(3),
+    "uint8": np.uint8(3),
+    "array without axes": np.array(3),
+    "tensor without axes": torch.tensor(3),
+}
+SEVERAL_SEEDS = {
+    "list of numpy's": [np.int64(3), np.int32(1)],
+    "array": np.array([3, 1]),
+    "tensor": torch.tensor([3, 1]),
+    "range": range(3, 0, -2),
+}
+
+
+@every_draw
+@pytest.mark.parametrize("seed", NUMPY_SEEDS.values(), ids=NUMPY_SEEDS.keys())
+def test_any_integer_is_a_seed(draw, seed) -> None:
+    assert torch.equal(draw(seed, "noise", 5), draw(3, "noise", 5))
+    assert seed_shape(seed) == ()
+    assert type(plain_seed(seed)) is int
+    assert derived_seed(seed, "a", 1) == derived_seed(3, "a", 1)
+
+
+@every_draw
+@pytest.mark.parametrize("seeds", SEVERAL_SEEDS.values(), ids=SEVERAL_SEEDS.keys())
+def test_any_sequence_of_integers_is_several_seeds(draw, seeds) -> None:
+    assert torch.equal(draw(seeds, "noise", 5), draw((3, 1), "noise", 5))
+    assert seed_shape(seeds) == (2,)
+    assert plain_seed(seeds) == (3, 1)
+    assert {type(one) for one in plain_seed(seeds)} == {int}
+
+
+@pytest.mark.parametrize("seed", [1.0, "12", [1, 2.5], None, np.array([1.0]), {}])
+def test_what_is_no_integer_is_no_seed(seed) -> None:
+    with pytest.raises(TypeError, match="expected an integer, or a sequence of them, as the seed"):
+        plain_seed(seed)
+
+
+def test_no_seed_and_several_where_one_is_meant() -> None:
+    with pytest.raises(ValueError, match="at least one seed"):
+        plain_seed([])
+    with pytest.raises(TypeError, match=r"one integer as the seed, got the 2 of \[1, 2\]"):
+        derived_seed([1, 2], "a")
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.array(3)])
+def test_every_public_seed_takes_numpy_integers(seed, tmp_path: Path) -> None:
+    data = ddice.load_dataset(small.arrays(), action_bounds=(-2, 2))
+    recipe = small.recipe("unread.npz")
+    rows = small.arrays()["observations"][:2]
+
+    def numbers(seed: Any, folder: Path) -> list[Any]:
+        fit = {"steps": 2, "seed": seed, "progress": False, "device": "cpu"}
+        prior = recipe.prior.fit(data, **fit, checkpoint=folder / "prior.safetensors")
+        backend = recipe.backend.fit(data, **fit, checkpoint=folder / "backend.safetensors")
+        policy = recipe.extractor.fit(data, prior=prior, backend=backend, **fit)
+        scores = ddice.evaluate(policy, small.SHORT, episodes=1, seed=seed, progress=False)
+        halves = data.split(0.5, seed=seed)
+        return [
+            policy.act(rows, seed=seed),
+            policy.act(rows, seed=[seed, seed]),
+            np.array(scores.returns),
+            data.sample(4, seed=seed, step=0).rows.numpy(),
+            halves[0].rows.numpy(),
+            data.subset(0.5, seed=seed).rows.numpy(),
+            np.array(type(backend.seed) is int and scores.seed == 3),
+        ]
+
+    for got, expected in zip(
+        numbers(seed, tmp_path / "a"), numbers(3, tmp_path / "b"), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_several_seeds_of_a_fit_from_an_array() -> None:
+    data = ddice.load_dataset(small.arrays(), action_bounds=(-2, 2))
+    config = small.recipe("unread.npz").backend
+    fit = {"steps": 2, "progress": False, "device": "cpu"}
+    together = config.fit(data, seed=np.arange(2), **fit)
+    batch = data.sample(4, seed=0, step=0)
+    for seed in range(2):
+        alone = config.fit(data, seed=seed, **fit)
+        assert torch.equal(together.select(seed).log_ratio(batch), alone.log_ratio(batch))
 
 
 def test_seed_shape() -> None:

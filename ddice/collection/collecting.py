@@ -16,6 +16,7 @@ from ddice.collection.episodes import ActionNoise, Episode, play, require_boxes
 from ddice.collection.parts import Parts
 from ddice.core.cache import entry
 from ddice.core.config import Config
+from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
 from ddice.data.minari_source import dataset_metadata, has_dataset, write_dataset
 from ddice.data.scores import bundled_reference
@@ -121,6 +122,7 @@ def collect(
         raise ValueError(
             f"expected the returns of (random, expert), the first below the second, got {reference}"
         )
+    seed = one_seed(seed)
     record = _record(env, env_kwargs)
     environment = make_env(record)
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ddice.core.config import unknown_name
+from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, register_robotics
 from ddice.data.minari_source import has_dataset, write_dataset
 from ddice.data.scores import POINTMAZE_REFERENCES
@@ -276,6 +277,7 @@ def make_pointmaze(
 
     if size not in POINTMAZES:
         raise ValueError(unknown_name(size, POINTMAZES, "PointMaze size"))
+    seed = one_seed(seed)
     dataset_id = dataset_id or pointmaze_id(size, steps=steps, seed=seed)
     if not dataset_id.startswith("ddice/"):
         raise ValueError(

@@ -19,8 +19,20 @@ KEY = re.compile("[0-9a-f]{32}")
 
 
 def cache_folder() -> Path:
-    """The folder of the cache, read from the environment at each call."""
-    return Path(os.environ.get("DDICE_CACHE") or Path.home() / ".cache" / "ddice")
+    """The folder of the cache, read from the environment at each call.
+
+    Raises OSError for a user without a home folder, such as an unknown id in a container, unless
+    DDICE_CACHE names one.
+    """
+    named = os.environ.get("DDICE_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "ddice"
+    except RuntimeError as error:
+        raise OSError(
+            "this user has no home folder to keep the cache in: set DDICE_CACHE to a folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class Entry:
         """Whether there is a description, readable or not: it is written when there is something
         to describe.
         """
-        return self.description.exists()
+        # not Path.exists, which raises where the folder may not be entered
+        return os.path.exists(self.description)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -65,8 +78,11 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        """Bytes on disk; of links their own, not those of what they lead to."""
+        if self.folder.is_symlink():
+            return self.folder.lstat().st_size
+        files = (path for path in self.folder.rglob("*") if path.is_file() or path.is_symlink())
+        return sum(path.lstat().st_size for path in files)
 
     def describe(self, about: dict[str, Any]) -> None:
         """Write down what the entry is, for `ddice cache list`."""
@@ -93,9 +109,14 @@ def entries() -> list[Entry]:
 
 
 def clear() -> int:
-    """Delete all entries; the bytes that were freed."""
+    """Delete all entries; the bytes that were freed. Of an entry that is a link the link goes, and
+    what it leads to stays.
+    """
     freed = 0
     for found in entries():
         freed += found.size
-        shutil.rmtree(found.folder)
+        if found.folder.is_symlink():
+            found.folder.unlink()
+        else:
+            shutil.rmtree(found.folder)
     return freed

@@ -9,24 +9,54 @@ draws alone.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Seed = int | Sequence[int]
 
 
+def plain_seed(seed: Any) -> int | tuple[int, ...]:
+    """One seed as an int, several as a tuple of ints, whatever integers and whatever sequence came:
+    numpy's, a range, an array or a tensor of them.
+
+    Raises TypeError for what is no integer, ValueError for a sequence without any.
+    """
+    try:
+        if not isinstance(seed, Sequence) and not np.ndim(seed):
+            return operator.index(seed)
+        seeds = tuple(operator.index(one) for one in seed)
+    except TypeError:
+        raise TypeError(
+            f"expected an integer, or a sequence of them, as the seed, got {seed!r}"
+        ) from None
+    if not seeds:
+        raise ValueError("expected at least one seed, got an empty sequence")
+    return seeds
+
+
+def one_seed(seed: Any) -> int:
+    """A seed as an int, where several make no sense. Raises TypeError for several."""
+    plain = plain_seed(seed)
+    if not isinstance(plain, int):
+        raise TypeError(f"expected one integer as the seed, got the {len(plain)} of {seed!r}")
+    return plain
+
+
 def seed_shape(seed: Seed) -> tuple[int, ...]:
     """() for one seed, (R,) for a sequence of R seeds."""
-    return () if isinstance(seed, int) else (len(seed),)
+    plain = plain_seed(seed)
+    return () if isinstance(plain, int) else (len(plain),)
 
 
 def derived_seed(seed: int, name: str, *index: int) -> int:
     """A seed below 2^56 that depends on `seed`, `name` and `index` alone."""
-    digest = hashlib.blake2b(
-        "/".join(map(str, (seed, name, *index))).encode(), digest_size=7
-    ).digest()
+    text = "/".join(map(str, (one_seed(seed), name, *index)))
+    digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -46,27 +76,34 @@ def _draw(
     device: torch.device | str,
     one: Callable[[torch.Generator], Tensor],
 ) -> Tensor:
-    if isinstance(seed, int):
-        return one(generator(seed, stream, step, device))
-    return torch.stack([one(generator(s, stream, step, device)) for s in seed])
+    plain = plain_seed(seed)
+    if isinstance(plain, int):
+        return one(generator(plain, stream, step, device))
+    return torch.stack([one(generator(each, stream, step, device)) for each in plain])
 
 
 def randn(
     seed: Seed, stream: str, step: int, shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal numbers, (*seeds, *shape)."""
-    return _draw(
-        seed, stream, step, device, lambda g: torch.randn(tuple(shape), generator=g, device=device)
-    )
+    """Standard normal numbers, (*seeds, *shape), float32."""
+    size = tuple(shape)
+
+    def one(source: torch.Generator) -> Tensor:
+        return torch.randn(size, generator=source, dtype=torch.float32, device=device)
+
+    return _draw(seed, stream, step, device, one)
 
 
 def rand(
     seed: Seed, stream: str, step: int, shape: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Uniform numbers in [0, 1), (*seeds, *shape)."""
-    return _draw(
-        seed, stream, step, device, lambda g: torch.rand(tuple(shape), generator=g, device=device)
-    )
+    """Uniform numbers in [0, 1), (*seeds, *shape), float32."""
+    size = tuple(shape)
+
+    def one(source: torch.Generator) -> Tensor:
+        return torch.rand(size, generator=source, dtype=torch.float32, device=device)
+
+    return _draw(seed, stream, step, device, one)
 
 
 def randint(
@@ -78,10 +115,9 @@ def randint(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Uniform integers in [0, high), int64, (*seeds, *shape)."""
-    return _draw(
-        seed,
-        stream,
-        step,
-        device,
-        lambda g: torch.randint(high, tuple(shape), generator=g, device=device),
-    )
+    size = tuple(shape)
+
+    def one(source: torch.Generator) -> Tensor:
+        return torch.randint(high, size, generator=source, device=device)
+
+    return _draw(seed, stream, step, device, one)

@@ -46,7 +46,11 @@ def cached(
     and time stamps mean unchanged files; where they changed, or are too fresh to be believed, a
     hash of the content decides. An entry is believed when the checksum of its bytes is right.
     """
-    found = entry(STAGE, _key(identity))
+    try:
+        found = entry(STAGE, _key(identity))
+    except OSError as error:
+        _say(f"{error}; until then datasets are read anew each time")
+        return read()
     checked, stamp = time.time_ns(), _stamp(files)
     about = found.about
     believed = about.get("stamp") == stamp and _settled(stamp, about.get("checked"))

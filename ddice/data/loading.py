@@ -244,7 +244,7 @@ def _assemble(
     initial_weights = None
     if first is not None:
         initial_weights = (
-            torch.ones(len(first))
+            torch.ones(len(first), dtype=torch.float32, device="cpu")
             if data.initial_weights is None
             else torch.from_numpy(data.initial_weights)
         )

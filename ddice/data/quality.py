@@ -233,7 +233,8 @@ def observations(data: Transitions, description: Description) -> Iterator[Findin
             advice="harmless, but a policy cannot know what it does where they change",
         )
     mean, std = (
-        torch.tensor(values) for values in (data.spec.normalizer.mean, data.spec.normalizer.std)
+        torch.tensor(values, dtype=torch.float32, device="cpu")
+        for values in (data.spec.normalizer.mean, data.spec.normalizer.std)
     )
     far = torch.stack(
         [((part - mean) / std).abs().amax(0) for part in data.observations.split(CHUNK)]

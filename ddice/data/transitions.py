@@ -239,7 +239,7 @@ class Transitions:
         return len(self) if self.episode is None else int(self.episode[-1]) + 1
 
     def _draw(self, units: int, seed: int, stream: str) -> Tensor:
-        return torch.randperm(units, generator=generator(seed, stream))
+        return torch.randperm(units, generator=generator(seed, stream), device="cpu")
 
     def _take(self, units: Tensor) -> Transitions:
         units = units.sort().values.to(self.device)
@@ -297,7 +297,7 @@ def build(
     read = (
         following
         if not terminations.any()
-        else torch.where(terminations[:, None] != 0, torch.zeros(()), following)
+        else torch.where(terminations[:, None] != 0, 0.0, following)
     )
     starts = (
         None

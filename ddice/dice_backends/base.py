@@ -87,7 +87,10 @@ class Backend(Part):
             else None
         )
         start = 1.0 if isinstance(config.temperature, str) else config.temperature
-        self.register_buffer("log_temperature", torch.full(self.seed_shape, start).log())
+        self.register_buffer(
+            "log_temperature",
+            torch.full(self.seed_shape, start, dtype=torch.float32, device="cpu").log(),
+        )
         self._returns: Tensor | None = None
 
     @property
@@ -130,9 +133,9 @@ class Backend(Part):
         """
         if self.config.warm_start_steps:
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
-            self._returns = torch.zeros(data.spec.source_rows, device=self.device).index_put_(
-                (data.rows,), returns.to(self.device)
-            )
+            self._returns = torch.zeros(
+                data.spec.source_rows, device=self.device, dtype=torch.float32
+            ).index_put_((data.rows,), returns.to(self.device))
 
     def check_trained(self, data: Transitions) -> None:
         """Warn when values average beyond every return that is possible, max(0, largest reward) /

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, field_serializer, field_validator
 from torch import Tensor
 
 from ddice.core.config import Config, import_function
-from ddice.core.randomness import Seed
+from ddice.core.randomness import Seed, plain_seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
@@ -99,7 +99,7 @@ class Given:
     trains: ClassVar[bool] = False
 
     def __init__(self, config: GivenRatio, spec: Spec, seed: Seed):
-        self.config, self.spec, self.seed, self.step = config, spec, seed, 0
+        self.config, self.spec, self.seed, self.step = config, spec, plain_seed(seed), 0
         self.ratio_kind: RatioKind = config.ratio_kind
         self.has_value = False
         self.q: QCallable | None = (
@@ -184,7 +184,7 @@ class Given:
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is trained, so nothing is kept but the step."""
-        return {"step": torch.tensor(self.step)}
+        return {"step": torch.tensor(self.step, dtype=torch.int64, device="cpu")}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.step = int(state["step"])
@@ -221,4 +221,4 @@ def _check_weights(weights: np.ndarray, rows: int) -> Tensor:
         )
     if not (weights > 0).any():
         raise ValueError("all weights are 0: there is no policy to extract")
-    return torch.as_tensor(weights, dtype=torch.float32)
+    return torch.as_tensor(weights, dtype=torch.float32, device="cpu")

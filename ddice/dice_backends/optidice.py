@@ -93,9 +93,14 @@ class Opti(ValueOnly):
 
     def __init__(self, config: OptiDice, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
-        self.lam = nn.Parameter(torch.zeros(self.seed_shape))
+        self.lam = nn.Parameter(torch.zeros(self.seed_shape, dtype=torch.float32, device="cpu"))
         self.absorbing_value = nn.Parameter(
-            torch.full(self.seed_shape, self.rewards.absorbing / (1 - config.discount))
+            torch.full(
+                self.seed_shape,
+                self.rewards.absorbing / (1 - config.discount),
+                dtype=torch.float32,
+                device="cpu",
+            )
         )
 
     @property

@@ -26,7 +26,9 @@ class QFunction(nn.Module):
     def __init__(self, config: QConfig, encoder: Encoder, critic: Network, value: Network | None):
         super().__init__()
         self.config, self.encoder, self.critic, self.value = config, encoder, critic, value
-        self.register_buffer("offset", torch.zeros(critic.members[:-1]))
+        self.register_buffer(
+            "offset", torch.zeros(critic.members[:-1], dtype=torch.float32, device="cpu")
+        )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Observations (*seeds, B, S), actions (*seeds, B, A) in [-1, 1] -> (*seeds, M, B)."""

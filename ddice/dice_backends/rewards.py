@@ -31,7 +31,7 @@ class _Transform(Config):
         """The reward of the absorbing state that a termination leads to, where it was `reward`
         before.
         """
-        return float(self.apply(torch.tensor(reward, dtype=torch.float64), summary))
+        return float(self.apply(torch.tensor(reward, dtype=torch.float64, device="cpu"), summary))
 
 
 def _affine_summary(summary: RewardSummary, factor: float, shift: float) -> RewardSummary:

@@ -155,7 +155,7 @@ class Network(nn.Module):
         if self._initialisation == "kaiming":
             weight, bias = (
                 randn(self._seed, stream, 0, shape) * math.sqrt(2 / fan_in),
-                torch.zeros(*self.members, outputs),
+                torch.zeros(*self.members, outputs, dtype=torch.float32, device="cpu"),
             )
         else:
             bound = 1 / math.sqrt(fan_in)
@@ -167,7 +167,13 @@ class Network(nn.Module):
 
     def layer_norm(self, x: str) -> str:
         shape = (*self.members, self.sizes[x])
-        return self._add("layer_norm", (x,), self.sizes[x], torch.ones(shape), torch.zeros(shape))
+        return self._add(
+            "layer_norm",
+            (x,),
+            self.sizes[x],
+            torch.ones(shape, dtype=torch.float32, device="cpu"),
+            torch.zeros(shape, dtype=torch.float32, device="cpu"),
+        )
 
     def fourier(self, time: str, size: int, scale: float) -> str:
         """(sin, cos) of 2 pi W t with frozen W ~ N(0, scale^2), `size` numbers."""
@@ -431,8 +437,12 @@ class FlattenEncoder(Config):
     def build(self, mean: Sequence[float], std: Sequence[float]) -> Encoder:
         size = len(mean)
         return Encoder(
-            torch.tensor(mean if self.normalize else [0.0] * size),
-            torch.tensor(std if self.normalize else [1.0] * size),
+            torch.tensor(
+                mean if self.normalize else [0.0] * size, dtype=torch.float32, device="cpu"
+            ),
+            torch.tensor(
+                std if self.normalize else [1.0] * size, dtype=torch.float32, device="cpu"
+            ),
         )
 
 

@@ -71,16 +71,20 @@ class _Solver(Config):
         """`evaluations` + 1 times, falling from 1 to t_min."""
         if self.spacing == "log_snr":
             first, last = schedule.log_snr(
-                torch.tensor([1.0, schedule.t_min], dtype=torch.float64)
+                torch.tensor([1.0, schedule.t_min], dtype=torch.float64, device="cpu")
             ).tolist()
             times = schedule.time(
-                torch.linspace(first, last, self.evaluations + 1, dtype=torch.float64)
+                torch.linspace(first, last, self.evaluations + 1, dtype=torch.float64, device="cpu")
             )
         else:
             power = 1 if self.spacing == "uniform" else 2
             times = (
                 torch.linspace(
-                    1.0, schedule.t_min ** (1 / power), self.evaluations + 1, dtype=torch.float64
+                    1.0,
+                    schedule.t_min ** (1 / power),
+                    self.evaluations + 1,
+                    dtype=torch.float64,
+                    device="cpu",
                 )
                 ** power
             )

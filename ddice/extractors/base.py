@@ -117,11 +117,11 @@ class ExtractorConfig(Config):
             checkpoint=checkpoint,
         )
         notes = {} if backend is None else {"ratio": backend.ratio_kind}
-        if isinstance(seed, int):
+        if isinstance(part.seed, int):
             return part.policy(q=None if backend is None else backend.q, notes=notes)
         return [
             part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes)
-            for i in range(len(seed))
+            for i in range(len(part.seed))
         ]
 
 
@@ -189,7 +189,9 @@ class Extractor(Part):
         object.__setattr__(
             self, "prior", prior
         )  # not a submodule: its parameters are neither trained nor saved here
-        self.register_buffer("log_mean", torch.full(self.seed_shape, -torch.inf))
+        self.register_buffer(
+            "log_mean", torch.full(self.seed_shape, -torch.inf, dtype=torch.float32, device="cpu")
+        )
 
     def rebuild(self, index: int, seed: int) -> Self:
         prior = None if self.prior is None else self.prior.select(index)

@@ -60,8 +60,12 @@ class GuidedExtractor(Extractor):
             config, config.guidance.optimizer, config.guidance.batch_size, spec, seed, prior
         )
         self.network = config.guidance.build(prior.encoder.size, spec.actions.size, seed=seed)
-        self.register_buffer("deviation", torch.zeros(self.seed_shape))
-        self.register_buffer("evenness", torch.ones(self.seed_shape))
+        self.register_buffer(
+            "deviation", torch.zeros(self.seed_shape, dtype=torch.float32, device="cpu")
+        )
+        self.register_buffer(
+            "evenness", torch.ones(self.seed_shape, dtype=torch.float32, device="cpu")
+        )
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """One step on E[w exp(-g(s, a_t, t)) + g(s, a_t, t)], with J noises per dataset action

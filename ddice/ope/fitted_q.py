@@ -83,7 +83,9 @@ def sample_actions(
             ("initial", data.initial_observations),
         )
     ]
-    weights = [torch.full(a.shape[:2], 1 / samples, device=a.device) for a in actions]
+    weights = [
+        torch.full(a.shape[:2], 1 / samples, device=a.device, dtype=torch.float32) for a in actions
+    ]
     return ActionCache(actions[0], weights[0], actions[1], weights[1])
 
 
@@ -102,8 +104,9 @@ def _act(
             )  # rows that terminate may hold anything as their next observation
             chosen = policy.decide(chunk, noise, uniform).actions
         else:
+            own_seed = int(rand(seed, stream, i, (1,)).item() * 2**31)
             chosen = torch.as_tensor(
-                policy(chunk, int(rand(seed, stream, i, (1,)).item() * 2**31)), dtype=torch.float32
+                policy(chunk, own_seed), dtype=torch.float32, device=observations.device
             )
         if tuple(chosen.shape) != (len(chunk), size):
             raise ValueError(
@@ -176,7 +179,7 @@ class FittedQ(Part):
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.unit = max(abs(spec.rewards.mean), spec.rewards.std) or 1.0
         self._cache: ActionCache | None = None
-        self._place = torch.zeros(0, dtype=torch.int64)
+        self._place = torch.zeros(0, dtype=torch.int64, device="cpu")
 
     def follow(self, policy: Acting | ActionCache, data: Transitions) -> None:
         """Take the actions that are to be evaluated; a hand-written loop calls it before

@@ -75,7 +75,10 @@ def standard_features(spec: Spec) -> Features:
     """The normalised observation and its square, (B, S) -> (B, 2 S): means and spreads of where
     the flow goes.
     """
-    mean, std = (torch.tensor(x) for x in (spec.normalizer.mean, spec.normalizer.std))
+    mean, std = (
+        torch.tensor(x, dtype=torch.float32, device="cpu")
+        for x in (spec.normalizer.mean, spec.normalizer.std)
+    )
 
     def features(observations: Tensor) -> Tensor:
         z = (observations - mean.to(observations)) / std.to(observations)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ddice.core.config import Config
-from ddice.core.randomness import Seed, seed_shape
+from ddice.core.randomness import Seed, plain_seed, seed_shape
 from ddice.data import Batch, Spec, Transitions
 from ddice.parts import loop
 
@@ -46,7 +46,8 @@ class Part(nn.Module):
         self, config: Config, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed
     ):
         super().__init__()
-        self.config, self.spec, self.seed, self.batch_size = config, spec, seed, batch_size
+        self.config, self.spec, self.batch_size = config, spec, batch_size
+        self.seed = plain_seed(seed)
         self.step, self.horizon = 0, 0
         self._settings = optimizer
         self._optimizer: torch.optim.AdamW | None = None
@@ -83,7 +84,9 @@ class Part(nn.Module):
                 0.5
                 + 0.5
                 * torch.cos(
-                    torch.tensor(torch.pi * min(1.0, step / self.horizon), dtype=torch.float64)
+                    torch.tensor(
+                        torch.pi * min(1.0, step / self.horizon), dtype=torch.float64, device="cpu"
+                    )
                 ).item()
             )
         return rate
@@ -106,7 +109,10 @@ class Part(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """All tensors, by name: enough to go on as if never interrupted."""
         state = {f"module.{name}": value for name, value in self.state_dict().items()}
-        state["step"], state["horizon"] = torch.tensor(self.step), torch.tensor(self.horizon)
+        state["step"], state["horizon"] = (
+            torch.tensor(self.step, dtype=torch.int64, device="cpu"),
+            torch.tensor(self.horizon, dtype=torch.int64, device="cpu"),
+        )
         for name, parameter in self.named_parameters():
             if self._optimizer is not None and parameter in self._optimizer.state:
                 state |= {

@@ -72,7 +72,7 @@ def q_grid(policy: Policy, observation: Tensor, q: QCallable, nodes: int = NODES
     """Q (nodes, nodes) at one flat observation (S,), members reduced as the policy ranks by
     them.
     """
-    line = torch.linspace(-1, 1, nodes, device=policy.device)
+    line = torch.linspace(-1, 1, nodes, device=policy.device, dtype=torch.float32)
     second, first = torch.meshgrid(line, line, indexing="ij")
     actions = torch.stack([first, second], -1).reshape(-1, 2)
     values = q(observation.expand(len(actions), -1), actions).reshape(-1, nodes, nodes)
@@ -120,7 +120,7 @@ def behaviour_actions(
 
 
 def _nearest(data: Transitions, observation: Tensor, count: int) -> Tensor:
-    std = torch.tensor(data.spec.normalizer.std, device=data.device)
+    std = torch.tensor(data.spec.normalizer.std, device=data.device, dtype=torch.float32)
     distance = ((data.observations - observation.to(data.device)) / std).square().sum(-1)
     return distance.topk(min(count, len(data)), largest=False).indices
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ddice.core import statistics
 from ddice.core.config import Config
-from ddice.core.randomness import derived_seed
+from ddice.core.randomness import derived_seed, one_seed
 from ddice.data.environment import (
     close_environment,
     make_env,
@@ -186,7 +186,7 @@ def evaluate(
     register_robotics()
     make, ready_made = _source(env, policy.spec)
     environments: list[gymnasium.Env[Any, Any]] = []
-    run = _Run(policy, seed, episodes, deterministic, on_step)
+    run = _Run(policy, one_seed(seed), episodes, deterministic, on_step)
     try:
         environments.append(_made(make))
         require_fit(environments[0], policy.spec)

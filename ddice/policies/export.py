@@ -96,10 +96,12 @@ def _parity(policy: Policy, exported_policy: ExportedPolicy, size: int) -> Parit
     spec, source = policy.spec, generator(0, "parity", 0)
     shape = (PARITY_ROWS, policy.config.candidates, spec.actions.size)
     observations = torch.randn(
-        PARITY_ROWS, spec.observations.size, generator=source
-    ) * torch.tensor(spec.normalizer.std)
-    observations = observations + torch.tensor(spec.normalizer.mean)
-    noise = torch.randn(shape, generator=source)
+        PARITY_ROWS, spec.observations.size, generator=source, dtype=torch.float32, device="cpu"
+    ) * torch.tensor(spec.normalizer.std, dtype=torch.float32, device="cpu")
+    observations = observations + torch.tensor(
+        spec.normalizer.mean, dtype=torch.float32, device="cpu"
+    )
+    noise = torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
     expected = policy.decide(observations, noise)
     got = exported_policy.run(
         observations.numpy(), noise.numpy(), np.full(PARITY_ROWS, ARGMAX, dtype=np.float32)

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ddice.core.config import Config
-from ddice.core.randomness import generator
+from ddice.core.randomness import generator, plain_seed
 from ddice.core.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 from ddice.data import Spec
 from ddice.dice_backends.q_function import QConfig, QFunction
@@ -76,7 +75,7 @@ class Policy:
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
         self.settings, self.engine = settings, make_engine(settings, self.parts)
         self._clipped, self._seen, self._counting = (
-            torch.zeros((), device=self.device),
+            torch.zeros((), device=self.device, dtype=torch.float32),
             0,
             threading.Lock(),
         )
@@ -200,7 +199,9 @@ class Policy:
         The engine takes it to the device.
         """
         flat = self.spec.observations.flatten(observation)
-        tensor = torch.as_tensor(flat, dtype=torch.float32)
+        # a tensor stays where it is: the engine takes it to the device
+        where = flat.device if isinstance(flat, Tensor) else "cpu"
+        tensor = torch.as_tensor(flat, dtype=torch.float32, device=where)
         if tensor.ndim not in (1, 2):
             raise ValueError(
                 f"expected one observation or a batch of them, got {tensor.ndim - 1} batch "
@@ -230,22 +231,33 @@ class Policy:
         )
         if deterministic:
             return self.sampler.latents(*shape).to(device).expand(batch, *shape), None
-        if seed is None or isinstance(seed, (int, np.integer)):
-            if seed is None:
+        seeds = None if seed is None else plain_seed(seed)
+        if seeds is None or isinstance(seeds, int):
+            if seeds is None:
                 source = torch.Generator(device)
                 source.seed()  # of its own: torch.seed() would reseed the user's global generator
             else:
-                source = generator(int(seed), "act", 0, device)
-            noise = torch.randn(batch, *shape, generator=source, device=device)
-            return noise, torch.rand(batch, generator=source, device=device) if sampled else None
-        if len(seed) != batch:
+                source = generator(seeds, "act", 0, device)
+            noise = torch.randn(batch, *shape, generator=source, device=device, dtype=torch.float32)
+            return noise, torch.rand(
+                batch, generator=source, device=device, dtype=torch.float32
+            ) if sampled else None
+        if len(seeds) != batch:
             raise ValueError(
-                f"expected one seed, or one for each of the {batch} observations, got {len(seed)}"
+                f"expected one seed, or one for each of the {batch} observations, got {len(seeds)}"
             )
-        sources = [generator(int(s), "act", 0) for s in seed]
-        noise = torch.stack([torch.randn(shape, generator=source) for source in sources])
+        sources = [generator(each, "act", 0) for each in seeds]
+        noise = torch.stack(
+            [
+                torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
+                for source in sources
+            ]
+        )
         return noise.to(device), torch.cat(
-            [torch.rand(1, generator=source) for source in sources]
+            [
+                torch.rand(1, generator=source, dtype=torch.float32, device="cpu")
+                for source in sources
+            ]
         ).to(device) if sampled else None
 
     def decide(self, observations: Tensor, noise: Tensor, uniform: Tensor | None = None) -> Choice:

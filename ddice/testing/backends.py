@@ -128,7 +128,7 @@ def log_ratio_is_a_logarithm(config: Any, data: Transitions) -> None:
         torch.equal(log_ratio, part.log_ratio(batch)),
         "log_ratio of the same batch differs the second time",
     )
-    some = torch.tensor([7, 2, 40])
+    some = torch.tensor([7, 2, 40], dtype=torch.int64, device="cpu")
     expect_close(part.log_ratio(take(batch, some)), log_ratio[some], "log_ratio of some rows alone")
     expect_same_state(part.state(), before, "after log_ratio")
 
@@ -141,7 +141,7 @@ def q_ranks_actions_row_by_row(config: Any, data: Transitions) -> None:
     batch = data.full()
     q = part.q(batch.observations, batch.actions)
     expect(bool(q.isfinite().all()), "q is not finite on actions of the data")
-    some = torch.tensor([7, 2, 40])
+    some = torch.tensor([7, 2, 40], dtype=torch.int64, device="cpu")
     expect_close(
         part.q(batch.observations[some], batch.actions[some]), q[..., some], "q of some rows alone"
     )
@@ -255,8 +255,8 @@ def a_weight_is_a_number_of_copies(config: Any, data: Transitions) -> None:
     batch so often.
     """
     batch = data.full()
-    counts = torch.arange(len(batch.rows)) % 4
-    copies = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    counts = torch.arange(len(batch.rows), device="cpu") % 4
+    copies = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
     weighted = _gradients(config, data, dataclasses.replace(batch, weights=counts.float()))
     _expect_gradients(
         weighted, _gradients(config, data, take(batch, copies)), "weights against copies"

@@ -52,7 +52,11 @@ def two_sample(
     count = len(sample)
     exact = [draw(count, seed) for seed in range(2 * repetitions)]
     floors = torch.tensor(
-        [energy_distance(one, other) for one, other in zip(exact[::2], exact[1::2], strict=True)]
+        [energy_distance(one, other) for one, other in zip(exact[::2], exact[1::2], strict=True)],
+        dtype=torch.float32,
+        device="cpu",
     )
-    distance = torch.tensor([energy_distance(sample, one) for one in exact[::2]])
+    distance = torch.tensor(
+        [energy_distance(sample, one) for one in exact[::2]], dtype=torch.float32, device="cpu"
+    )
     return TwoSample(float(distance.mean()), float(floors.mean()), float(floors.max()))

@@ -21,20 +21,23 @@ def _inside(divergence: FDivergence, dtype: torch.dtype = torch.float64) -> Tens
     """y from -6 to 3, or to 90 % of an earlier cut, among them 0."""
     top = min(3.0, 0.9 * divergence.cut(dtype))
     return torch.cat(
-        [torch.linspace(-6, 0, 49, dtype=dtype), torch.linspace(0, top, 25, dtype=dtype)[1:]]
+        [
+            torch.linspace(-6, 0, 49, dtype=dtype, device="cpu"),
+            torch.linspace(0, top, 25, dtype=dtype, device="cpu")[1:],
+        ]
     )
 
 
 def _wide(divergence: FDivergence, dtype: torch.dtype) -> Tensor:
-    sizes = torch.logspace(-6, 6, 25, dtype=dtype)
+    sizes = torch.logspace(-6, 6, 25, dtype=dtype, device="cpu")
     cut = divergence.cut(dtype)
     return (
         torch.cat(
             [
                 -sizes.flip(0),
-                torch.zeros(1, dtype=dtype),
+                torch.zeros(1, dtype=dtype, device="cpu"),
                 sizes,
-                torch.tensor([cut] if cut < 1e6 else [], dtype=dtype),
+                torch.tensor([cut] if cut < 1e6 else [], dtype=dtype, device="cpu"),
             ]
         )
         .sort()
@@ -44,7 +47,10 @@ def _wide(divergence: FDivergence, dtype: torch.dtype) -> Tensor:
 
 def f_is_normalised(divergence: FDivergence) -> None:
     """f(1) = f'(1) = 0 and f > 0 elsewhere, so that ratio(0) = 1 and conjugate(0) = 0."""
-    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    one, zero = (
+        torch.ones(1, dtype=torch.float64, device="cpu"),
+        torch.zeros(1, dtype=torch.float64, device="cpu"),
+    )
     for what, value, wanted in (
         ("f(1)", divergence.f(one), zero),
         ("f'(1)", _slope(divergence.f, one), zero),
@@ -52,7 +58,7 @@ def f_is_normalised(divergence: FDivergence) -> None:
         ("ratio(0)", divergence.ratio(zero), one),
     ):
         expect_close(value, wanted, what, atol=1e-9)
-    elsewhere = divergence.f(torch.tensor([0.1, 0.5, 2.0, 10.0], dtype=torch.float64))
+    elsewhere = divergence.f(torch.tensor([0.1, 0.5, 2.0, 10.0], dtype=torch.float64, device="cpu"))
     expect(
         bool((elsewhere > 0).all()),
         f"f must be positive away from 1, got {elsewhere.tolist()} at 0.1, 0.5, 2, 10",

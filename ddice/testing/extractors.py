@@ -52,7 +52,7 @@ class _Backend:
         return _q(observations, actions)
 
     def log_ratio(self, batch: Batch) -> Tensor:
-        return torch.where(batch.actions[..., 0] > 0, 0.7, -0.4)
+        return torch.where(batch.actions[..., 0] > 0, 0.7, -0.4).float()
 
     def select(self, index: int) -> _Backend:
         return self
@@ -72,7 +72,7 @@ def _build(config: Any, data: Transitions, seed: Seed = SEED) -> Any:
 def _ratios(config: Any, batch: Batch, zeros: bool = False) -> Tensor | None:
     if not config.needs_ratio:
         return None
-    log_ratio = torch.where(batch.actions[..., 0] > 0, 0.7, -0.4)
+    log_ratio = torch.where(batch.actions[..., 0] > 0, 0.7, -0.4).float()
     return torch.where(batch.actions[..., 1] > 0.3, -torch.inf, log_ratio) if zeros else log_ratio
 
 
@@ -204,7 +204,9 @@ def zero_ratios_are_taken(config: Any, data: Transitions) -> None:
         return
     part = _train(_build(config, data), data, zeros=True)
     batch = data.sample(ROWS, seed=SEED, step=3)
-    part.update(batch, step=3, log_ratio=torch.full((ROWS,), -torch.inf))
+    part.update(
+        batch, step=3, log_ratio=torch.full((ROWS,), -torch.inf, dtype=torch.float32, device="cpu")
+    )
     part.update(batch, step=4, log_ratio=_ratios(config, batch))
     for name, value in part.named_parameters():
         expect(bool(value.isfinite().all()), f"{name} is not finite after log ratios of -inf")
@@ -257,7 +259,7 @@ def _gradients(
 def losses_are_weighted_means(config: Any, data: Transitions) -> None:
     """Weights times 3 change nothing, and neither does what stands in rows of weight 0."""
     batch = data.sample(ROWS, seed=SEED, step=0)
-    weights = (torch.arange(ROWS) % 3).float()
+    weights = (torch.arange(ROWS, device="cpu") % 3).float()
     batch = dataclasses.replace(batch, weights=weights)
     log_ratio = _ratios(config, batch)
     other = dataclasses.replace(

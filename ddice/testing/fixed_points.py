@@ -150,7 +150,10 @@ def train_orthogonal_limit(config: OrthogonalDice, problem: Problem, steps: int)
         update={"polyak": 1.0, "orthogonal_weight": 1.0, "value": TABLE, "encoder": RAW}
     )
     backend = config.build(spec, seed=tuple(range(count)))  # one copy per transition, kept equal
-    master = [torch.zeros(p.shape[1:]) for p in backend.value_network.parameters()]
+    master = [
+        torch.zeros(p.shape[1:], dtype=torch.float32, device="cpu")
+        for p in backend.value_network.parameters()
+    ]
     adam, p = (
         torch.optim.Adam(master, lr=config.optimizer.learning_rate),
         torch.from_numpy(problem.p).float(),
@@ -179,7 +182,9 @@ def exact_actions(problem: Problem, policy: Array, data: Transitions) -> ActionC
     next_state, first_state = (x.argmax(-1) for x in (data.next_observations, _initial(data)))
     table, actions = (
         torch.from_numpy(policy).float(),
-        torch.eye(problem.states * problem.actions).view(problem.states, problem.actions, -1),
+        torch.eye(problem.states * problem.actions, dtype=torch.float32, device="cpu").view(
+            problem.states, problem.actions, -1
+        ),
     )
     return ActionCache(
         actions[next_state], table[next_state], actions[first_state], table[first_state]

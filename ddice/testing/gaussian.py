@@ -31,7 +31,7 @@ Numbers = Sequence[Sequence[float]] | Tensor
 
 
 def _table(numbers: Numbers) -> Tensor:
-    table = torch.as_tensor(numbers, dtype=torch.float64)
+    table = torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
     if table.ndim != 2:
         raise ValueError(
             "expected one row per component and one column per action dimension, got shape "
@@ -60,7 +60,9 @@ class ExponentialRatio:
         """w = exp(slope . a - sum_i curvature_i a_i^2 / 2); a negative curvature makes tails
         heavier, within `GaussianMixture.tilted`'s range.
         """
-        return cls(torch.zeros(1, dtype=torch.float64), _table([slope]), _table([curvature]))
+        return cls(
+            torch.zeros(1, dtype=torch.float64, device="cpu"), _table([slope]), _table([curvature])
+        )
 
     @classmethod
     def bumps(
@@ -71,7 +73,7 @@ class ExponentialRatio:
         """
         centres, curvatures = _table(centres), _table(deviations) ** -2
         offsets = (
-            torch.as_tensor(heights, dtype=torch.float64).log()
+            torch.as_tensor(heights, dtype=torch.float64, device="cpu").log()
             - (curvatures * centres**2).sum(-1) / 2
         )
         return cls(offsets, curvatures * centres, curvatures)
@@ -110,7 +112,7 @@ class GaussianMixture:
         """From shares (K,) that are divided by their sum, means (K, A) and standard deviations
         (K, A).
         """
-        shares_ = torch.as_tensor(shares, dtype=torch.float64)
+        shares_ = torch.as_tensor(shares, dtype=torch.float64, device="cpu")
         return cls((shares_ / shares_.sum()).log(), _table(means), _table(deviations) ** 2)
 
     @property
@@ -143,7 +145,7 @@ class GaussianMixture:
 
     def diffused(self, schedule: NoiseSchedule, t: Tensor | float) -> GaussianMixture:
         """The marginal of a_t = alpha(t) a + sigma(t) noise, for one time t."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         return GaussianMixture(
             self.log_masses, alpha * self.means, alpha**2 * self.variances + sigma**2
@@ -194,11 +196,13 @@ class GaussianMixture:
 
     def sample(self, count: int, seed: int) -> Tensor:
         """(count, A) independent draws, float64."""
-        source = torch.Generator().manual_seed(seed)
+        source = torch.Generator("cpu").manual_seed(seed)
         index = torch.multinomial(
             torch.softmax(self.log_masses, 0), count, replacement=True, generator=source
         )
-        noise = torch.randn(count, self.means.shape[-1], generator=source, dtype=torch.float64)
+        noise = torch.randn(
+            count, self.means.shape[-1], generator=source, dtype=torch.float64, device="cpu"
+        )
         return self.means[index] + self.variances[index].sqrt() * noise
 
 
@@ -216,13 +220,14 @@ def exact_flow(
     log s, for any denoiser, guided or not. Doubling 1000 steps changes the mixtures of the tests by
     less than 1e-9.
     """
-    stop = torch.tensor(schedule.t_min if end is None else end, dtype=torch.float64)
-    start = torch.tensor(1.0, dtype=torch.float64)
+    stop = torch.tensor(schedule.t_min if end is None else end, dtype=torch.float64, device="cpu")
+    start = torch.tensor(1.0, dtype=torch.float64, device="cpu")
     grid = torch.linspace(
         -float(schedule.log_snr(start)),
         -float(schedule.log_snr(stop)),
         steps + 1,
         dtype=torch.float64,
+        device="cpu",
     )
     y = x.double() / schedule.alpha(start)
 
@@ -247,10 +252,10 @@ def quantiles(
     """The (i + 1/2) / count quantiles of an unnormalised density on [low, high] in one
     dimension, (count, 1), on a grid of 100,001 points.
     """
-    x = torch.linspace(low, high, 100_001, dtype=torch.float64)
+    x = torch.linspace(low, high, 100_001, dtype=torch.float64, device="cpu")
     density = torch.softmax(log_density(x[:, None]), 0)
     cumulative = density.cumsum(0) - density / 2
-    target = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    target = (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
     index = torch.searchsorted(cumulative, target).clamp(1, len(x) - 1)
     part = (target - cumulative[index - 1]) / (cumulative[index] - cumulative[index - 1])
     return (x[index - 1] + part.clamp(0, 1) * (x[1] - x[0]))[:, None]

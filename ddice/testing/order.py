@@ -25,7 +25,9 @@ def noise_grid(count: int) -> Tensor:
     """`count` quantiles of the standard normal distribution, (count, 1), float64: its samples
     without their noise.
     """
-    return torch.special.ndtri((torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count)
+    return torch.special.ndtri(
+        (torch.arange(count, dtype=torch.float64, device="cpu")[:, None] + 0.5) / count
+    )
 
 
 def problem(scale: float, schedule: NoiseSchedule) -> Denoiser:
@@ -67,8 +69,8 @@ def measured_order(
         for n in COUNTS
     ]
     x, y = (
-        torch.tensor(COUNTS, dtype=torch.float64).log(),
-        torch.tensor(errors, dtype=torch.float64).log(),
+        torch.tensor(COUNTS, dtype=torch.float64, device="cpu").log(),
+        torch.tensor(errors, dtype=torch.float64, device="cpu").log(),
     )
     x = x - x.mean()
     return -float((x * y).sum() / (x * x).sum())

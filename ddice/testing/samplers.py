@@ -21,9 +21,11 @@ ROWS, CANDIDATES = 6, 4
 
 
 def _inputs(spec: Spec) -> tuple[Tensor, Tensor]:
-    source = torch.Generator().manual_seed(0)
-    return torch.randn(ROWS, spec.observations.size, generator=source), torch.randn(
-        ROWS, CANDIDATES, spec.actions.size, generator=source
+    source = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(
+        ROWS, spec.observations.size, generator=source, dtype=torch.float32, device="cpu"
+    ), torch.randn(
+        ROWS, CANDIDATES, spec.actions.size, generator=source, dtype=torch.float32, device="cpu"
     )
 
 
@@ -74,9 +76,11 @@ def rows_and_candidates_are_independent(config: Any, spec: Spec) -> None:
 def tensors_make_the_same_sampler(config: Any, spec: Spec) -> None:
     """build(spec) and load_state_dict are all that loading a policy does."""
     sampler, again, (observations, noise) = config.build(spec), config.build(spec), _inputs(spec)
-    source = torch.Generator().manual_seed(1)
+    source = torch.Generator("cpu").manual_seed(1)
     for parameter in sampler.parameters():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
+        parameter.add_(
+            0.05 * torch.randn(parameter.shape, generator=source, dtype=torch.float32, device="cpu")
+        )
     again.load_state_dict(sampler.state_dict())
     expect(
         torch.equal(again(observations, noise), sampler(observations, noise)),

@@ -16,7 +16,7 @@ COUNTS = (65, 129, 257)
 
 
 def _noise(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.linspace(-2.5, 2.5, 21, dtype=dtype)[:, None]
+    return torch.linspace(-2.5, 2.5, 21, dtype=dtype, device="cpu")[:, None]
 
 
 class _Gaussian:
@@ -42,7 +42,9 @@ class _Gaussian:
 
     def flow(self, x: Tensor) -> Tensor:
         """Where the exact ODE takes x from t = 1 to t_min."""
-        start, end = (torch.tensor(t, dtype=x.dtype) for t in (1.0, self.schedule.t_min))
+        start, end = (
+            torch.tensor(t, dtype=x.dtype, device="cpu") for t in (1.0, self.schedule.t_min)
+        )
         centred = x - self.schedule.alpha(start) * MEAN
         return (
             self.schedule.alpha(end) * MEAN

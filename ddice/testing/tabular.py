@@ -156,7 +156,9 @@ class Problem:
     def query(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Observations (S * A, S) and actions (S * A, S * A) of all pairs, in order."""
         count = self.states * self.actions
-        return torch.eye(self.states).repeat_interleave(self.actions, 0), torch.eye(count)
+        return torch.eye(self.states, dtype=torch.float32, device="cpu").repeat_interleave(
+            self.actions, 0
+        ), torch.eye(count, dtype=torch.float32, device="cpu")
 
 
 def random_problem(

@@ -59,9 +59,9 @@ def normalised_slope(f: Function, device: torch.device | None = None) -> Functio
 
     def slope(log_x: Tensor) -> Tensor:
         _, slopes = value_and_slope(f, torch.exp(log_x))
-        return torch.where(
-            slopes.isnan(), torch.where(log_x < 0, -math.inf, math.inf), slopes - at_one
-        )
+        # of the dtype of x: two plain numbers would give torch's default one
+        beyond = torch.full_like(log_x, math.inf).copysign(log_x)
+        return torch.where(slopes.isnan(), beyond, slopes - at_one)
 
     return slope
 
@@ -89,7 +89,9 @@ def cut_slope(f: Function, before_pole: float, without_pole: float, resolution: 
     |f'|).
     """
     slope = normalised_slope(f)
-    powers = torch.arange(int(without_pole / math.log(2)) + 1, dtype=torch.float64) * math.log(2)
+    powers = torch.arange(
+        int(without_pole / math.log(2)) + 1, dtype=torch.float64, device="cpu"
+    ) * math.log(2)
     slopes = slope(powers)
     stuck = ~(slopes.diff() >= resolution * slopes[:-1].abs().clamp(min=1))
     log_x = (
@@ -97,14 +99,14 @@ def cut_slope(f: Function, before_pole: float, without_pole: float, resolution: 
         if bool(stuck.any())
         else without_pole
     )
-    return float(slope(torch.tensor(log_x, dtype=torch.float64)))
+    return float(slope(torch.tensor(log_x, dtype=torch.float64, device="cpu")))
 
 
 def check_convex(f: Function, name: str) -> None:
     """Raise ValueError unless f' is finite at 1 and grows strictly on both sides of it, between
     1/8 and 8.
     """
-    x = torch.logspace(-3, 3, 25, base=2, dtype=torch.float64)
+    x = torch.logspace(-3, 3, 25, base=2, dtype=torch.float64, device="cpu")
     _, slopes = value_and_slope(f, x)
     if not bool(slopes.isfinite().all()):
         raise ValueError(

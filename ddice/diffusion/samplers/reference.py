@@ -79,7 +79,13 @@ class DiffusionSampler(nn.Module):
 
     def latents(self, candidates: int, actions: int) -> Tensor:
         """The fixed noise (K, A) of deterministic acting."""
-        return torch.randn(candidates, actions, generator=torch.Generator().manual_seed(0))
+        return torch.randn(
+            candidates,
+            actions,
+            generator=torch.Generator("cpu").manual_seed(0),
+            dtype=torch.float32,
+            device="cpu",
+        )
 
 
 class Gaussian(Config):
@@ -132,6 +138,12 @@ class GaussianSampler(nn.Module):
 
     def latents(self, candidates: int, actions: int) -> Tensor:
         """The fixed noise (K, A) of deterministic acting: the first candidate is the mean."""
-        noise = torch.randn(candidates, actions, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            candidates,
+            actions,
+            generator=torch.Generator("cpu").manual_seed(0),
+            dtype=torch.float32,
+            device="cpu",
+        )
         noise[0] = 0
         return noise

@@ -156,7 +156,7 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     size = solver.evaluations + 1
 
     def coordinate(index: int) -> Tensor:
-        return torch.eye(size, dtype=torch.float64)[index]
+        return torch.eye(size, dtype=torch.float64, device="cpu")[index]
 
     def noise(x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         return (x - schedule.alpha(t) * prediction) / schedule.sigma(t) if clean else prediction
@@ -168,7 +168,9 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
 
     rows.append(solver.integrate(record, coordinate(0), schedule))
     matrix = torch.stack(rows)
-    known = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    known = torch.randn(
+        size, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     answers = iter(known[1:])
     if not torch.allclose(
         solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule),

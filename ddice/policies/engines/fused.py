@@ -66,7 +66,7 @@ def _lay_out(
     device = next(
         term.weight.device for phase in found.phases for task in phase for term in task.terms
     )
-    setup = run_setup(program, torch.zeros(1, observations, device=device))
+    setup = run_setup(program, torch.zeros(1, observations, device=device, dtype=torch.float32))
     shapes = {step.output: tuple(setup[step.output].shape) for step in program.setup}
     return layout(found, program.sizes, shapes, evaluations, _storage(dtype), dtype == "tf32")
 

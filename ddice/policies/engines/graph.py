@@ -99,7 +99,9 @@ class GraphEngine(Engine):
         self._shapes = (decision.observations,), (decision.candidates, decision.actions), ()
         self._sizes = buckets(batch_sizes, max(batch_sizes))
         for size in reversed(self._sizes):
-            noise = torch.zeros(size, decision.candidates, decision.actions, device=device)
+            noise = torch.zeros(
+                size, decision.candidates, decision.actions, device=device, dtype=torch.float32
+            )
             for uniform in (None, noise.new_zeros(size)) if self._sampled else (None,):
                 self.decide(noise.new_zeros(size, decision.observations), noise, uniform)
 
@@ -114,7 +116,7 @@ class GraphEngine(Engine):
         """
         if self.device.type == "cuda" and tensor.device.type == "cpu":
             return (
-                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True, device="cpu")
                 .copy_(tensor)
                 .to(self.device, non_blocking=True)
             )

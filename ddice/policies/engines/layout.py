@@ -328,7 +328,9 @@ class _Layout:
                 )
             )
         packed = (
-            torch.cat(constants) if constants else torch.zeros(1, device=self.weights[0].device)
+            torch.cat(constants)
+            if constants
+            else torch.zeros(1, device=self.weights[0].device, dtype=torch.float32)
         )
         weights = torch.cat(self.weights).to(dtype)
         if tf32:

@@ -116,7 +116,10 @@ def packing_pays() -> bool:
     ):
         return False
     rows, inputs, outputs = PROBE
-    x, weight = torch.ones(rows, inputs), torch.ones(inputs, outputs)
+    x, weight = (
+        torch.ones(rows, inputs, dtype=torch.float32, device="cpu"),
+        torch.ones(inputs, outputs, dtype=torch.float32, device="cpu"),
+    )
     plain = partial(_plain, weight, x, None)
     packed = partial(_packed, _reorder(weight), "none", x, None)
     return _fastest(plain) > PACKED_GAIN * _fastest(packed)
