@@ -29,7 +29,7 @@ from ddice.collection.parts import Parts
 from ddice.core.cache import entries
 from ddice.core.randomness import derived_seed
 from ddice.data.environment import close_environment
-from ddice.data.minari_source import has_dataset
+from ddice.data.minari_store import has_dataset
 from ddice.diffusion.networks import MLP
 from ddice.diffusion.samplers import Gaussian, Selection
 from ddice.policies.policy import Policy, make_policy

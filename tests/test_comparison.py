@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -599,6 +600,17 @@ def test_metrics_are_plotted_or_said_to_be_missing(tmp_path: Path) -> None:
     assert width > 800
     assert height > 150
     assert len(set(content)) == 256  # nothing blank: every byte value occurs in what was compressed
+
+
+def test_drawing_leaves_the_backend_of_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyplot, which holds the session's backend and open figures, is not even imported."""
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.setattr(matplotlib, "use", lambda *_, **__: pytest.fail("another backend"))
+    plot_scores(ROWS, tmp_path / "scores.png")
+    assert plot_metrics(metrics(tmp_path / "m"), tmp_path / "m.png")
 
 
 def test_what_learns_from_no_ratio_is_not_trained_jointly() -> None:

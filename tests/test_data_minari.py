@@ -13,7 +13,8 @@ import torch
 
 from ddice.data import load_dataset
 from ddice.data.environment import clean_record, make_env, record_of
-from ddice.data.minari_source import has_dataset, write_dataset
+from ddice.data.minari_store import has_dataset
+from ddice.data.minari_writer import write_dataset
 from ddice.data.spec import FixedGoal, ObservedGoal
 from ddice.data.view import GOAL_RADIUS
 

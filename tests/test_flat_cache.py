@@ -22,7 +22,7 @@ import torch
 from ddice.cli.main import main
 from ddice.core import cache
 from ddice.data import flat, load_dataset, reading
-from ddice.data.minari_source import write_dataset
+from ddice.data.minari_writer import write_dataset
 
 h5py = pytest.importorskip("h5py")
 minari = pytest.importorskip("minari")
@@ -171,14 +171,14 @@ def loaded(source: Any, **options: Any) -> tuple[Any, list[str]]:
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddice.data import minari_source
+    from ddice.data import minari_reader
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the source was read")
 
     monkeypatch.setattr(reading, "_read_file", read)
-    monkeypatch.setattr(minari_source, "read_minari", read)
-    monkeypatch.setattr(minari_source, "_stack", read)
+    monkeypatch.setattr(reading, "read_minari", read)
+    monkeypatch.setattr(minari_reader, "_stack", read)
     monkeypatch.setattr(np, "load", read)
     monkeypatch.setattr(h5py, "File", read)
 

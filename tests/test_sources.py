@@ -14,7 +14,7 @@ import torch
 from ddice.cli.main import main
 from ddice.data import load_dataset
 from ddice.data.arrays import read_arrays
-from ddice.data.minari_source import write_dataset
+from ddice.data.minari_writer import write_dataset
 
 h5py = pytest.importorskip("h5py")
 
@@ -515,3 +515,57 @@ def test_the_command_line_takes_files(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 (1 terminated rows, 1 episodes cut)" in output
     assert main(["data", "describe", str(tmp_path / "gone.hdf5")]) == 1
     assert "gone.hdf5 does not exist" in capsys.readouterr().err
+
+
+def test_keys_with_a_slash_are_kept_apart_and_found_again() -> None:
+    """ "a/b" and a -> b are two leaves, whose flat order is that of Gymnasium: sorted keys."""
+    rows = np.arange(6.0)
+    arrays = {
+        "observations": {"a/b": rows[:, None], "a": {"b": rows[:, None] + 10, "c~": rows + 20}},
+        "actions": np.linspace(-1, 1, 6)[:, None],
+        "rewards": rows,
+        "terminations": [0, 0, 1, 0, 0, 1],
+        "truncations": np.zeros(6),
+    }
+    data = load_dataset(arrays, action_bounds=(-1, 1))
+    assert [part.path for part in data.spec.observations.parts] == ["a/b", "a/c~0", "a~1b"]
+    assert data.observations[1].tolist() == [11, 21, 1]
+    native = {"a/b": np.array([1.0]), "a": {"b": np.array([11.0]), "c~": np.array(21.0)}}
+    assert data.spec.observations.flatten(native).tolist() == [11, 21, 1]
+
+
+def test_keys_that_are_no_text_are_refused_when_data_are_read() -> None:
+    arrays = {
+        "observations": {0: np.zeros((4, 1)), 1: np.ones((4, 1))},
+        "actions": np.zeros((4, 1)),
+        "rewards": np.zeros(4),
+        "terminations": [0, 0, 0, 1],
+    }
+    with pytest.raises(TypeError, match=r"text as the keys of observations, got 0 \(int\)"):
+        load_dataset(arrays, action_bounds=(-1, 1))
+
+
+def test_keys_with_a_slash_survive_a_minari_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    steps = 3
+    episode = {
+        "observations": {"arm/pos": np.arange(4.0)[:, None], "clock": np.arange(4.0)[:, None] * 2},
+        "actions": np.linspace(-1, 1, steps, dtype=np.float32)[:, None],
+        "rewards": np.arange(3.0),
+        "terminations": [False, False, True],
+        "truncations": [False] * 3,
+    }
+    write_dataset(
+        "test/slash-v0",
+        [episode],
+        env_spec_json=None,
+        eval_env_spec_json=None,
+        reference_scores=None,
+        description="made by hand",
+        algorithm="none",
+    )
+    data = load_dataset("test/slash-v0", action_bounds=(-1, 1))
+    assert [part.path for part in data.spec.observations.parts] == ["arm~1pos", "clock"]
+    assert data.observations.tolist() == [[0, 0], [1, 2], [2, 4]]

@@ -18,7 +18,8 @@ from ddice.core.cache import entry
 from ddice.core.config import Config
 from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
-from ddice.data.minari_source import dataset_metadata, has_dataset, write_dataset
+from ddice.data.minari_store import dataset_metadata, has_dataset
+from ddice.data.minari_writer import write_dataset
 from ddice.data.scores import bundled_reference
 from ddice.data.spec import EnvRecord
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ddice.core.randomness import derived_seed
 from ddice.data.environment import space_shapes
+from ddice.data.paths import leaf_at, nested
 from ddice.data.source import Leaves
 
 Act = Callable[[Any], Any]
@@ -48,14 +49,7 @@ class Episode:
     @property
     def observations(self) -> Any:
         """The observations as the environment nests them, T + 1 rows in every leaf."""
-        nested: dict[str, Any] = {}
-        for path, leaf in self.leaves.items():
-            *keys, last = path.split("/")
-            node = nested
-            for key in keys:
-                node = node.setdefault(key, {})
-            node[last] = leaf
-        return nested[""] if "" in self.leaves else nested
+        return nested(self.leaves.items())
 
 
 @dataclass(frozen=True)
@@ -93,12 +87,6 @@ class _Refused(Exception):
     """Why an episode cannot be kept, before it is known where."""
 
 
-def _at(item: Any, path: str) -> Any:
-    for key in path.split("/") if path else ():
-        item = item[key]
-    return item
-
-
 def require_boxes(env: Any) -> None:
     """Raises ValueError unless observations are boxes of numbers, or dicts of them, and actions
     A floats with finite bounds.
@@ -126,10 +114,10 @@ def require_boxes(env: Any) -> None:
             "others are not supported yet"
         )
     for path, shape in shapes.items():
-        if len(shape) >= 3 or _at(env.observation_space, path).dtype == np.uint8:
+        if len(shape) >= 3 or leaf_at(env.observation_space, path).dtype == np.uint8:
             raise ValueError(
                 f"image observations are not supported yet: {path or 'the observation'} is "
-                f"{_at(env.observation_space, path)}"
+                f"{leaf_at(env.observation_space, path)}"
             )
 
 
@@ -142,7 +130,7 @@ def play(env: Any, act: Act, noise: ActionNoise, *, seed: int, index: int, polic
     lie outside of the bounds before any noise.
     """
     types = {
-        path: _at(env.observation_space, path).dtype
+        path: leaf_at(env.observation_space, path).dtype
         for path in space_shapes(env.observation_space) or {}
     }
     generator = np.random.default_rng(derived_seed(seed, "noise", index))
@@ -211,7 +199,7 @@ def _keep(
 ) -> None:
     for path, dtype in types.items():
         leaf = np.array(
-            _at(observation, path), dtype
+            leaf_at(observation, path), dtype
         )  # a copy: some environments write into the same array again
         if not np.isfinite(leaf).all():
             raise _Refused(

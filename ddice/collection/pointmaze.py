@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ddice.core.config import unknown_name
 from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, register_robotics
-from ddice.data.minari_source import has_dataset, write_dataset
+from ddice.data.minari_store import has_dataset
+from ddice.data.minari_writer import write_dataset
 from ddice.data.scores import POINTMAZE_REFERENCES
 
 Size = Literal["umaze", "medium", "large"]

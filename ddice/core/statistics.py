@@ -89,12 +89,14 @@ def _resampled(scores: Scores, generator: np.random.Generator) -> Scores:
     return np.take_along_axis(scores, generator.integers(runs, size=(runs, tasks)), axis=0)
 
 
-def _percentiles(samples: list[float], level: float) -> tuple[float, float]:
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+def percentile_interval(samples: ArrayLike, level: float) -> tuple[float, float]:
+    """The percentiles (1 - level) / 2 and (1 + level) / 2 of samples (n,), at least one."""
+    low, high = np.quantile(np.asarray(samples), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _check(level: float, repetitions: int) -> None:
+def check_level(level: float, repetitions: int) -> None:
+    """Raise ValueError unless 0 < level < 1 and repetitions >= 1."""
     if not 0 < level < 1 or repetitions < 1:
         raise ValueError(
             f"expected 0 < level < 1 and repetitions >= 1, got level={level} and "
@@ -116,9 +118,9 @@ def stratified_interval(
     scores (runs, tasks) -> (low, high), a function of `seed` alone. With one run the interval is a
     point: it says nothing about the spread.
     """
-    _check(level, repetitions)
+    check_level(level, repetitions)
     matrix, generator = as_matrix(scores), np.random.default_rng(seed)
-    return _percentiles(
+    return percentile_interval(
         [statistic(_resampled(matrix, generator)) for _ in range(repetitions)], level
     )
 
@@ -134,10 +136,10 @@ def improvement_interval(
     """The stratified bootstrap interval of `probability_of_improvement`; both sides are
     resampled.
     """
-    _check(level, repetitions)
+    check_level(level, repetitions)
     ours, theirs, generator = as_matrix(scores), as_matrix(others), np.random.default_rng(seed)
     samples = [
         probability_of_improvement(_resampled(ours, generator), _resampled(theirs, generator))
         for _ in range(repetitions)
     ]
-    return _percentiles(samples, level)
+    return percentile_interval(samples, level)

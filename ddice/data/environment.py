@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddice.data.paths import path_below
 from ddice.data.source import Bounds
 from ddice.data.spec import EnvRecord
 
@@ -168,9 +169,8 @@ def space_shapes(space: Any) -> dict[str, tuple[int, ...]] | None:
             inner = space_shapes(space.spaces[key])
             if inner is None:
                 return None
-            shapes.update(
-                {f"{key}/{path}" if path else key: shape for path, shape in inner.items()}
-            )
+            for path, shape in inner.items():
+                shapes[path_below(key, path, "the observation space")] = shape
         return shapes
     return {"": tuple(space.shape)} if isinstance(space, gymnasium.spaces.Box) else None
 

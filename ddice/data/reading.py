@@ -15,6 +15,8 @@ import numpy as np
 from ddice.data.arrays import read_arrays
 from ddice.data.d4rl import read_d4rl, read_hdf5
 from ddice.data.flat import cached
+from ddice.data.minari_reader import read_minari
+from ddice.data.minari_store import is_minari, locate
 from ddice.data.ogbench import is_ogbench, read_ogbench
 from ddice.data.source import Source
 
@@ -40,8 +42,6 @@ def read(item: Any, name: str, *, download: bool, episode_steps: int | None, cac
         )
         source.name = name  # another spelling of the same path is the same entry
         return source
-    from ddice.data.minari_source import is_minari, locate, read_minari
-
     if not isinstance(item, str) and not is_minari(item):
         raise TypeError(
             "expected a Minari id, a MinariDataset, a dict of arrays, a file or a list of "

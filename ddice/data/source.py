@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddice.data.paths import path_below
+
 Leaves = dict[str, np.ndarray]
 Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -67,7 +69,7 @@ def leaves_of(observations: Any, name: str) -> Leaves:
         leaves: Leaves = {}
         for key in sorted(observations, key=str):
             for path, leaf in leaves_of(observations[key], f"{name}[{key!r}]").items():
-                leaves[f"{key}/{path}" if path else str(key)] = leaf
+                leaves[path_below(key, path, name)] = leaf
         return leaves
     return {"": numeric(observations, name)}
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.config import Config
+from ddice.data.paths import keys_of
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
@@ -51,8 +52,8 @@ class BoxActions(Config):
 
 
 class ObservationPart(Config):
-    """One leaf of an observation: its path (keys joined by "/"; "" for a plain array) and its
-    shape.
+    """One leaf of an observation: its path (see `ddice.data.paths`; "" for a plain array)
+    and its shape.
     """
 
     path: str
@@ -84,7 +85,7 @@ class Observations(Config):
         leaves = []
         for part in self.parts:
             leaf = observation
-            for key in part.path.split("/") if part.path else ():
+            for key in keys_of(part.path):
                 if not isinstance(leaf, Mapping) or key not in leaf:
                     have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
                     raise ValueError(

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ddice.core.config import Config
 from ddice.core.randomness import Seed, rand, randn
+from ddice.core.statistics import check_level
 from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.networks import MLP, FlattenEncoder
-from ddice.ope.intervals import Estimate, bootstrap, check_level, interval
+from ddice.ope.intervals import Estimate, bootstrap, interval
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, average, weighted_mean
 from ddice.policies.policy import Policy

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddice.core.statistics import percentile_interval
+
 Floats = NDArray[np.float64]
 
 
@@ -66,17 +68,7 @@ def interval(samples: Floats, level: float) -> tuple[float, float]:
     finite = samples[np.isfinite(samples)]
     if not len(finite):
         return float("nan"), float("nan")
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def check_level(level: float, repetitions: int) -> None:
-    """Raise ValueError unless 0 < level < 1 and repetitions >= 1."""
-    if not 0 < level < 1 or repetitions < 1:
-        raise ValueError(
-            f"expected 0 < level < 1 and repetitions >= 1, got level={level} and "
-            f"repetitions={repetitions}"
-        )
+    return percentile_interval(finite, level)
 
 
 def rank_correlation(estimates: ArrayLike, truths: ArrayLike) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddice.core.statistics import check_level
 from ddice.data import Batch, Spec, Transitions
-from ddice.ope.intervals import Estimate, Floats, bootstrap, check_level, interval
+from ddice.ope.intervals import Estimate, Floats, bootstrap, interval
 
 OPTIMUM = "the regularised optimum"
 ROWS_AT_ONCE = 65_536

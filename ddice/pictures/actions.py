@@ -18,7 +18,8 @@ from ddice.diffusion.samplers import Diffusion, DiffusionSampler
 from ddice.diffusion.solvers import PUBLISHED
 from ddice.pictures.maze import Maze, draw_maze, position_columns
 from ddice.pictures.style import DENSITY_MAP, GREY, INK, VALUE_MAP, VERMILLION, colour_bar, panels
-from ddice.policies.policy import Policy, QCallable
+from ddice.policies.engines import QCallable
+from ddice.policies.policy import Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,6 +126,12 @@ def _nearest(data: Transitions, observation: Tensor, count: int) -> Tensor:
     return distance.topk(min(count, len(data)), largest=False).indices
 
 
+def flat_observations(policy: Policy, observation: Any) -> Tensor:
+    """One native observation, or a batch of them, as (B, S) where the policy is."""
+    flat = torch.as_tensor(policy.spec.observations.flatten(observation), dtype=torch.float32)
+    return torch.atleast_2d(flat).to(policy.device)
+
+
 def view_actions(
     policy: Policy,
     observation: Any,
@@ -147,11 +154,11 @@ def view_actions(
             f"expected a policy of 2-dimensional actions, got {policy.spec.actions.size} "
             "dimensions: a plane cannot show them"
         )
-    observations = policy._observations(observation)[0].to(policy.device)
+    observations = flat_observations(policy, observation)
     critic = policy.q if q is None else q
     views = []
     for state in observations:
-        choice = policy.decide(state[None], *policy._noise(1, seed is None, seed))
+        choice = policy.choose(state, deterministic=seed is None, seed=seed)
         actions, source = behaviour_actions(policy, state, data=data, prior=prior, samples=samples)
         views.append(
             ActionView(
@@ -179,7 +186,7 @@ def decision(
     where it is. Arguments as for `view_actions`.
     """
     views = view_actions(policy, observation, data=data, prior=prior, q=q, seed=seed)
-    states = policy._observations(observation)[0].cpu().numpy()
+    states = flat_observations(policy, observation).cpu().numpy()
     figure, axes = panels(len(views), 2 + (maze is not None), height=3.4)
     for row, (view, state) in enumerate(zip(views, states, strict=True)):
         if maze is not None:

@@ -68,7 +68,8 @@ class ExportedPolicy:
         leaves = []
         for part in self.about["observations"]:
             leaf: Any = observation
-            for key in part["path"].split("/"):
+            for escaped in part["path"].split("/"):  # as in `ddice.data.paths`
+                key = escaped.replace("~1", "/").replace("~0", "~")
                 if not isinstance(leaf, Mapping) or key not in leaf:
                     raise ValueError(
                         f"expected an observation with the key {part['path']!r}, got "

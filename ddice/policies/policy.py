@@ -273,6 +273,13 @@ class Policy:
             self._clipped, self._seen = self._clipped + clipped.sum(), self._seen + clipped.numel()
         return choice
 
+    def choose(
+        self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None
+    ) -> Choice:
+        """All that `act` decides between, in [-1, 1]: the same candidates, and the same chosen."""
+        observations, _ = self._observations(observation)
+        return self.decide(observations, *self._noise(len(observations), deterministic, seed))
+
     def act(
         self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None
     ) -> Any:

@@ -73,13 +73,11 @@ def render_table(results: Sequence[Result]) -> str:
 
 def plot_scores(results: Sequence[Result], path: Path) -> None:
     """A bar per policy, a dot per seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot would choose a backend for the user's session
 
     groups = grouped(results)
-    figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(groups) + 1.4), layout="constrained")
+    figure = Figure(figsize=(8, 0.45 * len(groups) + 1.4), layout="constrained")
+    axes = figure.subplots()
     names = [
         extractor if backend is None else f"{backend} + {extractor}"
         for backend, extractor in groups
@@ -95,7 +93,6 @@ def plot_scores(results: Sequence[Result], path: Path) -> None:
     axes.set_xlabel(f"score ({results[0].evaluation.label})", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def read_metrics(folder: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
@@ -117,10 +114,7 @@ def plot_metrics(folder: Path, path: Path) -> bool:
     """Every metric of the stages in `folder` against the step, what it should be dashed; False
     when there are none.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot would choose a backend for the user's session
 
     curves = read_metrics(folder)
     shown = [key for key in curves if not key[1].endswith(EXPECTED)]
@@ -128,9 +122,8 @@ def plot_metrics(folder: Path, path: Path) -> bool:
         return False
     columns = 5
     rows = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(3 * columns, 2.1 * rows), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3 * columns, 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (stage, name) in zip(axes.flat, shown, strict=False):
         axis.plot(*zip(*curves[stage, name], strict=True), linewidth=1)
         if expected := curves.get((stage, name + EXPECTED)):
@@ -140,5 +133,4 @@ def plot_metrics(folder: Path, path: Path) -> bool:
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_visible(False)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     return True

@@ -1,82 +1,19 @@
-"""Minari datasets: reading them fast, and writing new ones. Observations have one row more than
-there are steps.
-"""
+"""Reading Minari datasets fast. Observations have one row more than there are steps."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ddice.data.download import missing, obtain
-from ddice.data.environment import clean_record, space_shapes
+from ddice.data.environment import space_shapes
+from ddice.data.paths import keys_of, leaf_at
 from ddice.data.source import Bounds, Leaves, Source, leaves_of
 
 Episode = tuple[Leaves, np.ndarray, np.ndarray, np.ndarray]
 """Observation leaves with T + 1 rows, actions, rewards and terminations with T."""
-
-
-def is_minari(item: Any) -> bool:
-    from minari import MinariDataset
-
-    return isinstance(item, MinariDataset)
-
-
-def has_dataset(dataset_id: str) -> bool:
-    """Whether a complete dataset of this id lies in the local Minari folder
-    (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
-    """
-    return dataset_metadata(dataset_id).get("total_episodes", 0) > 0
-
-
-def dataset_metadata(dataset_id: str) -> dict[str, Any]:
-    """What is written down about a local dataset; empty where there is none. Raises ValueError
-    for a malformed id.
-    """
-    _require_id(dataset_id)
-    try:
-        return dict(json.loads((_folder(dataset_id) / "data" / "metadata.json").read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _folder(dataset_id: str) -> Path:
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    return Path(get_dataset_path(dataset_id))
-
-
-def _require_id(dataset_id: str) -> None:
-    from minari.dataset.minari_dataset import parse_dataset_id
-
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), or a "
-            f".npz, .hdf5 or .h5 file, got {dataset_id!r}"
-        ) from error
-
-
-def locate(item: Any, *, download: bool = True) -> Path:
-    """The folder with the files of a Minari id, downloaded if need be, or of a `MinariDataset`.
-
-    Raises ValueError for a malformed id; FileNotFoundError, at once, for a dataset that is neither
-    here nor to be had, saying how to get or make it.
-    """
-    if not isinstance(item, str):
-        return Path(item.storage.data_path)
-    _require_id(item)
-    if not has_dataset(item):
-        if not download:
-            raise FileNotFoundError(missing(item, "download=False was given"))
-        obtain(item)
-    return _folder(item) / "data"
 
 
 def read_minari(item: Any) -> Source:
@@ -133,9 +70,7 @@ def _supported(dataset: Any) -> tuple[dict[str, tuple[int, ...]], Bounds]:
             f"{dataset.id}: others are not supported yet"
         )
     for path, shape in shapes.items():
-        space = observations
-        for key in path.split("/") if path else ():
-            space = space[key]
+        space = leaf_at(observations, path)
         if space.dtype == np.uint8 or len(shape) >= 3:
             raise ValueError(
                 f"image observations are not supported yet: {path or 'the observation'} is "
@@ -172,7 +107,7 @@ def _read_hdf5(
                 leaves = {
                     leaf: array(
                         group,
-                        f"observations/{leaf}" if leaf else "observations",
+                        "/".join(("observations", *keys_of(leaf))),  # a "/" in a key: a group
                         np.float32,
                         number,
                     )
@@ -262,97 +197,3 @@ def _stack(
     if early:
         source.notes.append(f"{early} terminated rows are not the last of their episode")
     return source
-
-
-def write_dataset(
-    dataset_id: str,
-    episodes: Sequence[Mapping[str, Any]],
-    *,
-    env_spec_json: str | None,
-    eval_env_spec_json: str | None,
-    reference_scores: tuple[float, float] | None,
-    description: str,
-    algorithm: str,
-    author: str = "ddice",
-    requirements: Sequence[str] = (),
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a new local Minari dataset in HDF5.
-
-    Every episode holds `observations` (an array or nested dicts of arrays, T + 1 rows), `actions`,
-    `rewards`, `terminations`, `truncations` (T rows), and may hold `seed`, `infos` and `metadata`
-    (a flat dict of facts about it); `metadata` here is JSON to keep beside what Minari says of the
-    set. Without an environment the spaces are unbounded boxes of the shapes of the first episode.
-    Raises ValueError for a malformed id, no episodes, or an id that exists; a half-written dataset
-    of a killed run is replaced.
-    """
-    import minari
-    from gymnasium.envs.registration import EnvSpec
-    from minari.data_collector import EpisodeBuffer
-
-    _require_id(dataset_id)
-    folder = _folder(dataset_id)
-    if has_dataset(dataset_id):
-        raise ValueError(
-            f"a Minari dataset {dataset_id!r} exists already in {folder}: give another "
-            f"version, or run `minari delete {dataset_id}`"
-        )
-    if not episodes:
-        raise ValueError(f"expected at least one episode to write to {dataset_id!r}, got none")
-    keys = ("observations", "actions", "rewards", "terminations", "truncations")
-    buffers = [
-        EpisodeBuffer(
-            id=i, seed=e.get("seed"), infos=e.get("infos"), **{key: e[key] for key in keys}
-        )
-        for i, e in enumerate(episodes)
-    ]
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata that only uploads need
-            dataset = minari.create_dataset_from_buffers(
-                dataset_id,
-                buffers,
-                env=None
-                if env_spec_json is None
-                else EnvSpec.from_json(clean_record(env_spec_json).spec),
-                eval_env=None
-                if eval_env_spec_json is None
-                else EnvSpec.from_json(clean_record(eval_env_spec_json).spec),
-                observation_space=None
-                if env_spec_json is not None
-                else _space_of(episodes[0]["observations"]),
-                action_space=None
-                if env_spec_json is not None
-                else _space_of(episodes[0]["actions"]),
-                algorithm_name=algorithm,
-                author=author,
-                description=description,
-                data_format="hdf5",
-                requirements=list(requirements),
-            )
-        if any("metadata" in episode for episode in episodes):
-            dataset.storage.update_episode_metadata(
-                [dict(episode.get("metadata", {})) for episode in episodes]
-            )
-        if metadata is not None:
-            dataset.storage.update_metadata(dict(metadata))
-        if reference_scores is not None:
-            dataset.storage.update_metadata(
-                {
-                    "ref_min_score": float(reference_scores[0]),
-                    "ref_max_score": float(reference_scores[1]),
-                }
-            )
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _space_of(values: Any) -> Any:
-    import gymnasium
-
-    if isinstance(values, Mapping):
-        return gymnasium.spaces.Dict({key: _space_of(inner) for key, inner in values.items()})
-    array = np.asarray(values)
-    return gymnasium.spaces.Box(-np.inf, np.inf, shape=array.shape[1:], dtype=array.dtype.type)

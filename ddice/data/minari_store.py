@@ -1,0 +1,67 @@
+"""Minari datasets on this machine: where they lie, and what is written down about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ddice.data.download import missing, obtain
+
+
+def is_minari(item: Any) -> bool:
+    from minari import MinariDataset
+
+    return isinstance(item, MinariDataset)
+
+
+def has_dataset(dataset_id: str) -> bool:
+    """Whether a complete dataset of this id lies in the local Minari folder
+    (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
+    """
+    return dataset_metadata(dataset_id).get("total_episodes", 0) > 0
+
+
+def dataset_metadata(dataset_id: str) -> dict[str, Any]:
+    """What is written down about a local dataset; empty where there is none. Raises ValueError
+    for a malformed id.
+    """
+    require_id(dataset_id)
+    try:
+        return dict(json.loads((dataset_folder(dataset_id) / "data" / "metadata.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def dataset_folder(dataset_id: str) -> Path:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path(dataset_id))
+
+
+def require_id(dataset_id: str) -> None:
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "expected a Minari id such as 'D4RL/pointmaze/umaze-v2' (namespace/name-v0), or a "
+            f".npz, .hdf5 or .h5 file, got {dataset_id!r}"
+        ) from error
+
+
+def locate(item: Any, *, download: bool = True) -> Path:
+    """The folder with the files of a Minari id, downloaded if need be, or of a `MinariDataset`.
+
+    Raises ValueError for a malformed id; FileNotFoundError, at once, for a dataset that is neither
+    here nor to be had, saying how to get or make it.
+    """
+    if not isinstance(item, str):
+        return Path(item.storage.data_path)
+    require_id(item)
+    if not has_dataset(item):
+        if not download:
+            raise FileNotFoundError(missing(item, "download=False was given"))
+        obtain(item)
+    return dataset_folder(item) / "data"
