@@ -78,6 +78,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
         make(short, selection=Selection(rule="softmax", temperature=0.1), layer_norm=True),
         3,
     )
+    yield "lower bound", make(short, selection=Selection(rule="lcb", coefficient=0.7)), 3
     yield "gaussian", make(Gaussian(network=MLP(hidden=(8,))), candidates=5), 2
     yield "large tiles", make(short, candidates=29), 5
     yield (

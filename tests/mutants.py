@@ -218,7 +218,9 @@ MUTANTS = (
         NUMBERS,
     ),
     # acting
-    Mutant("the best member for their mean", "scores", "Q.mean(0)", "Q.amax(0)", SAMPLING),
+    Mutant(
+        "the best member for their mean", "MeanSelection.scores", "Q.mean(0)", "Q.amax(0)", SAMPLING
+    ),
     Mutant(
         "clipped before scoring",
         "Policy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddice.diffusion.samplers import SoftmaxSelection
 from ddice.policies.engines import Choice
 from ddice.policies.policy import Policy
 
@@ -40,7 +41,7 @@ def choice_error(
     points = candidates.clamp(-1, 1) if config.clip_candidates == "before_scoring" else candidates
     q = policy.q(observations.repeat_interleave(count, 0), points.reshape(-1, size))
     scores, at = config.selection.scores(q.reshape(-1, batch, count)), chosen[:, None]
-    if config.selection.rule != "softmax" or uniform is None:
+    if not isinstance(config.selection, SoftmaxSelection) or uniform is None:
         return float((scores.amax(-1) - scores.gather(-1, at)[:, 0]).max() / scores.abs().max())
     shares = torch.softmax(scores / config.selection.temperature, -1)
     upper = shares.cumsum(-1).gather(-1, at)[:, 0]

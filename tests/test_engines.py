@@ -43,6 +43,12 @@ GUIDANCES = {
         network=MLP(hidden=(16,) * 4, activation="silu"), time=FourierTime(size=8, scale=2.0)
     ),
 }
+SELECTIONS = (
+    Selection(rule="mean"),
+    Selection(rule="minimum"),
+    Selection(rule="softmax", temperature=0.1),
+    Selection(rule="lcb", coefficient=0.7),
+)
 SOLVERS: list[Solver] = [
     kind(evaluations=evaluations, spacing=spacing)
     for kind, evaluations, spacing in itertools.product(
@@ -115,10 +121,8 @@ def cases() -> Iterator[tuple[str, Policy]]:
                 update={"solver": solver, "guidance": GUIDANCES[guidance], "clip_denoised": True}
             )
             yield f"{solver.kind} {solver.evaluations} clipped, {guidance} guidance", make(clipping)
-    for rule, candidates, after in itertools.product(
-        ("mean", "minimum", "softmax"), (1, 2, 7), (False, True)
-    ):
-        selection = Selection(rule=rule, temperature=0.1)
+    for selection, candidates, after in itertools.product(SELECTIONS, (1, 2, 7), (False, True)):
+        rule = selection.rule
         yield (
             f"{rule} of {candidates}, after {after}",
             make(

@@ -35,6 +35,7 @@ from ddice.testing.example import example_data
 
 SPEC = example_data().spec
 CPU = torch.device("cpu")
+SAMPLING = Selection(rule="softmax", temperature=0.1)
 GUIDED = Diffusion(
     prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)),
     guidance=Guidance(network=MLP(hidden=(8,), activation="silu")),
@@ -42,11 +43,9 @@ GUIDED = Diffusion(
 )
 
 
-def make(sampler: AnySampler = GUIDED, rule: str = "mean") -> Policy:
+def make(sampler: AnySampler = GUIDED, selection: Selection | None = None) -> Policy:
     q = QConfig(critic=MLP(hidden=(8,)), members=3, value=MLP(hidden=(8,)))
-    config = PolicyConfig(
-        sampler=sampler, candidates=4, selection=Selection(rule=rule, temperature=0.1), q=q
-    )  # type: ignore[arg-type]
+    config = PolicyConfig(sampler=sampler, candidates=4, selection=selection or Selection(), q=q)
     return Policy(config, SPEC, sampler.build(SPEC), q.build(SPEC))
 
 
@@ -110,12 +109,16 @@ def test_buckets() -> None:
 @pytest.mark.parametrize(
     "sampler", [GUIDED, Gaussian(network=MLP(hidden=(8,)))], ids=lambda config: config.kind
 )
-@pytest.mark.parametrize("rule", ["mean", "softmax"])
-def test_padded_recordings_make_the_decisions_of_eager(sampler: AnySampler, rule: str) -> None:
+@pytest.mark.parametrize(
+    "selection", [Selection(), SAMPLING, Selection(rule="lcb")], ids=lambda s: s.rule
+)
+def test_padded_recordings_make_the_decisions_of_eager(
+    sampler: AnySampler, selection: Selection
+) -> None:
     """States below, at, between and above the buckets, so that others are left in the padding;
     above, the next power of two is recorded.
     """
-    policy, recorder, kinds = make(sampler, rule), Recorder(), 2 if rule == "softmax" else 1
+    policy, recorder, kinds = make(sampler, selection), Recorder(), 1 + selection.samples
     engine, eager = graph(policy, capture=recorder), policy.compile("eager")
     assert (recorder.captures, recorder.replays) == (
         2 * kinds,
@@ -136,7 +139,7 @@ def test_padded_recordings_make_the_decisions_of_eager(sampler: AnySampler, rule
 )
 def test_other_shapes_than_the_recorded(which: int, shape: tuple[int, ...]) -> None:
     """A buffer would take them, spread over itself."""
-    engine, given = graph(make(rule="softmax")), list(inputs(3))
+    engine, given = graph(make(selection=SAMPLING)), list(inputs(3))
     given[which] = torch.zeros(shape)
     with pytest.raises(ValueError, match=r"expected a tensor of shape \(\d.*\), got \("):
         engine.decide(*given)

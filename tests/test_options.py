@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ddice.core.config import merge
+from ddice.core.config import TAGS, merge
 from ddice.dice_backends import OptiDice, PiecewiseF
 from ddice.diffusion.networks import MLP, FourierTime, PublishedScore
 from ddice.extractors import WeightedBC
@@ -79,6 +79,8 @@ def test_flags_that_make_no_sense(tokens: list[str], message: str) -> None:
             {"a": {"kind": "x", "b": 1, "c": 2}},
         ),
         ({"a": {"kind": "x", "b": 1}}, {"a": {"b": 2}}, {"a": {"kind": "x", "b": 2}}),
+        ({"a": {"rule": "x", "b": 1}}, {"a": {"rule": "y"}}, {"a": {"rule": "y"}}),
+        ({"a": {"rule": "x", "b": 1}}, {"a": {"b": 2}}, {"a": {"rule": "x", "b": 2}}),
         ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
         ({"a": None}, {"a": {"b": 1}}, {"a": {"b": 1}}),
@@ -178,7 +180,7 @@ def leaves(
     model: type[BaseModel], default: Any = None, prefix: str = "", kinds: tuple[str, ...] = ()
 ) -> Iterator[Leaf]:
     for name, field in model.model_fields.items():
-        if name == "kind":
+        if name in TAGS:
             continue
         value = (
             "required"
@@ -193,9 +195,10 @@ def leaves(
         elif len(inner) == 1:
             yield from leaves(inner[0], value, f"{prefix}{name}.", kinds)
         else:
-            yield f"{prefix}{name}.kind", kinds, value.kind
+            (tag,) = {tag for tag in TAGS for member in inner if tag in member.model_fields}
+            yield f"{prefix}{name}.{tag}", kinds, getattr(value, tag)
             for member in inner:
-                kind = member.model_fields["kind"].default
+                kind = member.model_fields[tag].default
                 yield from leaves(
                     member,
                     value if isinstance(value, member) else None,
@@ -222,7 +225,7 @@ def test_the_help_lists_every_leaf_with_the_default_in_force(model: type[BaseMod
         mine = [line.strip() for line in lines if line.strip().startswith(f"--{name} ")]
         if default == "required":
             assert any("(required)" in line for line in mine), name
-        elif name.endswith(".kind"):
+        elif name.split(".")[-1] in TAGS:
             assert any(line.endswith(f"}} = {default}") for line in mine), (name, default, mine)
         else:
             assert any(f" = {shown(default)}" in line for line in mine), (name, default, mine)
@@ -232,7 +235,7 @@ def test_the_help_lists_every_leaf_with_the_default_in_force(model: type[BaseMod
     kinds = {
         kind
         for line in lines
-        if ".kind  {" in line
+        if any(f".{tag}  {{" in line for tag in TAGS)
         for kind in line.partition("{")[2].partition("}")[0].split(",")
     }
     for line in map(str.strip, lines):
@@ -382,6 +385,14 @@ MISTAKES = [
     (
         {"backend": {"rewards": [{"kind": "scale", "factor": -1}]}},
         "backend.rewards.0.factor: Input should be greater than 0 (got -1)",
+    ),
+    (
+        {"extractor": {"selection": {"rule": "lbc"}}},
+        "extractor.selection: unknown rule 'lbc': did you mean 'lcb'? known are lcb, mean, minimum",
+    ),
+    (
+        {"extractor": {"selection": {"rule": "lcb", "temperature": 1.0}}},
+        "extractor.selection: unknown field of LowerBoundSelection 'temperature': known are coeff",
     ),
     (
         {"schedule": "joint", "extractor": {"kind": "select_only"}},

@@ -23,6 +23,7 @@ from ddice.collection import pointmaze_evaluation_spec
 from ddice.data.environment import record_of
 from ddice.data.spec import EnvRecord
 from ddice.dice_backends import GivenRatio
+from ddice.diffusion.samplers import Selection
 from ddice.extractors import GaussianBC, SelectOnly
 from ddice.pictures.actions import behaviour_actions, density_grid, q_grid
 from ddice.pictures.film import Film, encode_gif, require_rendering, strip
@@ -189,9 +190,7 @@ def test_the_density_has_integral_one_and_follows_the_actions() -> None:
     [("mean", lambda x, y: -((x - 0.5) ** 2) - y**2 + y / 2), ("minimum", None)],
 )
 def test_the_q_grid_is_q_at_its_nodes(policy: Any, rule: str, expected_at: Any) -> None:
-    config = policy.config.model_copy(
-        update={"selection": policy.config.selection.model_copy(update={"rule": rule})}
-    )
+    config = policy.config.model_copy(update={"selection": Selection(rule=rule)})
     ruled = ddice.Policy(config, policy.spec, policy.sampler, q)
     grid = q_grid(ruled, torch.zeros(4), q, nodes=5)
     expected_at = expected_at or (lambda x, y: -((x - 0.5) ** 2) - y**2 + min(y, 0))

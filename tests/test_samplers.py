@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,27 @@ from oracles import VP
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from ddice.dice_backends import PiecewiseF
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import AnySampler, Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.diffusion.samplers import (
+    AnySampler,
+    AnySelection,
+    Diffusion,
+    DiffusionSampler,
+    Gaussian,
+    LowerBoundSelection,
+    MeanSelection,
+    MinimumSelection,
+    Selection,
+    SoftmaxSelection,
+)
 from ddice.diffusion.samplers.reference import LOG_STD
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import DDIM, PUBLISHED
+from ddice.extractors import SelectOnly
+from ddice.policies.policy import make_policy
 
 TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
 
@@ -38,6 +54,77 @@ def test_rows_are_chosen_apart() -> None:
     q = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [5.0, 5.1]]])
     for rule in ("mean", "minimum", "softmax"):
         assert Selection(rule=rule).select(q, None).tolist() == [1, 0, 1]
+    members = torch.cat([q, q + 1])
+    assert Selection(rule="lcb").select(members, None).tolist() == [1, 0, 1]
+
+
+def test_the_lower_bound_by_hand() -> None:
+    """Members 1 and 3, 2 and 4, 6 and -1: means 2, 3, 2.5, sample deviations sqrt 2, sqrt 2, 7 /
+    sqrt 2.
+    """
+    root = 2**0.5
+    expected = torch.tensor([[2 - 0.5 * root, 3 - 0.5 * root, 2.5 - 0.5 * 7 / root]])
+    torch.testing.assert_close(Selection(rule="lcb", coefficient=0.5).scores(Q), expected)
+    agreeing = torch.tensor([[[4.0, 0.0]], [[4.0, 10.0]]])  # means 4 and 5, deviations 0 and 7.07
+    for coefficient, chosen in ((0.1, 1), (0.2, 0)):
+        rule = Selection(rule="lcb", coefficient=coefficient)
+        assert rule.select(agreeing, None).tolist() == [chosen]
+
+
+def test_the_lower_bound_holds_mean_and_minimum() -> None:
+    """The coefficient 0 is the mean; of two members, 1 / sqrt 2 is the minimum."""
+    q = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for coefficient, rule in ((0.0, "mean"), (2**-0.5, "minimum")):
+        bound = Selection(rule="lcb", coefficient=coefficient)
+        torch.testing.assert_close(bound.scores(q), Selection(rule=rule).scores(q))
+
+
+def test_a_rule_is_a_class_that_holds_its_own_fields() -> None:
+    """The same from Python, from a dict and from JSON; what a rule does not read is refused."""
+    adapter: TypeAdapter[Any] = TypeAdapter(AnySelection)
+    for fields, expected in (
+        ({}, MeanSelection()),
+        ({"rule": "minimum"}, MinimumSelection()),
+        ({"rule": "softmax", "temperature": 0.5}, SoftmaxSelection(temperature=0.5)),
+        ({"rule": "lcb", "coefficient": 2.0}, LowerBoundSelection(coefficient=2.0)),
+    ):
+        made = Selection(**fields)
+        assert type(made) is type(expected)
+        assert made == expected
+        assert Selection.model_validate(expected.model_dump()) == expected
+        assert adapter.validate_json(expected.model_dump_json()) == expected
+    foreign = {"mean": "temperature", "lcb": "temperature", "softmax": "coefficient"}
+    for rule, field in foreign.items():
+        with pytest.raises(ValueError, match=f"unknown field .*{field!r}"):
+            Selection(rule=rule, **{field: 1.0})
+        with pytest.raises(ValueError, match=f"unknown field .*{field!r}"):
+            SelectOnly(selection={"rule": rule, field: 1.0})
+    with pytest.raises(ValueError, match=r"unknown rule 'mode'.*known are lcb, mean, mini"):
+        Selection(rule="mode")
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Selection(rule="lcb", coefficient=-0.1)
+
+
+def test_a_lower_bound_of_one_member_is_refused() -> None:
+    """By the extractor before it trains, by the policy when it is made, and, with a callable of the
+    user's, at its first call; with one candidate nothing is compared.
+    """
+    rule, spec = Selection(rule="lcb"), data().spec
+    config = SelectOnly(candidates=2, selection=rule)
+    prior, alone = TINY.build(spec), PiecewiseF(critic_members=1).build(spec)
+    with pytest.raises(ValueError, match='"lcb" compares the members of the critic, at least 2'):
+        config.check(prior, alone)
+    config.check(prior, PiecewiseF(critic_members=2).build(spec))
+    config.model_copy(update={"candidates": 1}).check(prior, alone)
+    sampler = Gaussian(network=MLP(hidden=(4,))).build(spec)
+    with pytest.raises(ValueError, match="and this one has 1"):
+        make_policy(spec, sampler, candidates=2, selection=rule, q=alone.q)
+    mean = make_policy(spec, sampler, candidates=2, selection=Selection(), q=alone.q)
+    with pytest.raises(ValueError, match="and this one has 1"):
+        mean.with_settings(selection=rule)
+    own = make_policy(spec, sampler, candidates=2, selection=rule, q=lambda s, a: a.sum(-1))
+    with pytest.raises(ValueError, match="and this one has 1"):
+        own.act(torch.zeros(spec.observations.size))
 
 
 def test_without_random_numbers_a_softmax_is_an_argmax() -> None:

@@ -36,13 +36,27 @@ def import_function(name: str, field: str) -> Any:
         ) from error
 
 
+TAGS = ("kind", "rule")  # the fields that say which member of a union a configuration is
+
+
+def tag_of(config: type[BaseModel]) -> str | None:
+    """The field of a class of configurations that says which it is, None for one of no union."""
+    return next((name for name in TAGS if name in config.model_fields), None)
+
+
+def kind_of(config: type[BaseModel]) -> Any:
+    """The value of that field which stands for the class, None for one of no union."""
+    tag = tag_of(config)
+    return None if tag is None else config.model_fields[tag].default
+
+
 def merge(base: Any, changes: Any) -> Any:
     """`changes` over `base`, key by key; where they name different kinds, nothing of the base's
     kind is kept.
     """
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
-    if "kind" in changes and "kind" in base and changes["kind"] != base["kind"]:
+    if any(tag in changes and tag in base and changes[tag] != base[tag] for tag in TAGS):
         return changes
     return {
         **base,

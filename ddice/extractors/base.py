@@ -18,11 +18,11 @@ from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.prior import Prior
-from ddice.diffusion.samplers import Diffusion, Sampler, Selection
+from ddice.diffusion.samplers import AnySelection, Diffusion, MeanSelection, Sampler
 from ddice.diffusion.solvers import PUBLISHED, Solver
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
-from ddice.policies.policy import Clipping, Policy, QCallable, check_q, make_policy
+from ddice.policies.policy import Clipping, Policy, QCallable, check_q, check_selection, make_policy
 
 
 class RatioSource(Protocol):
@@ -49,7 +49,9 @@ class ExtractorConfig(Config):
     candidates: int = Field(
         1, ge=1, description="K, actions sampled per decision; more than one needs a Q"
     )
-    selection: Selection = Field(Selection(), description="how Q chooses among the candidates")
+    selection: AnySelection = Field(
+        MeanSelection(), description="how Q chooses among the candidates"
+    )
     clip_candidates: Clipping = Field(
         "before_scoring", description="map all candidates into the action bounds, or the chosen one"
     )
@@ -85,6 +87,8 @@ class ExtractorConfig(Config):
             hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=...).fit(data)"
             raise ValueError(f"{type(self).__name__} needs a backend for its ratios: {hint}")
         check_q(self.candidates, backend is not None and backend.has_q)
+        if backend is not None and backend.has_q:
+            check_selection(self.selection, self.candidates, backend.q)
         if prior is not None and backend is not None:
             check_same_spaces(prior.spec, backend.spec)
 

@@ -19,7 +19,15 @@ from ddice.core.randomness import generator, plain_seed
 from ddice.core.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 from ddice.data import Spec
 from ddice.dice_backends.q_function import QConfig, QFunction
-from ddice.diffusion.samplers import AnySampler, Diffusion, DiffusionSampler, Sampler, Selection
+from ddice.diffusion.samplers import (
+    AnySampler,
+    AnySelection,
+    Diffusion,
+    DiffusionSampler,
+    MeanSelection,
+    Sampler,
+    Selection,
+)
 from ddice.diffusion.solvers import Solver
 from ddice.parts.loop import resolve_device
 from ddice.policies.engines import (
@@ -42,7 +50,7 @@ class PolicyConfig(Config):
 
     sampler: AnySampler
     candidates: int = Field(1, ge=1, description="K, actions sampled per decision")
-    selection: Selection = Selection()
+    selection: AnySelection = MeanSelection()
     clip_candidates: Clipping = "before_scoring"
     q: QConfig | Literal["given"] | None = None
     notes: dict[str, str] = Field(default_factory=dict, description="where the policy comes from")
@@ -55,6 +63,14 @@ def check_q(candidates: int, has_q: bool) -> None:
             f"candidates = {candidates} needs a Q to choose among them and this backend has "
             "none: give it one, or use candidates=1"
         )
+
+
+def check_selection(selection: Selection, candidates: int, q: QCallable | None) -> None:
+    """Raise ValueError when K > 1 candidates were to be ranked by a rule that compares more members
+    than the critic has. How many a callable of the user's has shows at its first call.
+    """
+    if candidates > 1 and isinstance(q, QFunction):
+        selection.check_members(q.critic.members[-1])
 
 
 class Policy:
@@ -71,6 +87,7 @@ class Policy:
         settings: EngineSettings = REFERENCE,
     ):
         check_q(config.candidates, q is not None)
+        check_selection(config.selection, config.candidates, q)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
         self.settings, self.engine = settings, make_engine(settings, self.parts)
@@ -226,7 +243,7 @@ class Policy:
         """
         shape, sampled, device = (
             (self.config.candidates, self.spec.actions.size),
-            self.config.selection.rule == "softmax",
+            self.config.selection.samples,
             self.device,
         )
         if deterministic:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ddice.core.config import unknown_name
+from ddice.core.config import kind_of, tag_of, unknown_name
 
 Tree = dict[str, Any]
 
@@ -99,7 +99,7 @@ def _message(item: Mapping[str, Any], name: str) -> str:
         return unknown_name(
             context["tag"],
             [name.strip("'") for name in context["expected_tags"].split(", ")],
-            "kind",
+            context["discriminator"].strip("'"),
         )
     if item["type"] in ("model_attributes_type", "model_type") and isinstance(item["input"], str):
         return f"expected fields, got {item['input']!r}: a kind is chosen with --{name}.kind"
@@ -121,7 +121,7 @@ def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
             for member in models
             for label in (
                 member.__name__,
-                getattr(member.model_fields.get("kind"), "default", None),
+                kind_of(member),
             )
         }
         of_a_plugin = (
@@ -145,7 +145,7 @@ def describe_fields(
     """
     lines: list[str] = []
     for name, field in model.model_fields.items():
-        if name == "kind":
+        if name == tag_of(model):
             continue
         default = (
             field.get_default(call_default_factory=True)
@@ -169,10 +169,12 @@ def describe_fields(
 
 
 def _describe_kinds(models: list[type[BaseModel]], prefix: str, default: Any) -> list[str]:
-    kinds = [str(member.model_fields["kind"].default) for member in models]
+    tag = tag_of(models[0])
+    assert tag is not None
+    kinds = [str(kind_of(member)) for member in models]
     lines = [
-        f"{prefix}kind  {{{','.join(kinds)}}}"
-        + (f" = {default.kind}" if default is not None else "")
+        f"{prefix}{tag}  {{{','.join(kinds)}}}"
+        + (f" = {getattr(default, tag)}" if default is not None else "")
     ]
     seen: set[str] = set()
     for member, kind in zip(models, kinds, strict=True):

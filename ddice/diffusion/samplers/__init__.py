@@ -10,17 +10,29 @@ from ddice.diffusion.samplers.reference import (
     Gaussian,
     GaussianSampler,
 )
-from ddice.diffusion.samplers.selection import Selection
+from ddice.diffusion.samplers.selection import (
+    AnySelection,
+    LowerBoundSelection,
+    MeanSelection,
+    MinimumSelection,
+    Selection,
+    SoftmaxSelection,
+)
 
 AnySampler = Annotated[Diffusion | Gaussian, Field(discriminator="kind")]
 Sampler = DiffusionSampler | GaussianSampler
 
 __all__ = [
     "AnySampler",
+    "AnySelection",
     "Diffusion",
     "DiffusionSampler",
     "Gaussian",
     "GaussianSampler",
+    "LowerBoundSelection",
+    "MeanSelection",
+    "MinimumSelection",
     "Sampler",
     "Selection",
+    "SoftmaxSelection",
 ]

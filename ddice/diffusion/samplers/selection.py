@@ -2,31 +2,132 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidatorFunctionWrapHandler, model_validator
 from torch import Tensor
 
-from ddice.core.config import Config
+from ddice.core.config import Config, unknown_name
 
 
 class Selection(Config):
-    """argmax of the ensemble's mean or minimum, or a sample from softmax(mean / temperature)."""
+    """How one of K candidates is chosen by the members of a critic.
 
-    rule: Literal["mean", "minimum", "softmax"] = "mean"
-    temperature: float = Field(1.0, gt=0, description='of "softmax", in units of Q')
+    Abstract, but it can be called: `Selection(rule="lcb", coefficient=0.5)` is the member of
+    `AnySelection` that has this rule, here a `LowerBoundSelection`, and `Selection()` a
+    `MeanSelection`. A field that the rule does not read is refused.
+    """
 
+    rule: str
+
+    samples: ClassVar[bool] = False  # whether `select` reads uniform numbers
+    least_members: ClassVar[int] = 1  # of the critic
+
+    def __new__(cls, *args: Any, **fields: Any) -> Selection:  # which Python hands to __init__ too
+        chosen = _of_rule(fields.get("rule", "mean")) if cls is Selection else cls
+        return super().__new__(chosen)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choose(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """`Selection.model_validate` gives a member too."""
+        if cls is Selection:
+            return TypeAdapter(AnySelection).validate_python(values)
+        return handler(values)
+
+    @abstractmethod
     def scores(self, q: Tensor) -> Tensor:
         """The members q (M, ...) reduced to the numbers that candidates are ranked by, (...)."""
-        return q.amin(0) if self.rule == "minimum" else q.mean(0)
 
     def select(self, q: Tensor, uniform: Tensor | None) -> Tensor:
-        """q (M, B, K) and, for a softmax sample, uniform numbers (B,) -> indices (B,); without
-        them the argmax is taken.
+        """q (M, B, K), and uniform numbers (B,) for a rule that samples -> indices (B,); without
+        them the argmax of the scores is taken.
         """
+        return self.scores(q).argmax(-1)
+
+    def check_members(self, members: int) -> None:
+        """Raise ValueError when the critic has fewer members than the rule compares."""
+        if members < self.least_members:
+            raise ValueError(
+                f'the selection rule "{self.rule}" compares the members of the critic, at least '
+                f"{self.least_members}, and this one has {members}: give it more members, or "
+                'select by "mean"'
+            )
+
+
+class MeanSelection(Selection):
+    """argmax of the mean over members."""
+
+    rule: Literal["mean"] = "mean"
+
+    def scores(self, q: Tensor) -> Tensor:
+        return q.mean(0)
+
+
+class MinimumSelection(Selection):
+    """argmax of the minimum over members."""
+
+    rule: Literal["minimum"] = "minimum"
+
+    def scores(self, q: Tensor) -> Tensor:
+        return q.amin(0)
+
+
+class SoftmaxSelection(Selection):
+    """A sample from softmax(mean over members / temperature); deterministic, its argmax."""
+
+    rule: Literal["softmax"] = "softmax"
+    temperature: float = Field(1.0, gt=0, description="in units of Q")
+
+    samples = True
+
+    def scores(self, q: Tensor) -> Tensor:
+        return q.mean(0)
+
+    def select(self, q: Tensor, uniform: Tensor | None) -> Tensor:
         scores = self.scores(q)
-        if self.rule != "softmax" or uniform is None:
+        if uniform is None:
             return scores.argmax(-1)
+        # Inversion: the first candidate whose cumulative share reaches the uniform number. The
+        # last cumulative share is 1 up to rounding, so uniform numbers are taken as shares of it.
         cumulative = torch.softmax(scores / self.temperature, -1).cumsum(-1)
-        return (cumulative < uniform[:, None] * cumulative[:, -1:]).sum(-1)
+        reached = uniform[:, None] * cumulative[:, -1:]
+        return (cumulative < reached).sum(-1)
+
+
+class LowerBoundSelection(Selection):
+    """argmax of a lower confidence bound: mean - coefficient * deviation over members, with the
+    sample deviation, sqrt(sum (q - mean)^2 / (M - 1)).
+
+    The coefficient 0 is "mean". Two members and the coefficient 1 / sqrt(2) are "minimum": the
+    sample deviation of two numbers is their distance / sqrt(2), and half the distance below the
+    mean is the smaller one.
+    """
+
+    rule: Literal["lcb"] = "lcb"
+    coefficient: float = Field(
+        1.0, ge=0, description="deviations below the mean; larger trusts the members less"
+    )
+
+    least_members = 2
+
+    def scores(self, q: Tensor) -> Tensor:
+        self.check_members(len(q))
+        return q.mean(0) - self.coefficient * q.std(0, correction=1)
+
+
+AnySelection = Annotated[
+    MeanSelection | MinimumSelection | SoftmaxSelection | LowerBoundSelection,
+    Field(discriminator="rule"),
+]
+
+
+def _of_rule(rule: object) -> type[Selection]:
+    union, _ = get_args(AnySelection)
+    members = {member.model_fields["rule"].default: member for member in get_args(union)}
+    if rule not in members:
+        raise ValueError(unknown_name(str(rule), members, "rule"))
+    chosen: type[Selection] = members[rule]
+    return chosen

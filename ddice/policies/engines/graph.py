@@ -93,9 +93,7 @@ class GraphEngine(Engine):
             torch.cuda.Event() if device.type == "cuda" else None
         )  # of the last call: the next may come on another stream
         decision = runner().decision
-        self._sampled = (
-            decision.selection.rule == "softmax"
-        )  # other selections read no uniform numbers
+        self._sampled = decision.selection.samples  # others read no uniform numbers
         self._shapes = (decision.observations,), (decision.candidates, decision.actions), ()
         self._sizes = buckets(batch_sizes, max(batch_sizes))
         for size in reversed(self._sizes):

@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from ddice.diffusion.samplers import (
+    LowerBoundSelection,
+    MeanSelection,
+    MinimumSelection,
+    Selection,
+    SoftmaxSelection,
+)
 from ddice.diffusion.samplers.reference import LOG_STD
 from ddice.policies.engines.decision import Decision, DiffusionProgram
 from ddice.policies.engines.onnx_writer import Writer
-from ddice.policies.engines.program import Instruction, Program
+from ddice.policies.engines.program import Instruction, NotCovered, Program
 from ddice.policies.exported import SCHEMA
 
 OPSET = 18
@@ -247,14 +254,14 @@ def _chosen(writer: Writer, decision: Decision, candidates: str) -> str:
         )
         found.append(writer.node("Reshape", (q, writer.integers(1, -1, count))))
     q = writer.node("Concat", found, axis=0)
-    rule = "ReduceMin" if decision.selection.rule == "minimum" else "ReduceMean"
-    scores = writer.node(rule, (q, writer.integers(0)), keepdims=0)
-    if decision.selection.rule != "softmax":
+    selection = decision.selection
+    scores = _scores(writer, q, selection, members=len(found))
+    if not isinstance(selection, SoftmaxSelection):
         return writer.node("ArgMax", (scores,), "chosen", axis=-1, keepdims=0)
     best = writer.node("ArgMax", (scores,), axis=-1, keepdims=0)
     weights = writer.node(
         "Softmax",
-        (writer.node("Div", (scores, writer.floats(decision.selection.temperature))),),
+        (writer.node("Div", (scores, writer.floats(selection.temperature))),),
         axis=-1,
     )
     cumulative = writer.node("CumSum", (weights, writer.integers(-1)))
@@ -268,6 +275,29 @@ def _chosen(writer: Writer, decision: Decision, candidates: str) -> str:
     return writer.node(
         "Where", (writer.node("Less", ("uniform", writer.floats(0.0))), best, sampled), "chosen"
     )
+
+
+def _scores(writer: Writer, q: str, selection: Selection, *, members: int) -> str:
+    """What a rule ranks candidates by, (B, K), from q (M, B, K). Raises NotCovered for a rule of
+    your own.
+    """
+
+    def over_members(operation: str, values: str) -> str:
+        return writer.node(operation, (values, writer.integers(0)), keepdims=0)
+
+    if isinstance(selection, MinimumSelection):
+        return over_members("ReduceMin", q)
+    mean = over_members("ReduceMean", q)
+    if isinstance(selection, MeanSelection | SoftmaxSelection):
+        return mean
+    if not isinstance(selection, LowerBoundSelection):
+        raise NotCovered(f"not covered: the selection rule {selection.rule!r}")
+    distance = writer.node("Sub", (q, mean))
+    squares = over_members("ReduceSum", writer.node("Mul", (distance, distance)))
+    variance = writer.node("Div", (squares, writer.floats(members - 1)))  # as the sample deviation
+    deviation = writer.node("Sqrt", (variance,))
+    below = writer.node("Mul", (deviation, writer.floats(selection.coefficient)))
+    return writer.node("Sub", (mean, below))
 
 
 def onnx_model(
