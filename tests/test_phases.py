@@ -39,24 +39,26 @@ def slope(kind: str, x: Tensor) -> Tensor:
     return gate * (1 + x * (1 - gate)) if kind == "silu" else (x > 0).to(x)
 
 
-def apply(step: Step, y: Tensor, a: list[Tensor]) -> Tensor:
+def apply(step: Step, y: Tensor, others: list[Tensor]) -> Tensor:
+    """Written from the meaning of the operations, not from the table."""
+    given = [*others[: step.role], y, *others[step.role :]]
     if step.op == "add":
-        return y + a[0]
+        return given[0] + given[1]
     if step.op in ("silu", "relu"):
         return y * torch.sigmoid(y) if step.op == "silu" else y.clamp(min=0)
-    if step.op.endswith("_of"):
-        return a[0] * slope(step.op[:4], y)
+    if step.op in ("silu_backward", "relu_backward"):
+        return given[0] * slope(step.op[:4], given[1])
     if step.op == "layer_norm":
-        return functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS) * a[0] + a[1]
-    if step.op == "layer_norm_gradient":
-        x = a[0].clone().requires_grad_()
+        return functional.layer_norm(y, y.shape[-1:], eps=NORM_EPS) * given[1] + given[2]
+    if step.op == "layer_norm_backward":
+        gradient, x, gain = given
+        x = x.clone().requires_grad_()
         with torch.enable_grad():
-            return torch.autograd.grad(
-                functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS), x, (y * a[1]).expand_as(x)
-            )[0]
-    if step.op == "clean":
-        return (a[0] * a[1] - y * a[2]).clamp(-1, 1)
-    return y * slope(step.op[:4], a[0])
+            normal = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+            return torch.autograd.grad(normal, x, (gradient * gain).expand_as(x))[0]
+    assert step.op == "clean"
+    noise, x, inverse, factor = given
+    return (x * inverse - noise * factor).clamp(-1, 1)
 
 
 def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:
@@ -126,7 +128,9 @@ def test_phases_compute_the_body(name: str, policy: Policy) -> None:
 
 def text(task: Task) -> str:
     read = "+".join(str(term.view.size) for term in task.terms)
-    return f"{read}>{task.size} " + " ".join(step.op for step in task.steps)
+    return f"{read}>{task.size} " + " ".join(
+        step.op + ("" if step.role == 0 else f" of {step.role}") for step in task.steps
+    )
 
 
 def test_the_published_networks_in_thirteen_phases() -> None:
@@ -143,10 +147,10 @@ def test_the_published_networks_in_thirteen_phases() -> None:
         ["2>16 add silu add", "2>16 add", "2>16 add silu"],
         ["16>16 add silu add", "16>16 add silu"],
         ["16>12 add silu add", "16>12 add", "16>16 add silu"],
-        ["12>12 add silu add", "16>16 add silu_of"],
-        ["12>8 add silu add", "12>8 add", "16>16 silu_gradient"],
-        ["8>8 add silu add", "16>16 silu_gradient"],
-        ["8>8 add silu add", "16>16 silu_gradient"],
+        ["12>12 add silu add", "16>16 add silu_backward of 1"],
+        ["12>8 add silu add", "12>8 add", "16>16 silu_backward"],
+        ["8>8 add silu add", "16>16 silu_backward"],
+        ["8>8 add silu add", "16>16 silu_backward"],
         ["8>8 add silu add"],
         ["16>12 add silu add", "16>12 add"],
         ["12>12 add silu add"],
@@ -231,7 +235,7 @@ def test_a_value_may_meet_itself() -> None:
     program = start()
     h = linear(program, "x", 2)
     twice = program.emit("add", (h, h), 2)
-    product = program.emit("silu_backward", (h, program.emit("silu", (h,), 2)), 2)
+    product = program.emit("silu_backward", (program.emit("silu", (h,), 2), h), 2)
     halves = [program.emit("slice", (twice,), 1, columns=(i, i + 1)) for i in range(2)]
     both = program.emit("add", tuple(halves), 1)
     program.output = program.emit(

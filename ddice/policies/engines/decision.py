@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ddice.dice_backends.q_function import QFunction
-from ddice.diffusion.networks import Encoder, Layer, Network, Operation
+from ddice.diffusion.networks import Encoder, Layer, Network
+from ddice.diffusion.networks.operations import operation
+from ddice.diffusion.networks.plan import run_backward, run_forward
 from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Solver
@@ -25,54 +26,57 @@ from ddice.policies.engines.program import NotCovered, Program
 CHECK_TOLERANCE = 1e-6  # of the check that a solver is linear, in float64
 
 
+class Instructions:
+    """A target of plans: their operations become instructions of a program."""
+
+    def __init__(self, program: Program):
+        self.program = program
+
+    def emit(
+        self,
+        op: str,
+        inputs: tuple[str, ...],
+        size: int,
+        parameters: tuple[Tensor, ...] = (),
+        *,
+        bias: Tensor | None = None,
+        columns: tuple[int, ...] = (),
+    ) -> str:
+        operation(op)  # raises for what no table states
+        weights = tuple(weight.detach().contiguous() for weight in parameters)
+        if op == "linear":
+            return self._linear(inputs, size, weights, bias)
+        return self.program.emit(op, inputs, size, weights=weights, columns=columns)
+
+    def _linear(
+        self,
+        inputs: tuple[str, ...],
+        size: int,
+        weights: tuple[Tensor, ...],
+        bias: Tensor | None,
+    ) -> str:
+        """An affine layer; what its inputs of time and of states alone add becomes a row."""
+        program = self.program
+        row = None if bias is None else program.constant(bias.detach()[..., None, None, :])
+        constant = [name for name in inputs if name in program.constants]
+        of_candidates = [name for name in inputs if name in program.in_body]
+        of_states = [name for name in inputs if name not in (*constant, *of_candidates)]
+        for names in (constant, of_states, of_candidates):
+            if names:
+                used = tuple(w for n, w in zip(inputs, weights, strict=True) if n in names)
+                row = program.emit("linear", tuple(names), size, weights=used, row=row)
+        assert row is not None
+        return row
+
+
 def add_network(
     program: Program, network: Network, inputs: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Layer]]:
     """Append a network whose inputs are these values; where each of its values is found in the
     program, and its plan.
     """
-    names, plan = dict(inputs), network.plan()
-    for layer in plan:
-        if layer.op not in get_args(Operation):
-            raise NotCovered(f"not covered: {layer.op}")
-        size = network.sizes[layer.output]
-        values = tuple(names[name] for name in layer.inputs)
-        if layer.op == "linear":
-            names[layer.output] = _linear(program, layer, values, size)
-        elif layer.op in ("add", "concat", "relu", "silu"):
-            names[layer.output] = program.emit(layer.op, values, size)
-        else:
-            weights = tuple(
-                weight.detach() for weight in (layer.weight, layer.bias) if weight is not None
-            )
-            names[layer.output] = program.emit(layer.op, values, size, weights=weights)
-    return names, plan
-
-
-def _linear(program: Program, layer: Layer, values: tuple[str, ...], size: int) -> str:
-    """An affine layer; the part of its inputs that are no candidates' becomes a row."""
-    assert layer.weight is not None
-    assert layer.bias is not None
-    weights = layer.weight.detach().split([program.sizes[name] for name in values], dim=-2)
-    row = program.constant(layer.bias.detach()[..., None, None, :])
-    for inside in (
-        [n for n in values if n in program.constants],
-        [n for n in values if n not in program.constants and n not in program.in_body],
-    ):
-        if inside:
-            row = program.emit(
-                "linear",
-                tuple(inside),
-                size,
-                weights=tuple(w for n, w in zip(values, weights, strict=True) if n in inside),
-                row=row,
-            )
-    rest = [(n, w) for n, w in zip(values, weights, strict=True) if n in program.in_body]
-    if not rest:
-        return row
-    return program.emit(
-        "linear", tuple(n for n, _ in rest), size, weights=tuple(w for _, w in rest), row=row
-    )
+    plan = network.plan()
+    return run_forward(plan, inputs, Instructions(program)), plan
 
 
 def add_gradient(
@@ -82,64 +86,11 @@ def add_gradient(
     the name of the gradient.
     """
     names, plan = add_network(program, network, inputs)
-    depends = {wrt}
-    for layer in plan:
-        if depends & set(layer.inputs):
-            depends.add(layer.output)
-    seed = program.constant(
-        factor[:, None, None].expand(-1, 1, network.sizes[plan[-1].output]).contiguous()
-    )
-    gradients = {plan[-1].output: [seed]}
-    for layer in reversed(plan):
-        if layer.output not in gradients or layer.output not in depends:
-            continue
-        gradient = _total(program, gradients.pop(layer.output))
-        start = 0
-        for name in layer.inputs:
-            columns = (start, start + network.sizes[name])
-            start = columns[1]
-            if name in depends:
-                gradients.setdefault(name, []).append(
-                    _backward(program, layer, names[name], gradient, columns)
-                )
-    if wrt not in gradients:
+    seed = program.constant(factor[:, None, None].expand(-1, 1, plan[-1].size).contiguous())
+    gradient = run_backward(plan, names, seed, wrt, Instructions(program))
+    if gradient is None:
         return program.constant(factor.new_zeros(1, 1, network.sizes[wrt]))
-    return _total(program, gradients[wrt])
-
-
-def _total(program: Program, terms: list[str]) -> str:
-    return (
-        terms[0] if len(terms) == 1 else program.emit("add", tuple(terms), program.sizes[terms[0]])
-    )
-
-
-def _backward(
-    program: Program, layer: Layer, x: str, gradient: str, columns: tuple[int, int]
-) -> str:
-    """The gradient in one input x of one layer, from the gradient in its output."""
-    size = columns[1] - columns[0]
-    if layer.op == "linear":
-        assert layer.weight is not None
-        return program.emit(
-            "linear",
-            (gradient,),
-            size,
-            weights=(layer.weight.detach()[..., columns[0] : columns[1], :].mT.contiguous(),),
-        )
-    if layer.op == "concat":
-        return program.emit("slice", (gradient,), size, columns=columns)
-    if layer.op == "add":
-        return gradient
-    if layer.op == "silu":
-        return program.emit("silu_backward", (x, gradient), size)
-    if layer.op == "relu":
-        return program.emit("relu_backward", (x, gradient), size)
-    if layer.op == "layer_norm":
-        assert layer.weight is not None
-        return program.emit(
-            "layer_norm_backward", (x, gradient), size, weights=(layer.weight.detach(),)
-        )
-    raise NotCovered(f"not covered: the gradient of {layer.op}")
+    return gradient
 
 
 def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tuple[Tensor, Tensor]:

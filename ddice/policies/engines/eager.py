@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ddice.diffusion.networks import NORM_EPS, normalise
+from ddice.diffusion.networks.operations import operation
+from ddice.diffusion.networks.plan import along
 from ddice.diffusion.samplers.reference import gaussian_mean_and_log_std
 from ddice.policies.engines.base import Choice, Engine
 from ddice.policies.engines.decision import Decision, GaussianProgram
 from ddice.policies.engines.products import Products
-from ddice.policies.engines.program import Instruction, Program, evaluate
+from ddice.policies.engines.program import SETUP_BATCH, Instruction, Program
 
 Rows = Mapping[
     str, tuple[Tensor, ...]
@@ -26,6 +26,7 @@ Rows = Mapping[
 ]
 Values = dict[str, Tensor]  # of the body, (*M, B * K, n)
 Run = Callable[[Values, Rows, int], None]
+BODY_BATCH = 1  # axes of a body value between members and numbers: B * K candidates
 SHAPES_KEPT = 64  # programs, numbers of states and of candidates whose bodies are kept
 
 
@@ -93,9 +94,8 @@ def run_setup(program: Program, observations: Tensor) -> dict[str, Tensor]:
     values = {**program.constants, "observations": observations[None]}
     for instruction in program.setup:
         row = None if instruction.row is None else values[instruction.row]
-        values[instruction.output] = evaluate(
-            instruction, [values[name] for name in instruction.inputs], row
-        )
+        inputs = [values[name] for name in instruction.inputs]
+        values[instruction.output] = instruction.run(inputs, row, batch=SETUP_BATCH)
     return values
 
 
@@ -143,7 +143,7 @@ class Body:
         takes along.
         """
         steps, rows = self.program.body, self.batch * self.candidates
-        readers = Counter(name for step in steps for name in (*step.inputs, step.row)) + Counter(
+        readers = Counter(name for step in steps for name in step.reads) + Counter(
             [self.program.output]
         )
         packed = {
@@ -169,25 +169,18 @@ class Body:
     def _call(self, step: Instruction) -> Run:
         """One instruction as a call that leaves its output among the values."""
         output, inputs, candidates = step.output, step.inputs, self.candidates
-        if step.op == "linear" and self.program.in_body.issuperset(inputs):
+        if step.op == "linear":
             return self._linear(step)
         if step.op == "add" and inputs[0] in self.program.in_body:
             return self._add(step)
+        form = operation(step.op).on_tensors(fast=True)
+        fixed = (*(along(weight, BODY_BATCH) for weight in step.weights), *step.columns)
 
-        def layer_norm(values: Values, rows: Rows, i: int) -> None:
-            x, (gain, shift) = values[inputs[0]], step.weights
-            if gain.ndim == 1:
-                values[output] = functional.layer_norm(x, x.shape[-1:], gain, shift, NORM_EPS)
-            else:
-                values[output] = normalise(x) * gain[:, None] + shift[:, None]
+        def formula(values: Values, rows: Rows, i: int) -> None:
+            given = [_value(values, rows, name, i, candidates) for name in inputs]
+            values[output] = form(*given, *fixed)
 
-        def general(values: Values, rows: Rows, i: int) -> None:
-            row = None if step.row is None else _value(values, rows, step.row, i, candidates)
-            values[output] = evaluate(
-                step, [_value(values, rows, name, i, candidates) for name in inputs], row
-            )
-
-        return layer_norm if step.op == "layer_norm" else general
+        return formula
 
     def _linear(self, step: Instruction) -> Run:
         """sum of inputs @ weights + row; the row inside the product where all candidates share

@@ -11,9 +11,9 @@ from torch import Tensor
 from ddice.policies.engines.decision import Decision, DiffusionProgram
 from ddice.policies.engines.eager import EagerEngine, run_setup
 from ddice.policies.engines.graph import GraphEngine
-from ddice.policies.engines.layout import Layout, blocks, layout
+from ddice.policies.engines.layout import COMBINE, STORE, Layout, blocks, layout
 from ddice.policies.engines.phases import phases
-from ddice.policies.engines.program import Program
+from ddice.policies.engines.program import NotCovered, Program
 
 FusedDtype = Literal["float32", "tf32", "float16"]
 
@@ -50,6 +50,13 @@ def fused_plan(decision: Decision, dtype: FusedDtype = "float32") -> FusedPlan:
         raise ImportError(
             f"the engine 'fused' needs triton ({error}): pip install 'ddice[triton]'"
         ) from error
+    used = {step for lay in layouts if lay is not None for step in lay.steps()}
+    unknown = sorted(used - kernels.STEPS - {STORE, COMBINE})
+    if unknown:
+        raise NotCovered(
+            f"not covered: the steps {', '.join(unknown)}: their operations were stated after "
+            f"{kernels.__name__} was imported"
+        )
     return FusedPlan(
         kernels.phase, *layouts, _storage(dtype), "tf32" if dtype == "tf32" else "ieee"
     )

@@ -8,10 +8,12 @@ The numbers at hand are float32 whatever the values and weights are stored as.
 
 from __future__ import annotations
 
+import linecache
+
 import triton
 import triton.language as tl
 
-from ddice.policies.engines import layout
+from ddice.policies.engines import kernel_text, layout
 
 
 @triton.constexpr_function
@@ -35,19 +37,22 @@ VALUE = tl.constexpr(layout.VALUE)
 CONSTANT = tl.constexpr(layout.CONSTANT)
 UNROLLED = tl.constexpr(layout.UNROLLED)
 SETUP = tl.constexpr(layout.SETUP)
-ADD = tl.constexpr(layout.ADD)
-SILU = tl.constexpr(layout.SILU)
-RELU = tl.constexpr(layout.RELU)
-SILU_GRADIENT = tl.constexpr(layout.SILU_GRADIENT)
-SILU_OF = tl.constexpr(layout.SILU_OF)
-RELU_GRADIENT = tl.constexpr(layout.RELU_GRADIENT)
-RELU_OF = tl.constexpr(layout.RELU_OF)
-LAYER_NORM = tl.constexpr(layout.LAYER_NORM)
-LAYER_NORM_GRADIENT = tl.constexpr(layout.LAYER_NORM_GRADIENT)
-CLEAN = tl.constexpr(layout.CLEAN)
 STORE = tl.constexpr(layout.STORE)
 COMBINE = tl.constexpr(layout.COMBINE)
-EPS = tl.constexpr(layout.NORM_EPS)
+
+
+def function(text: str, name: str):
+    """The Triton function of a text, which Triton reads again through `linecache`."""
+    file = f"<{name} of {__name__}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    namespace = {"tl": tl, "__name__": __name__}
+    exec(compile(text, file, "exec"), namespace)
+    return triton.jit(namespace[name])
+
+
+# The operations as they are when this module is imported; `STEPS` tells later ones apart.
+STEPS = frozenset(kernel_text.step_name(op, role) for op, role in kernel_text.steps())
+formula = function(kernel_text.function_text(), "formula")
 
 
 @triton.jit
@@ -84,29 +89,6 @@ def columns_of(
         ).to(tl.float32)
     else:
         return tl.load(x + rows * size + column, mask=inside & width, other=0.0)
-
-
-@triton.jit
-def silu_slope(x):
-    gate = tl.sigmoid(x)
-    return gate * (1 + x * (1 - gate))
-
-
-@triton.jit
-def centre(y, width, SIZE: tl.constexpr):
-    """Rows less their mean, 0 outside, and 1 / deviation (BM, 1)."""
-    y = tl.where(width, y, 0.0)
-    centred = tl.where(width, y - tl.sum(y, 1)[:, None] / SIZE, 0.0)
-    return centred, 1 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / SIZE + EPS)
-
-
-@triton.jit
-def normalised_gradient(x, gradient, width, SIZE: tl.constexpr):
-    centred, inverse = centre(x, width, SIZE)
-    normal = centred * inverse
-    gradient = tl.where(width, gradient, 0.0)
-    mean = tl.sum(gradient, 1)[:, None] / SIZE
-    return inverse * (gradient - mean - normal * (tl.sum(gradient * normal, 1)[:, None] / SIZE))
 
 
 @triton.jit
@@ -181,19 +163,15 @@ def run_step(
 ):
     """The numbers at hand y (BM, BN) after one step. NaN stays NaN."""
     op: tl.constexpr = child(STEP, 0)
-    FIRST: tl.constexpr = child(STEP, 1)
     inside, width = rows < n, columns < size
-    if op == SILU:
-        y = y * tl.sigmoid(y)
-    elif op == RELU:
-        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif op == STORE:
+    if op == STORE:
+        FIRST: tl.constexpr = child(STEP, 1)
         start = values + n.to(tl.int64) * (child(FIRST, 1) + m * child(FIRST, 2)) + child(FIRST, 3)
         kept = rounded(y, PRECISION).to(values.dtype.element_ty)
         tl.store(start + rows.to(tl.int64) * child(FIRST, 2) + columns, kept, mask=inside & width)
     elif op == COMBINE:
         finish(
-            child(FIRST, 1),
+            child(child(STEP, 1), 1),
             size,
             y,
             x,
@@ -207,31 +185,20 @@ def run_step(
             inside & width,
         )
     else:
-        a = columns_of(FIRST, values, constants, setup, x, i, m, n, k, rows, columns, inside)
-        if op == ADD:
-            y = y + a
-        elif op == SILU_GRADIENT:
-            y = y * silu_slope(a)
-        elif op == SILU_OF:
-            y = a * silu_slope(y)
-        elif op == RELU_GRADIENT:
-            y = tl.where(a > 0, y, 0.0)
-        elif op == RELU_OF:
-            y = tl.where(y > 0, a, 0.0)
-        else:
+        a, b, c = y, y, y  # where the formula has fewer operands
+        if count(STEP) > 1:
+            a = columns_of(
+                child(STEP, 1), values, constants, setup, x, i, m, n, k, rows, columns, inside
+            )
+        if count(STEP) > 2:
             b = columns_of(
                 child(STEP, 2), values, constants, setup, x, i, m, n, k, rows, columns, inside
             )
-            if op == LAYER_NORM:
-                centred, inverse = centre(y, width, size)
-                y = centred * inverse * a + b
-            elif op == LAYER_NORM_GRADIENT:
-                y = normalised_gradient(a, y * b, width, size)
-            elif op == CLEAN:
-                c = columns_of(
-                    child(STEP, 3), values, constants, setup, x, i, m, n, k, rows, columns, inside
-                )
-                y = tl.clamp(a * b - y * c, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
+        if count(STEP) > 3:
+            c = columns_of(
+                child(STEP, 3), values, constants, setup, x, i, m, n, k, rows, columns, inside
+            )
+        y = formula(op, y, a, b, c, width, size)
     return y
 
 

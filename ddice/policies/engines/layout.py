@@ -12,36 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddice.diffusion.networks import NORM_EPS as NORM_EPS
+from ddice.policies.engines.kernel_text import step_name
 from ddice.policies.engines.phases import Phases, Task, Term, View
 from ddice.policies.engines.program import NotCovered
 
 NONE, VALUE, CONSTANT, SETUP, X = range(5)  # where an operand lies
-STEPS = (
-    "add",
-    "silu",
-    "relu",
-    "silu_gradient",
-    "silu_of",
-    "relu_gradient",
-    "relu_of",
-    "layer_norm",
-    "layer_norm_gradient",
-    "clean",
-)
-(
-    ADD,
-    SILU,
-    RELU,
-    SILU_GRADIENT,
-    SILU_OF,
-    RELU_GRADIENT,
-    RELU_OF,
-    LAYER_NORM,
-    LAYER_NORM_GRADIENT,
-    CLEAN,
-) = range(len(STEPS))
-STORE, COMBINE = 100, 101
+# steps that are no formulas: a value is kept for later phases, the output joins the solver's sum
+STORE, COMBINE = "store", "combine"
 ALIGNED = 16  # offsets are multiples of it, so that loads can be wide
 SMALLEST = 16  # side of a product that tensor cores take
 UNROLLED = 33  # numbers of the solver's history whose sum is written out
@@ -120,6 +97,10 @@ class Layout:
     members: int
     few: tuple[Launch, ...]
     many: tuple[Launch, ...]
+
+    def steps(self) -> set[str]:
+        """The names of the steps of all tasks."""
+        return {step[0] for launch in self.few for task in launch.phase for step in task[6]}
 
     def launches(self, rows: int) -> tuple[Launch, ...]:
         return self.few if rows <= FEW_ROWS else self.many
@@ -267,17 +248,16 @@ class _Layout:
 
     def _steps(self, task: Task) -> Iterator[Tree]:
         """Steps with their operands, and in between what is stored."""
-        nothing = Tree(NONE, 0, 0, 0, 0, 1, 0)
         last = task.tail == self.phases.output
         for step in (None, *task.steps):
             if step is not None:
                 operands = [self._operand(view, task.size) for view in step.operands]
-                yield Tree(STEPS.index(step.op), *operands, *[nothing] * (3 - len(operands)))
+                yield Tree(step_name(step.op, step.role), *operands)
             name = task.first if step is None else step.output
             if name in self.phases.stored:
-                yield Tree(STORE, Tree(VALUE, *self.places[name], 0, 1, 0), nothing, nothing)
+                yield Tree(STORE, Tree(VALUE, *self.places[name], 0, 1, 0))
         if last:
-            yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0), nothing, nothing)
+            yield Tree(COMBINE, Tree(NONE, self.steps, 0, 0, 0, 1, 0))
 
     def _term(self, term: Term, depth: int) -> Tree:
         """(operand, rows of the weight, depth of one step, offset of the weight, 1 with members,

@@ -58,7 +58,7 @@ class _Rows:
         self.shared[step.output] = all(self.shared[name] for name in used)
         inputs = [self[name] for name in step.inputs]
         if step.op != "linear":
-            self.names[step.output] = self.writer.elementwise(step, inputs)
+            self.names[step.output] = self.writer.operation(step, inputs)
             return
         y = None if step.row is None else self[step.row]
         for x, weight in zip(inputs, step.weights, strict=True):
@@ -114,7 +114,7 @@ def _body(
 
     for step in program.body:
         if step.op != "linear":
-            values[step.output] = writer.elementwise(step, [beside(name) for name in step.inputs])
+            values[step.output] = writer.operation(step, [beside(name) for name in step.inputs])
             continue
         inside = step.row is not None and direct(step.row)
         y = found[step.row] if inside and step.row is not None else None
@@ -158,27 +158,29 @@ def _diffusion(writer: Writer, generator: DiffusionProgram, candidates: int, act
     stacks = rows.stacks(names)
     found = {name: rows.first(name) for name in sorted(names) if rows.times[name] == 1}
 
-    nodes, outer.nodes = outer.nodes, []
-    coefficients = outer.node("Gather", (matrix, outer.node("Unsqueeze", ("i", outer.integers(0)))))
-    x = outer.node(
-        "Reshape", (outer.node("MatMul", (coefficients, "history")), outer.integers(-1, actions))
-    )
-    for stack, members in stacks:
-        sizes = [generator.network.sizes[name] for name in members]
-        found |= dict(
-            zip(members, outer.split(outer.node("Gather", (stack, "i")), sizes), strict=True)
+    with outer.inner() as inside:
+        coefficients = outer.node(
+            "Gather", (matrix, outer.node("Unsqueeze", ("i", outer.integers(0))))
         )
-    prediction = _body(outer, generator.network, rows, x, candidates, found)
-    placed = outer.node(
-        "Mul",
-        (
-            outer.node("Gather", (places, "i")),
-            outer.node("Reshape", (prediction, outer.integers(1, -1))),
-        ),
-    )
-    outer.node("Add", ("history", placed), "history_out")
-    outer.node("Identity", ("go_on",), "go_on_out")
-    inside, outer.nodes = outer.nodes, nodes
+        x = outer.node(
+            "Reshape",
+            (outer.node("MatMul", (coefficients, "history")), outer.integers(-1, actions)),
+        )
+        for stack, members in stacks:
+            sizes = [generator.network.sizes[name] for name in members]
+            found |= dict(
+                zip(members, outer.split(outer.node("Gather", (stack, "i")), sizes), strict=True)
+            )
+        prediction = _body(outer, generator.network, rows, x, candidates, found)
+        placed = outer.node(
+            "Mul",
+            (
+                outer.node("Gather", (places, "i")),
+                outer.node("Reshape", (prediction, outer.integers(1, -1))),
+            ),
+        )
+        outer.node("Add", ("history", placed), "history_out")
+        outer.node("Identity", ("go_on",), "go_on_out")
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         inside,

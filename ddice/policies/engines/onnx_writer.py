@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ddice.diffusion.networks import NORM_EPS
-from ddice.policies.engines.program import Instruction, NotCovered
+from ddice.diffusion.networks.operations import Function, NotCovered, Sign, Symbol, operation
+from ddice.policies.engines.program import Instruction
+
+SIGNS: dict[Sign, str] = {"+": "Add", "-": "Sub", "*": "Mul", "/": "Div"}
 
 
 class Writer:
@@ -25,7 +28,7 @@ class Writer:
         self.initializers: list[Any] = []
         self._constants: dict[tuple[Any, ...], str] = {}
         self._weights: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
-        self._gates: dict[str, tuple[str, str]] = {}
+        self._known: dict[tuple[Any, ...], str] = {}
         self._count = 0
 
     def name(self, stem: str) -> str:
@@ -75,79 +78,68 @@ class Writer:
     def integers(self, *values: int) -> str:
         return self.array(np.array(values, dtype=np.int64))
 
-    def elementwise(self, step: Instruction, inputs: Sequence[str]) -> str:
-        """Every operation that acts alike on setup and body values."""
-        x, weights = inputs[0], step.weights
-        if step.op == "add":
-            for other in inputs[1:]:
-                x = self.node("Add", (x, other))
-            return x
+    @contextmanager
+    def inner(self) -> Iterator[list[Any]]:
+        """The nodes of a graph inside this one. It sees what was computed before, and nobody
+        outside sees what it computes.
+        """
+        outside = self.nodes, self._known
+        self.nodes, self._known = [], dict(self._known)
+        try:
+            yield self.nodes
+        finally:
+            self.nodes, self._known = outside
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], str]) -> str:
+        """A value that is computed once, however many formulas ask for it: silu and its gradient
+        share a sigmoid.
+        """
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def operation(self, step: Instruction, inputs: Sequence[str]) -> str:
+        """Every operation but products: it acts alike on setup and body values. Raises NotCovered,
+        naming the operation.
+        """
         if step.op == "concat":
             return self.node("Concat", inputs, axis=-1)
         if step.op == "slice":
             start, stop = step.columns
-            return self.node(
-                "Slice", (x, self.integers(start), self.integers(stop), self.integers(-1))
-            )
-        if step.op == "relu":
-            return self.node("Relu", (x,))
-        if step.op == "silu":
-            return self._silu(x)[1]
-        if step.op == "relu_backward":
-            return self.node(
-                "Mul",
-                (
-                    inputs[1],
-                    self.node("Cast", (self.node("Greater", (x, self.floats(0.0))),), to=1),
-                ),
-            )
-        if step.op == "silu_backward":
-            gate, value = self._silu(x)
-            slope = self.node(
-                "Add",
-                (self.node("Mul", (gate, self.node("Sub", (self.floats(1.0), value)))), value),
-            )
-            return self.node("Mul", (inputs[1], slope))
-        if step.op == "clean":
-            _, actions, inverse, factor = inputs
-            clean = self.node(
-                "Sub", (self.node("Mul", (actions, inverse)), self.node("Mul", (x, factor)))
-            )
-            return self.node("Clip", (clean, self.floats(-1.0), self.floats(1.0)))
-        if step.op == "standardize":
-            return self.node(
-                "Div", (self.node("Sub", (x, self.tensor(weights[0]))), self.tensor(weights[1]))
-            )
-        if step.op == "layer_norm":
-            gain, shift = (self.tensor(weight) for weight in weights)
-            return self.node("LayerNormalization", (x, gain, shift), axis=-1, epsilon=NORM_EPS)
-        if step.op == "layer_norm_backward":
-            return self._layer_norm_backward(x, inputs[1], weights[0])
-        raise NotCovered(f"not covered: {step.op}")
+            places = (self.integers(start), self.integers(stop), self.integers(-1))
+            return self.node("Slice", (inputs[0], *places))
+        found = operation(step.op)
+        values = [*inputs, *(self.tensor(weight) for weight in step.weights)]
+        if found.onnx is not None:
+            return found.onnx(self, *values)
+        if found.formula is None:
+            raise NotCovered(f"not covered: {step.op}, which states no form in ONNX")
+        written = found.formula(*(NodeSymbol(self, name) for name in values))
+        assert isinstance(written, NodeSymbol)
+        return written.name
 
-    def _silu(self, x: str) -> tuple[str, str]:
-        """sigmoid(x) and x sigmoid(x), once for the activation and for its gradient."""
-        if x not in self._gates:
-            gate = self.node("Sigmoid", (x,))
-            self._gates[x] = gate, self.node("Mul", (x, gate))
-        return self._gates[x]
 
-    def _mean(self, x: str) -> str:
-        return self.node("ReduceMean", (x, self.integers(-1)), keepdims=1)
+class NodeSymbol(Symbol):
+    """A value of a formula as the output of nodes."""
 
-    def _layer_norm_backward(self, x: str, gradient: str, gain: Tensor) -> str:
-        gradient = self.node("Mul", (gradient, self.tensor(gain)))
-        centred = self.node("Sub", (x, self._mean(x)))
-        variance = self.node(
-            "Add", (self._mean(self.node("Mul", (centred, centred))), self.floats(NORM_EPS))
-        )
-        inverse = self.node("Reciprocal", (self.node("Sqrt", (variance,)),))
-        normal = self.node("Mul", (centred, inverse))
-        along = self.node("Mul", (normal, self._mean(self.node("Mul", (gradient, normal)))))
-        return self.node(
-            "Mul",
-            (
-                inverse,
-                self.node("Sub", (self.node("Sub", (gradient, self._mean(gradient))), along)),
-            ),
-        )
+    def __init__(self, writer: Writer, name: str):
+        self.writer, self.name = writer, name
+
+    def _name(self, value: Symbol | float) -> str:
+        if isinstance(value, NodeSymbol):
+            return value.name
+        assert isinstance(value, float | int)
+        return self.writer.floats(value)
+
+    def combine(self, sign: Sign, left: Symbol | float, right: Symbol | float) -> NodeSymbol:
+        names = self._name(left), self._name(right)
+        name = self.writer.once((sign, *names), lambda: self.writer.node(SIGNS[sign], names))
+        return NodeSymbol(self.writer, name)
+
+    def call(self, function: Function) -> NodeSymbol:
+        def make() -> str:
+            if isinstance(function.onnx, str):
+                return self.writer.node(function.onnx, (self.name,))
+            return function.onnx(self.writer, self.name)
+
+        return NodeSymbol(self.writer, self.writer.once((function, self.name), make))

@@ -12,24 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from torch import Tensor
 
+from ddice.policies.engines.kernel_text import lines, sees_rows
 from ddice.policies.engines.program import Instruction, NotCovered, Program
 
-StepOp = Literal[
-    "add",
-    "silu",
-    "relu",
-    "silu_gradient",
-    "silu_of",
-    "relu_gradient",
-    "relu_of",
-    "layer_norm",
-    "layer_norm_gradient",
-    "clean",
-]
 # a normalisation joins the task before it up to this width: one tile must then hold whole rows
 FUSED_ROW = 128
 WIDEST_ROW = 1024  # that a normalisation of its own can hold
@@ -51,14 +40,12 @@ class Term(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The number at hand y becomes op(y, operands), known as `output` (None: known to nobody).
-
-    silu_gradient: y silu'(operand). silu_of: operand silu'(y). relu likewise. layer_norm: operands
-    (gain, shift). layer_norm_gradient: y is the gradient, operands (x, gain). clean: y is the
-    noise, operands (x, 1 / alpha, sigma / alpha).
+    """The number at hand y becomes op(inputs, parameters), with y as input `role` and the operands
+    as the others in order; known as `output` (None: known to nobody).
     """
 
-    op: StepOp
+    op: str
+    role: int
     operands: tuple[View, ...]
     output: str | None
 
@@ -163,7 +150,7 @@ class _Builder:
         self._segments: dict[str, list[View]] = {}  # of values that are put together from others
         self.joined: dict[str, tuple[str, ...]] = {}
         self._made_by: dict[str, Task] = {}
-        self._uses = Counter(name for step in program.body for name in (*step.inputs, step.row))
+        self._uses = Counter(name for step in program.body for name in step.reads)
         self._uses[program.output] += 1
 
     def add(self, step: Instruction) -> None:
@@ -175,19 +162,8 @@ class _Builder:
             self._linear(step)
         elif step.op == "add":
             self._sum(step)
-        elif step.op in ("silu", "relu"):
-            self._chain(step, {0: step.op})
-        elif step.op in ("silu_backward", "relu_backward"):
-            kind = step.op.removesuffix("_backward")
-            self._chain(step, {1: f"{kind}_gradient", 0: f"{kind}_of"})
-        elif step.op == "clean":
-            self._chain(step, {0: "clean"})
-        elif step.op == "layer_norm":
-            self._chain(step, {0: "layer_norm"}, whole=True)
-        elif step.op == "layer_norm_backward":
-            self._chain(step, {1: "layer_norm_gradient"}, whole=True)
         else:
-            raise NotCovered(f"not covered: {step.op} of candidates")
+            self._chain(step)
 
     def _concat(self, step: Instruction) -> None:
         """Values that tasks make, each in one concat only, are stored side by side; others are
@@ -241,7 +217,7 @@ class _Builder:
         if step.row is None:
             task.first = step.output
         else:
-            task.steps.append(Step("add", (self._view(step.row, "linear"),), step.output))
+            task.steps.append(Step("add", 0, (self._view(step.row, "linear"),), step.output))
         self._keep(task, step.output)
 
     def _keep(self, task: Task, output: str) -> None:
@@ -266,16 +242,16 @@ class _Builder:
             and task.outputs() == [name]
         ]
         if len(sums) < 2:
-            return self._chain(step, dict.fromkeys(range(len(names)), "add"))
+            return self._chain(step)
         merged, *others = (self._made_by[name] for name in sums)
         added = [step for task in (merged, *others) for step in task.steps]
         rest = [name for name in names if name not in sums]
         if any(self._depends(view, merged) for task in others for view in task.reads()) or rest:
-            return self._chain(step, dict.fromkeys(range(len(names)), "add"))
+            return self._chain(step)
         terms = [term for task in (merged, *others) for term in task.terms]
         for task in (merged, *others):
             self.tasks = [kept for kept in self.tasks if kept is not task]
-        steps = [Step("add", s.operands, None) for s in added]
+        steps = [Step("add", 0, s.operands, None) for s in added]
         steps = [*steps[:-1], steps[-1]._replace(output=step.output)] if steps else []
         self._keep(
             Task(merged.size, terms, first=None if steps else step.output, steps=steps), step.output
@@ -294,42 +270,32 @@ class _Builder:
                 waiting += [other for read in current.reads() for other in self.makers(read.name)]
         return False
 
-    def _chain(self, step: Instruction, roles: dict[int, str], whole: bool = False) -> None:
-        """Into the chain of a task whose numbers are an input that has a role; where there is
-        none, a task of its own reads one of them again.
+    def _chain(self, step: Instruction) -> None:
+        """Into the chain of a task whose numbers are one of the inputs; where there is none, a task
+        of its own reads the first of them again.
         """
-        views = [self._view(name, step.op) for name in step.inputs]
-        size = self.program.sizes[step.output]
+        whole, size = sees_rows(step.op), self.program.sizes[step.output]
         if whole and size > WIDEST_ROW:
             raise NotCovered(f"not covered: {step.op} of {size} numbers (at most {WIDEST_ROW})")
-        operands = self._weights(step)
-        for role, op in roles.items():
+        views = [self._view(name, step.op) for name in step.inputs]
+        for role, name in enumerate(step.inputs):
+            host = None if name in self._segments else self._tail(name)
             others = views[:role] + views[role + 1 :]
-            host = (
-                self._tail(step.inputs[role]) if step.inputs[role] not in self._segments else None
-            )
-            if (
-                host is None
-                or (whole and size > FUSED_ROW)
-                or any(self._depends(view, host) for view in others)
-            ):
-                continue
-            return self._append(host, op, [*others, *operands], step.output, whole)
-        role, op = next(iter(roles.items()))
-        task = Task(size, start=views[role])
-        return self._append(
-            task, op, [*views[:role], *views[role + 1 :], *operands], step.output, whole
-        )
+            waits = host is not None and any(self._depends(view, host) for view in others)
+            if host is not None and not waits and not (whole and size > FUSED_ROW):
+                return self._append(host, step, role, others)
+        return self._append(Task(size, start=views[0]), step, 0, views[1:])
 
-    def _append(self, task: Task, op: str, operands: list[View], output: str, whole: bool) -> None:
-        assert op in get_args(StepOp)
-        if op == "add":
-            task.steps += [Step("add", (view,), None) for view in operands]
-            task.steps[-1] = task.steps[-1]._replace(output=output)
+    def _append(self, task: Task, step: Instruction, role: int, others: list[View]) -> None:
+        if step.op == "add":
+            task.steps += [Step("add", 0, (view,), None) for view in others]
+            task.steps[-1] = task.steps[-1]._replace(output=step.output)
         else:
-            task.steps.append(Step(op, tuple(operands), output))  # type: ignore[arg-type]
-        task.whole = task.whole or whole
-        self._keep(task, output)
+            lines(step.op, role)  # raises for what no kernel computes
+            operands = (*others, *self._weights(step))
+            task.steps.append(Step(step.op, role, operands, step.output))
+        task.whole = task.whole or sees_rows(step.op)
+        self._keep(task, step.output)
 
     def _weights(self, step: Instruction) -> list[View]:
         """Gains and shifts (*M, n) as constants (*M, 1, 1, n)."""

@@ -1,0 +1,48 @@
+"""From observations to the features that all networks read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ddice.core.config import Config
+from ddice.diffusion.networks.operations import standardize
+
+
+class FlattenEncoder(Config):
+    """Features = (flat observation - mean) / std with the dataset's frozen statistics, or the
+    flat observation itself.
+    """
+
+    kind: Literal["flatten"] = "flatten"
+    normalize: bool = True
+
+    def build(self, mean: Sequence[float], std: Sequence[float]) -> Encoder:
+        size = len(mean)
+        middle = mean if self.normalize else [0.0] * size
+        deviation = std if self.normalize else [1.0] * size
+        return Encoder(
+            torch.tensor(middle, dtype=torch.float32, device="cpu"),
+            torch.tensor(deviation, dtype=torch.float32, device="cpu"),
+        )
+
+
+class Encoder(nn.Module):
+    """Observations (..., S) -> features (..., F). Without parameters today; everything reads
+    features, so a learned encoder fits in here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.size = mean.shape[-1]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return standardize(observations, self.mean, self.std)

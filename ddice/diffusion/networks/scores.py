@@ -1,0 +1,80 @@
+"""Networks that predict noise, from features of the state, actions and time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ddice.core.config import Config
+from ddice.core.randomness import Seed
+from ddice.diffusion.networks.network import Network
+from ddice.diffusion.networks.time import TIME_FEATURES, FourierTime, SmoothTime, Time
+
+
+class ResidualScore(Config):
+    """A noise predictor of residual blocks x + W2 silu(W1 norm(x)) over an affine map of
+    (actions, features, time).
+    """
+
+    kind: Literal["residual"] = "residual"
+    width: int = Field(128, ge=1)
+    blocks: int = Field(3, ge=1)
+    time: Time = SmoothTime()
+
+    def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
+        network = Network(
+            {"features": features, "actions": actions, "time": TIME_FEATURES},
+            seed=seed,
+            stream=stream,
+        )
+        x = network.linear(("features", "actions", self.time.layers(network, "time")), self.width)
+        for _ in range(self.blocks):
+            inner = network.activation(network.linear(network.layer_norm(x), self.width), "silu")
+            x = network.add(x, network.linear(inner, self.width))
+        network.linear(network.activation(network.layer_norm(x), "silu"), actions)
+        return network
+
+
+class PublishedScore(Config):
+    """The noise predictor of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over
+    actions, given state and time; 1.63 M parameters.
+    """
+
+    kind: Literal["published"] = "published"
+    widths: tuple[int, int, int] = (512, 256, 128)
+    condition: int = Field(128, ge=1)
+    embedding: int = Field(32, ge=1, description="size of the embeddings of state and of time")
+    time: Time = FourierTime()
+
+    def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
+        network = Network(
+            {"features": features, "actions": actions, "time": TIME_FEATURES},
+            seed=seed,
+            stream=stream,
+        )
+        state = network.activation(network.linear("features", self.embedding), "silu")
+        time = network.linear(self.time.layers(network, "time"), self.embedding)
+        condition = network.linear(
+            network.activation(network.linear((state, time), self.condition), "silu"),
+            self.condition,
+        )
+
+        def block(x: str, width: int) -> str:
+            shift = network.linear(network.activation(condition, "silu"), width)
+            inner = network.add(network.activation(network.linear(x, width), "silu"), shift)
+            inner = network.activation(network.linear(inner, width), "silu")
+            return network.add(inner, x if network.sizes[x] == width else network.linear(x, width))
+
+        first, second, third = self.widths
+        down1 = block("actions", first)
+        down2 = block(down1, second)
+        down3 = block(down2, third)
+        up = block(down3, third)
+        up = block(network.concat((down3, up)), second)
+        up = block(network.concat((down2, up)), first)
+        network.linear((down1, up), actions)
+        return network
+
+
+Score = Annotated[ResidualScore | PublishedScore, Field(discriminator="kind")]

@@ -1,0 +1,37 @@
+"""How networks see the noise level."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ddice.core.config import Config
+from ddice.diffusion.networks.network import Network
+
+TIME_FEATURES = 4  # (t, log_snr / 5, alpha, sigma): what a noise schedule tells a network
+
+
+class SmoothTime(Config):
+    """The four smooth features of the noise level as they are: no frequencies, so a network can
+    learn to ignore time at first.
+    """
+
+    kind: Literal["smooth"] = "smooth"
+
+    def layers(self, network: Network, time: str) -> str:
+        return time
+
+
+class FourierTime(Config):
+    """Random Fourier features of t with frozen frequencies (the published choice)."""
+
+    kind: Literal["fourier"] = "fourier"
+    size: int = Field(32, ge=2, multiple_of=2)
+    scale: float = Field(30.0, gt=0)
+
+    def layers(self, network: Network, time: str) -> str:
+        return network.fourier(time, self.size, self.scale)
+
+
+Time = Annotated[SmoothTime | FourierTime, Field(discriminator="kind")]
