@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import gelu
 import torch
 from parity import candidate_error, choice_error
 from test_engines import GUIDANCES, SCORES, inputs, make
@@ -32,6 +33,7 @@ ROUNDED = (
     "single_step 5",
     "multi_step 4",
     "normalised q, softmax",
+    "gelu, one entry of the table",
     "large tiles",
 )  # in other precisions too
 
@@ -80,6 +82,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     )
     yield "lower bound", make(short, selection=Selection(rule="lcb", coefficient=0.7)), 3
     yield "gaussian", make(Gaussian(network=MLP(hidden=(8,))), candidates=5), 2
+    yield "gelu, one entry of the table", make(gelu.sampler(), candidates=3), 3
     yield "large tiles", make(short, candidates=29), 5
     yield (
         "long history",
@@ -137,9 +140,7 @@ def check_tf32() -> None:
     InterpreterBuilder.create_dot = create_dot
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    check_tf32()
+def main() -> None:
     for name, policy, batch in policies():
         layout.FEW_ROWS = 0 if name == "large tiles" else 1024
         dtypes: tuple[FusedDtype, ...] = (
@@ -147,3 +148,10 @@ if __name__ == "__main__":
         )
         for dtype in dtypes:
             print(json.dumps([name, dtype, compare(policy, batch, dtype)]), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    check_tf32()
+    with gelu.stated():
+        main()

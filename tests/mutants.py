@@ -209,7 +209,7 @@ MUTANTS = (
     Mutant("backward extrapolation", "integrate", "C + (C - P) / R", "C - (C - P) / R", MULTI_STEP),
     Mutant("the last step at second order", "integrate", "(E - 1) // 2", "E // 2", EVEN),
     Mutant("actions not clipped", "_clean", "C.clamp(-1, 1) if F else C", "C", CLIPPING),
-    Mutant("half the slope of silu", "_backward", "1 + X * (1 - G)", "1 + X * G", GRADIENT),
+    Mutant("half the slope of silu", "silu_backward", "1 + X * (1 - G)", "1 + X * G", GRADIENT),
     Mutant(
         "numbers that forget the step",
         "generator",
@@ -236,14 +236,14 @@ MUTANTS = (
         "C.guidance_scale * S",
         ENGINES,
     ),
-    Mutant("actions of engines not clipped", "evaluate", "X.clamp_(-1, 1)", "X", ENGINES),
+    Mutant("actions of engines not clipped", "clean", "within_bounds(X)", "X", ENGINES),
     Mutant("a time too early", "_at", "T[X if C else Y]", "T[max(X - 1, 0) if C else Y]", ENGINES),
     Mutant(
         "a row that is forgotten",
         "evaluate",
-        "Y if R is None or B is not None else Y + R",
-        "Y",
-        ENGINES,
+        "() if R is None else (R,)",
+        "()",
+        "tests/test_networks.py::test_affine_by_hand",
     ),
     Mutant("rows of other states", "_add", "X[..., None, :]", "X[..., :1, None, :]", ENGINES),
     Mutant(
