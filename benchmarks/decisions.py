@@ -16,7 +16,7 @@ from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, Published
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion
 from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
-from ddice.policies.engines.decision import DiffusionProgram, decision
+from ddice.policies.engines.decision import DiffusionProgram, decision_program
 from ddice.policies.engines.program import Instruction, Program
 from ddice.policies.policy import Policy, PolicyConfig
 
@@ -72,7 +72,7 @@ def cost(policy: Policy, batch: int) -> Cost:
     terms once.
     """
     config = policy.config
-    program = decision(policy.parts)
+    program = decision_program(policy.procedure)
     assert isinstance(program.generator, DiffusionProgram)
     evaluations, rows = len(program.generator.times), batch * config.candidates
     flops = size = 0.0

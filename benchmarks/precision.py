@@ -31,7 +31,7 @@ os.environ["TRITON_INTERPRET"] = (
 from ddice import Policy, load_dataset, load_policy
 from ddice.diffusion.samplers import DiffusionSampler
 from ddice.policies.engines import EngineDtype, layout
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.eager import EagerEngine
 from ddice.policies.engines.fused import FusedEngine, FusedRunner, fused_plan
 
@@ -47,7 +47,7 @@ def fused(policy: Policy, dtype: EngineDtype) -> Any:
     """
     if ON_CUDA:
         return policy.to("cuda").compile("fused", dtype=dtype, batch_sizes=(STATES,)).engine
-    program = decision(policy.parts)
+    program = decision_program(policy.procedure)
     plan = fused_plan(program, dtype)  # type: ignore[arg-type]
 
     def runner() -> FusedRunner:
@@ -81,7 +81,7 @@ def rows(folder: str, dataset: str) -> Iterator[str]:
     noise = torch.randn(
         STATES, policy.config.candidates, policy.spec.actions.size, generator=source
     )
-    expected = EagerEngine(decision(policy.parts), rows_per_call=2**14).decide(
+    expected = EagerEngine(decision_program(policy.procedure), rows_per_call=2**14).decide(
         observations, noise, None
     )
     solver, networks = policy.sampler.config.solver, policy.sampler.config.prior.network.kind

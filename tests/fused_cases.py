@@ -21,7 +21,7 @@ from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
 from ddice.policies.engines import Choice, layout
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.eager import EagerEngine
 from ddice.policies.engines.fused import FusedDtype, FusedEngine, FusedRunner, fused_plan
 from ddice.policies.engines.graph import Call
@@ -93,7 +93,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
 
 def compare(policy: Policy, batch: int, dtype: FusedDtype) -> dict[str, float]:
     """How far candidates and choices are from those of eager."""
-    program = decision(policy.parts)
+    program = decision_program(policy.procedure)
     plan, (observations, noise, uniform) = fused_plan(program, dtype), inputs(policy, batch)
 
     def runner() -> FusedRunner:

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ddice.policies.engines import kernels
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.fused import FusedDtype, fused_plan
 from ddice.policies.engines.layout import Launch
 
@@ -77,7 +77,7 @@ def assembled(ptx: str) -> dict[str, int]:
 if __name__ == "__main__":
     for networks, dtype in itertools.product(("published", "default"), get_args(FusedDtype)):
         policy = make_policy(networks, "2S-15", 32)
-        program = decision(policy.parts)
+        program = decision_program(policy.procedure)
         plan = fused_plan(program, dtype)
         for tiles, (part, layout) in itertools.product(
             ("few", "many"), (("sampler", plan.generator), ("q", plan.q))

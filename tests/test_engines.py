@@ -23,7 +23,7 @@ from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.policies.engines import NotCovered, products
-from ddice.policies.engines.decision import decision, solver_matrix
+from ddice.policies.engines.decision import decision_program, solver_matrix
 from ddice.policies.policy import Policy, PolicyConfig
 from ddice.testing.example import example_data
 
@@ -233,7 +233,9 @@ def test_a_scale_of_0_is_no_guidance() -> None:
             pytest.importorskip("onnxruntime")
         found, expected = (policy.compile(name).decide(*given) for policy in (scaled, free))  # type: ignore[arg-type]
         assert torch.equal(found.candidates, expected.candidates)
-    of_scaled, of_free = (decision(policy.parts).generator.network for policy in (scaled, free))
+    of_scaled, of_free = (
+        decision_program(policy.procedure).generator.network for policy in (scaled, free)
+    )
     assert len(of_scaled.body) == len(of_free.body)
 
 

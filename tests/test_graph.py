@@ -27,7 +27,7 @@ from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM
 from ddice.policies.engines import Choice
 from ddice.policies.engines.base import Engine
-from ddice.policies.engines.decision import Decision, decision
+from ddice.policies.engines.decision import DecisionProgram, decision_program
 from ddice.policies.engines.eager import EagerEngine
 from ddice.policies.engines.graph import Call, GraphEngine, buckets
 from ddice.policies.policy import Policy, PolicyConfig
@@ -49,8 +49,8 @@ def make(sampler: AnySampler = GUIDED, selection: Selection | None = None) -> Po
     return Policy(config, SPEC, sampler.build(SPEC), q.build(SPEC))
 
 
-def program(policy: Policy) -> Decision:
-    return decision(policy.parts)
+def program(policy: Policy) -> DecisionProgram:
+    return decision_program(policy.procedure)
 
 
 def inputs(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +163,7 @@ def test_a_decision_needs_nothing_of_the_host(name: str, policy: Policy) -> None
     policy.sampler.to(meta)
     if policy.q is not None:
         policy.q.to(meta)
-    found = decision(policy.parts)
+    found = decision_program(policy.procedure)
     for batch in (1, 3):
         given = [tensor.to(meta) for tensor in engine_inputs(policy, batch)]
         choice = EagerEngine(found, rows_per_call=1000).run(*given)

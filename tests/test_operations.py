@@ -17,7 +17,7 @@ from ddice.diffusion.networks.plan import evaluate
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion
 from ddice.policies.engines import NotCovered
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.kernel_text import function_text, lines, sees_rows
 from ddice.policies.engines.phases import phases
 
@@ -162,7 +162,7 @@ def test_rows_of_a_formula_of_ones_own() -> None:
         network.linear(network.activation(hidden, "centre"), 2)
         policy.sampler.network = network
         agree(policy, "eager", 3)
-        found = phases(decision(policy.parts).generator.network)
+        found = phases(decision_program(policy.procedure).generator.network)
         assert [task.whole for phase in found.phases for task in phase] == [True, False]
     finally:
         del OPERATIONS["centre"]

@@ -17,7 +17,7 @@ from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion
 from ddice.diffusion.solvers import DDIM
 from ddice.policies.engines import NotCovered
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.eager import Body, run_setup
 from ddice.policies.engines.phases import FUSED_ROW, Phases, Step, Task, View, phases
 from ddice.policies.engines.products import Products
@@ -26,7 +26,7 @@ from ddice.policies.policy import Policy
 
 
 def programs(policy: Policy) -> list[Program]:
-    found = decision(policy.parts)
+    found = decision_program(policy.procedure)
     return [
         program
         for program in (found.generator.network, found.q)

@@ -15,7 +15,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import generator
 from ddice.core.storage import write_bytes, write_json
 from ddice.policies import exported
-from ddice.policies.engines.decision import decision
+from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.onnx_model import ARGMAX, onnx_model
 from ddice.policies.exported import SCHEMA, ExportedPolicy
 from ddice.policies.policy import Policy
@@ -64,7 +64,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     folder = Path(folder)
     policy = policy.compile("reference").to("cpu")
     config, actions = policy.config, policy.spec.actions
-    program = decision(policy.parts)
+    program = decision_program(policy.procedure)
     about = {
         "observations": [part.model_dump(mode="json") for part in policy.spec.observations.parts],
         "observation_size": policy.spec.observations.size,

@@ -36,7 +36,7 @@ from ddice.policies.engines import (
     EngineDtype,
     EngineName,
     EngineSettings,
-    Parts,
+    Procedure,
     QCallable,
     make_engine,
 )
@@ -90,7 +90,7 @@ class Policy:
         check_selection(config.selection, config.candidates, q)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
-        self.settings, self.engine = settings, make_engine(settings, self.parts)
+        self.settings, self.engine = settings, make_engine(settings, self.procedure)
         self._clipped, self._seen, self._counting = (
             torch.zeros((), device=self.device, dtype=torch.float32),
             0,
@@ -98,10 +98,10 @@ class Policy:
         )
 
     @property
-    def parts(self) -> Parts:
+    def procedure(self) -> Procedure:
         """What engines are made from."""
         config = self.config
-        return Parts(
+        return Procedure(
             self.sampler,
             self.q,
             config.candidates,
@@ -199,7 +199,7 @@ class Policy:
         before = self.device
         self._move(resolve_device(device))
         try:
-            self.engine = make_engine(self.settings, self.parts)
+            self.engine = make_engine(self.settings, self.procedure)
         except Exception:
             self._move(before)
             raise

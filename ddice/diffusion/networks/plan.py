@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ddice.diffusion.networks.operations import (
@@ -45,7 +46,7 @@ class Layer(NamedTuple):
             assert self.weight is not None
             if len(self.inputs) == 1:
                 return (self.weight,)
-            return self.weight.split(self.sizes, dim=-2)
+            return torch.split_with_sizes(self.weight, self.sizes, dim=-2)
         return tuple(p for p in (self.weight, self.bias) if p is not None)
 
 

@@ -1,6 +1,6 @@
 """Engines: one decision program, run in several ways."""
 
-from ddice.policies.engines.base import Choice, Engine, Parts, QCallable
+from ddice.policies.engines.base import Choice, Engine, Procedure, QCallable
 from ddice.policies.engines.making import (
     REFERENCE,
     EngineDtype,
@@ -18,7 +18,7 @@ __all__ = [
     "EngineName",
     "EngineSettings",
     "NotCovered",
-    "Parts",
+    "Procedure",
     "QCallable",
     "make_engine",
 ]

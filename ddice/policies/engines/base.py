@@ -16,7 +16,7 @@ from ddice.diffusion.samplers import Sampler, Selection
 QCallable = Callable[[Tensor, Tensor], Tensor]
 
 
-class Parts(NamedTuple):
+class Procedure(NamedTuple):
     """What makes a decision: K = `candidates` of the sampler, within the bounds before q scores
     them or after, and one of them selected.
     """

@@ -20,7 +20,7 @@ from ddice.diffusion.networks.plan import run_backward, run_forward
 from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Solver
-from ddice.policies.engines.base import Parts
+from ddice.policies.engines.base import Procedure
 from ddice.policies.engines.program import NotCovered, Program
 
 CHECK_TOLERANCE = 1e-6  # of the check that a solver is linear, in float64
@@ -167,7 +167,7 @@ class GaussianProgram:
 
 
 @dataclass(frozen=True)
-class Decision:
+class DecisionProgram:
     """A whole decision: observations (B, S) and noise (B, K, A) -> candidates -> the bounds ->
     selection by q -> actions (B, A) in [-1, 1].
     """
@@ -233,9 +233,9 @@ def _of_candidates(program: Program) -> Program:
     return program.prune()
 
 
-def decision(parts: Parts) -> Decision:
-    """A policy's parts as programs. Raises NotCovered, naming what cannot be taken apart."""
-    sampler, q, candidates, selection, clip_before_scoring = parts
+def decision_program(procedure: Procedure) -> DecisionProgram:
+    """A procedure as programs. Raises NotCovered, naming what cannot be taken apart."""
+    sampler, q, candidates, selection, clip_before_scoring = procedure
     if candidates > 1 and q is not None and not isinstance(q, QFunction):
         raise NotCovered("not covered: a Q that is a callable of your own")
     generator: DiffusionProgram | GaussianProgram
@@ -245,7 +245,7 @@ def decision(parts: Parts) -> Decision:
         generator = gaussian_program(sampler)
         actions = generator.network.sizes[generator.network.output] // 2
     program = q_program(q) if candidates > 1 and isinstance(q, QFunction) else None
-    return Decision(
+    return DecisionProgram(
         generator,
         program,
         selection,

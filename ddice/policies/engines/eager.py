@@ -15,7 +15,7 @@ from ddice.diffusion.networks.operations import operation
 from ddice.diffusion.networks.plan import along
 from ddice.diffusion.samplers.reference import gaussian_mean_and_log_std
 from ddice.policies.engines.base import Choice, Engine
-from ddice.policies.engines.decision import Decision, GaussianProgram
+from ddice.policies.engines.decision import DecisionProgram, GaussianProgram
 from ddice.policies.engines.products import Products
 from ddice.policies.engines.program import SETUP_BATCH, Instruction, Program
 
@@ -35,7 +35,7 @@ class EagerEngine(Engine):
 
     name: ClassVar[str] = "eager"
 
-    def __init__(self, decision: Decision, *, rows_per_call: int):
+    def __init__(self, decision: DecisionProgram, *, rows_per_call: int):
         super().__init__(rows_per_call)
         self.decision = decision
         self._bodies: dict[tuple[int, int, int], Body] = {}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ddice.policies.engines.decision import Decision, DiffusionProgram
+from ddice.policies.engines.decision import DecisionProgram, DiffusionProgram
 from ddice.policies.engines.eager import EagerEngine, run_setup
 from ddice.policies.engines.graph import GraphEngine
 from ddice.policies.engines.layout import COMBINE, STORE, Layout, blocks, layout
@@ -31,7 +31,7 @@ class FusedPlan:
     precision: str
 
 
-def fused_plan(decision: Decision, dtype: FusedDtype = "float32") -> FusedPlan:
+def fused_plan(decision: DecisionProgram, dtype: FusedDtype = "float32") -> FusedPlan:
     """dtype: of weights and stored values; "float16" adds up in float32, "tf32" rounds the factors
     of float32 products to its 10 bits.
 
@@ -102,7 +102,7 @@ class FusedRunner(EagerEngine):
 
     name: ClassVar[str] = "fused runner"
 
-    def __init__(self, decision: Decision, plan: FusedPlan, *, rows_per_call: int):
+    def __init__(self, decision: DecisionProgram, plan: FusedPlan, *, rows_per_call: int):
         super().__init__(decision, rows_per_call=rows_per_call)
         self.plan = plan
         self._buffers: dict[tuple[int, int], Buffers] = {}

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 
 from ddice.core.config import Config
-from ddice.policies.engines.base import Engine, Parts
-from ddice.policies.engines.decision import Decision, decision
+from ddice.policies.engines.base import Engine, Procedure
+from ddice.policies.engines.decision import DecisionProgram, decision_program
 from ddice.policies.engines.eager import EagerEngine
 from ddice.policies.engines.fused import FusedEngine, FusedRunner, fused_plan
 from ddice.policies.engines.graph import CudaCapture, GraphEngine, MakeRunner
@@ -45,13 +45,13 @@ class EngineSettings(Config):
 REFERENCE = EngineSettings(engine="reference")
 
 
-def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
+def make_engine(settings: EngineSettings, procedure: Procedure) -> Engine:
     """The engine that is asked for; "auto": the fastest that covers the policy and is installed,
     with a warning for each that does not.
     """
-    device = next(parts.sampler.parameters()).device
+    device = next(procedure.sampler.parameters()).device
     rows = settings.rows_per_call or ROWS_PER_CALL["cpu" if device.type == "cpu" else "cuda"]
-    reference = ReferenceEngine(parts, rows_per_call=rows)
+    reference = ReferenceEngine(procedure, rows_per_call=rows)
     if settings.dtype != "float32" and settings.engine != "fused":
         raise ValueError(
             f"engine {settings.engine!r} computes in float32, got dtype={settings.dtype!r}: "
@@ -60,7 +60,7 @@ def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
     if settings.engine == "reference":
         return reference
     try:
-        program = decision(parts)
+        program = decision_program(procedure)
     except NotCovered as error:
         if settings.engine != "auto":
             raise
@@ -77,7 +77,7 @@ def make_engine(settings: EngineSettings, parts: Parts) -> Engine:
 
 
 def _engine(
-    name: EngineName, program: Decision, settings: EngineSettings, device: torch.device
+    name: EngineName, program: DecisionProgram, settings: EngineSettings, device: torch.device
 ) -> Engine:
     """Raises NotCovered for a program that this engine cannot run, ImportError where its package
     is missing.

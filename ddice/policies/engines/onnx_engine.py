@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddice.policies.engines.base import Choice, Engine
-from ddice.policies.engines.decision import Decision
+from ddice.policies.engines.decision import DecisionProgram
 from ddice.policies.engines.onnx_model import ARGMAX, onnx_model
 
 
@@ -20,7 +20,9 @@ class OnnxEngine(Engine):
 
     name: ClassVar[str] = "onnx"
 
-    def __init__(self, decision: Decision, *, batch_sizes: Sequence[int], rows_per_call: int):
+    def __init__(
+        self, decision: DecisionProgram, *, batch_sizes: Sequence[int], rows_per_call: int
+    ):
         super().__init__(rows_per_call)
         try:
             import onnx  # noqa: F401

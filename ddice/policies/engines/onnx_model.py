@@ -18,7 +18,7 @@ from ddice.diffusion.samplers import (
     SoftmaxSelection,
 )
 from ddice.diffusion.samplers.reference import LOG_STD
-from ddice.policies.engines.decision import Decision, DiffusionProgram
+from ddice.policies.engines.decision import DecisionProgram, DiffusionProgram
 from ddice.policies.engines.onnx_writer import Writer
 from ddice.policies.engines.program import Instruction, NotCovered, Program
 from ddice.policies.exported import SCHEMA
@@ -232,7 +232,7 @@ def _gaussian(writer: Writer, program: Program, actions: int) -> str:
     return writer.node("Add", (writer.node("Mul", (deviation, "noise")), mean), "candidates")
 
 
-def _chosen(writer: Writer, decision: Decision, candidates: str) -> str:
+def _chosen(writer: Writer, decision: DecisionProgram, candidates: str) -> str:
     """Indices (B,) of the chosen candidates."""
     count = decision.candidates
     if decision.q is None:
@@ -303,7 +303,7 @@ def _scores(writer: Writer, q: str, selection: Selection, *, members: int) -> st
 
 
 def onnx_model(
-    decision: Decision,
+    decision: DecisionProgram,
     *,
     batch: int | None,
     low: Sequence[float],

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddice.policies.engines.base import Choice, Engine, Parts
+from ddice.policies.engines.base import Choice, Engine, Procedure
 
 
 class ReferenceEngine(Engine):
@@ -15,13 +15,13 @@ class ReferenceEngine(Engine):
 
     name: ClassVar[str] = "reference"
 
-    def __init__(self, parts: Parts, *, rows_per_call: int):
+    def __init__(self, procedure: Procedure, *, rows_per_call: int):
         super().__init__(rows_per_call)
-        self.parts = parts
+        self.procedure = procedure
 
     def run(self, observations: Tensor, noise: Tensor, uniform: Tensor | None) -> Choice:
-        raw = self.parts.sampler(observations, noise)
-        candidates = raw.clamp(-1, 1) if self.parts.clip_before_scoring else raw
+        raw = self.procedure.sampler(observations, noise)
+        candidates = raw.clamp(-1, 1) if self.procedure.clip_before_scoring else raw
         index = self.select(observations, candidates, uniform)
         return Choice(
             candidates[torch.arange(len(candidates), device=candidates.device), index].clamp(-1, 1),
@@ -31,7 +31,7 @@ class ReferenceEngine(Engine):
 
     def select(self, observations: Tensor, candidates: Tensor, uniform: Tensor | None) -> Tensor:
         """Which of the candidates (B, K, A) is chosen, (B,)."""
-        (batch, count, size), q_function = candidates.shape, self.parts.q
+        (batch, count, size), q_function = candidates.shape, self.procedure.q
         if q_function is None or count == 1:
             return torch.zeros(batch, dtype=torch.int64, device=candidates.device)
         q = q_function(
@@ -42,4 +42,4 @@ class ReferenceEngine(Engine):
                 f"expected q(observations, actions) of shape (M, {batch * count}) or "
                 f"({batch * count},), got {tuple(q.shape)}"
             )
-        return self.parts.selection.select(q.reshape(-1, batch, count), uniform)
+        return self.procedure.selection.select(q.reshape(-1, batch, count), uniform)
