@@ -22,7 +22,7 @@ import ddice
 from ddice.cli import main
 from ddice.core import cache
 from ddice.dice_backends import AnyBackend
-from ddice.policies.evaluation import Evaluation
+from ddice.policies.evaluation import Evaluation, PairedEvaluation
 from ddice.runs.comparison import Comparison, Results
 from ddice.runs.recipe import Recipe
 
@@ -164,6 +164,14 @@ def test_train_then_evaluate(npz: Path, tmp_path: Path, run: Run, plots: None) -
     )
     assert output.startswith("Pendulum-v1: 1 episodes")
     assert "length 200.0" in output
+    pair = ("runs/a", "runs/a/policy", "--episodes", 2, "--no-progress", "--json", "pair.json")
+    status, output, errors = run("evaluate", *pair)
+    assert status == 0, errors
+    assert (
+        "first - second, 2 pairs with the same starts: 0.00 [0.00, 0.00], better in 50 %" in output
+    )
+    both = PairedEvaluation.model_validate_json((tmp_path / "pair.json").read_text())
+    assert both.first.returns == both.second.returns == trained.returns
     for engine in ("eager", "auto"):
         status, output, errors = run(
             "evaluate",
@@ -393,7 +401,7 @@ def test_train_on_pointmaze(
     status, output, errors = run("train", *fields, "--no-progress", "--run", "a")
     assert status == 0, errors
     assert "PointMaze_UMaze-v3: 1 episodes" in output
-    assert "normalised by Minari's references" in output
+    assert "normalised by bundled table: mean return of 50 episodes" in output
     assert "success" in output
     policy = ddice.load_policy(tmp_path / "a" / "policy")
     assert policy.spec.view.kind == "fixed"

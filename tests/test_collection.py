@@ -25,7 +25,8 @@ from ddice.collection import (
     pointmaze_id,
     solve_maze,
 )
-from ddice.data.scores import BUNDLED, POINTMAZE_REFERENCES, bundled_reference
+from ddice.data.scores import BUNDLED, POINTMAZE_REFERENCES, bundled_reference, why_not_bundled
+from ddice.data.spec import EnvRecord
 
 STEPS = 20_000
 LOOP = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
@@ -242,12 +243,59 @@ def test_missing_robotics_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
         pointmaze_evaluation_spec("umaze")
 
 
+def record(env_id: str, horizon: int | None = 1000, wrappers: Any = (), **kwargs: Any) -> EnvRecord:
+    """What is recorded of an environment that need not be installed."""
+    fields = {"id": env_id, "max_episode_steps": horizon, "kwargs": kwargs}
+    return EnvRecord(spec=json.dumps({**fields, "additional_wrappers": list(wrappers)}))
+
+
+def wrapper(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"name": name, "entry_point": f"gymnasium.wrappers:{name}", "kwargs": kwargs}
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        (record("Hopper-v5", forward_reward_weight=0.0), " with forward_reward_weight=0.0"),
+        (record("Hopper-v5", 200), " with a horizon of 200, not 1000"),
+        (record("Hopper-v5", None), " with no time limit, not 1000"),
+        (
+            record("Hopper-v5", wrappers=[wrapper("TimeLimit", max_episode_steps=7)]),
+            " with a horizon of 7, not 1000",
+        ),
+        (
+            record("Hopper-v5", wrappers=[wrapper("NormalizeReward", gamma=0.9)]),
+            " with NormalizeReward(gamma=0.9)",
+        ),
+        (record("Hopper-v5", wrappers=[wrapper("Mine")]), " with Mine()"),
+        (record("AdroitHandDoor-v1", 200, reward_type="sparse"), " with reward_type='sparse'"),
+        (record("AdroitHandPen-v1", 200), " with a horizon of 200, not 100"),
+    ],
+)
+def test_references_of_an_id_are_not_those_of_other_rewards_or_horizons(
+    env: EnvRecord, why: str
+) -> None:
+    assert bundled_reference(env) is None
+    assert why_not_bundled(env) == why
+
+
+def test_references_hold_for_what_changes_no_reward() -> None:
+    neutral = [wrapper("ClipAction"), wrapper("RecordEpisodeStatistics", buffer_length=100)]
+    drawn = record("Hopper-v5", wrappers=neutral, render_mode="rgb_array", width=64)
+    assert bundled_reference(drawn) == bundled_reference(record("Hopper-v5"))
+    assert why_not_bundled(drawn) == ""
+    dense = bundled_reference(record("AdroitHandDoor-v1", 200, reward_type="dense"))
+    assert dense == bundled_reference(record("AdroitHandDoor-v1", 200))
+    assert dense is not None
+    assert dense.random == -56.512833
+
+
 def test_bundled_references_are_found_by_exact_id_only() -> None:
-    hopper = bundled_reference("Hopper-v5")
+    hopper = bundled_reference(record("Hopper-v5"))
     assert hopper is not None
     assert (hopper.random, hopper.expert) == (-20.272305, 3234.3)
     assert "D4RL" in hopper.source
-    assert bundled_reference("SomeEnv-v0", "hopper-medium-v2") == hopper
+    assert bundled_reference(record("SomeEnv-v0"), "hopper-medium-v2") == hopper
     for unknown in (
         "Hopper",
         "hopper-v5",
@@ -255,12 +303,12 @@ def test_bundled_references_are_found_by_exact_id_only() -> None:
         "Ant-v5",
         "AntMaze_UMaze-v4",
         "PointMaze_UMaze-v3",
-        None,
     ):
-        assert bundled_reference(unknown) is None
+        assert bundled_reference(record(unknown)) is None
+    assert bundled_reference(None) is None
     # The dataset knows which goal, the id of the environment does not.
     assert (
-        bundled_reference("PointMaze_UMaze-v3", "D4RL/pointmaze/umaze-v2")
+        bundled_reference(record("PointMaze_UMaze-v3"), "D4RL/pointmaze/umaze-v2")
         == POINTMAZE_REFERENCES["umaze"]
     )
     assert all(

@@ -187,7 +187,7 @@ def test_every_episode_has_the_known_length_return_and_success(
     # No junk transition, no episode begun in vain, every copy closed.
     assert sum(env.steps for env in Lottery.opened) == sum(result.lengths)
     assert sum(env.resets for env in Lottery.opened) == 30
-    assert len(Lottery.opened) == min(parallel, 30)
+    assert len(Lottery.opened) == 30  # every episode has its own copy
     assert all(env.closed for env in Lottery.opened)
     assert max(policy.batches) == min(parallel, 30)
     # Taking the first 30 episodes to finish in self-resetting copies would count the short, rich
@@ -250,7 +250,7 @@ def test_result_reads_well_and_survives_json() -> None:
     assert result.decisions_per_second == pytest.approx(sum(result.lengths) / result.policy_seconds)
     silent = evaluate(StandIn(), lambda: Lottery(silent=True), episodes=2, progress=False)
     assert silent.successes is silent.final_successes is silent.success_rate is None
-    assert "success" not in str(silent)
+    assert "success not reported (no success, is_success, goal_achieved," in str(silent)
 
 
 @pytest.mark.parametrize("kind", ["id", "spec", "record", "function", "class"])
@@ -359,7 +359,7 @@ def test_unusable_environments_are_named() -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rewards_that_are_not_finite_stop_the_evaluation(poison: float) -> None:
     with pytest.raises(
-        ValueError, match=f"expected finite rewards, got {poison} in episode 0, step 1"
+        ValueError, match=rf"expected finite rewards, got {poison}.*\(episode 0, step 1\)"
     ):
         evaluate(StandIn(), lambda: Lottery(poison=poison), episodes=3, progress=False)
     assert len(Lottery.opened) == 3

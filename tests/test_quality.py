@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
-import small
 import torch
 
 from ddice import load_dataset
@@ -21,6 +21,25 @@ from ddice.pictures.dataset import BINS, histograms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 EPISODES, LENGTH = 20, 10
+ENV = "ddice-test/Walk-v0"
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """An environment with the spaces of these data, and a limit of 200 steps."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def __init__(self, width: int = 3) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(self.observation_space.shape, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(self.observation_space.shape, np.float32), 0.0, False, False, {}
+
+
+gymnasium.register(ENV, entry_point=f"{__name__}:Walk", max_episode_steps=200)
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -44,7 +63,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
     return found
 
 
-def load(env: str | None = small.ENV, **changes: Any) -> Transitions:
+def load(env: Any = ENV, **changes: Any) -> Transitions:
     """Without the environment's spaces: findings read its time limit alone."""
     data = load_dataset(arrays(**changes), action_bounds=(-1.0, 1.0), reference_scores=(0.0, 1.0))
     if env is not None:
@@ -111,7 +130,7 @@ def test_terminations_at_the_time_limit(known: bool) -> None:
     truncations = ends & ~terminations
     data = load(env=None, terminations=terminations, truncations=truncations)
     if known:
-        record = load(env=small.ENV).spec.env
+        record = load(env=ENV).spec.env
         assert record is not None
         spec = json.loads(record.spec) | {"max_episode_steps": 10}
         data.spec = data.spec.model_copy(
@@ -119,7 +138,7 @@ def test_terminations_at_the_time_limit(known: bool) -> None:
         )
     finding = next(finding for finding in check(data) if finding.name == "timeout-terminations")
     assert finding.severity == "warning"
-    whose = f"the time limit of {small.ENV}" if known else "the longest episode"
+    whose = f"the time limit of {ENV}" if known else "the longest episode"
     assert (
         finding.message
         == f"3 of 4 terminated episodes end exactly after 10 steps, as long as {whose}"
@@ -128,7 +147,7 @@ def test_terminations_at_the_time_limit(known: bool) -> None:
 
 
 def test_terminations_before_the_limit_are_what_they_say() -> None:
-    """Pendulum's limit is 200 steps: ten steps are a real end."""
+    """The limit of the environment is 200 steps: ten steps are a real end."""
     last = np.arange(200) % 10 == 9
     assert check(load(terminations=last, truncations=np.zeros(200, bool))) == ()
 
@@ -195,7 +214,8 @@ def test_actions() -> None:
 
 def test_observations() -> None:
     observations = arrays()["observations"]
-    finding = only(load(observations=np.concatenate([observations, np.ones((200, 12))], 1)))
+    wider = np.concatenate([observations, np.ones((200, 12))], 1)
+    finding = only(load(gymnasium.make(ENV, width=15), observations=wider))
     assert finding.severity == "note"
     assert (
         finding.message == "observation dimensions 3, 4, 5, 6, 7, 8, 9, 10 and 4 more never change"
@@ -394,5 +414,5 @@ def test_an_environment_without_reference_scores() -> None:
     data.spec = data.spec.model_copy(update={"reference": None})
     finding = only(data)
     assert (finding.severity, finding.name, finding.message) == (
-        "note", "no-reference-scores", f"no reference scores are known for {small.ENV}",
+        "note", "no-reference-scores", f"no reference scores are known for {ENV}",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,8 +22,15 @@ from ddice.pictures import (
 )
 from ddice.pictures.film import FPS, MAX_FRAMES, WIDTH, require_rendering
 from ddice.policies.engines import EngineName
-from ddice.policies.evaluation import evaluate
-from ddice.policies.policy import load_policy
+from ddice.policies.evaluation import (
+    Evaluation,
+    Moment,
+    PairedEvaluation,
+    common_environment,
+    evaluate,
+    paired,
+)
+from ddice.policies.policy import Policy, load_policy
 
 SHOWN = {"film": 1, "strip": 3, "trajectories": 50}  # episodes
 
@@ -33,6 +41,11 @@ def register(commands: Any) -> None:
         commands, "evaluate", _evaluate, "Play a saved policy in its evaluation environment."
     )
     command.add_argument("path", help="a run folder, or the folder of a policy")
+    command.add_argument(
+        "other",
+        nargs="?",
+        help="another one, played from the same starts: the differences, pair by pair, come last",
+    )
     command.add_argument("--env", help="id of another environment")
     command.add_argument("--episodes", type=int, default=100)
     command.add_argument("--seed", type=int, default=0)
@@ -76,37 +89,58 @@ def register(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
-    path = Path(options.path)
-    critic = None if options.q is None else import_function(options.q, "--q")
-    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
-    policy = acting(load_policy(folder, device=options.device, q=critic), options)
-    if options.engine != "reference":
-        policy = policy.compile(
-            options.engine, batch_sizes=(min(options.parallel, options.episodes),)
-        )
+    policy = _policy(options.path, options)
+    other = None if options.other is None else _policy(options.other, options)
     env = options.env or policy.spec.env
+    if other is not None and options.env is None:
+        env = common_environment(policy.spec, other.spec)
     maze = _check_render(options, env)
-    shown = options.render_episodes or SHOWN[_kind(options.render, maze)] if options.render else 0
+    shown = 0
+    if options.render:
+        shown = options.render_episodes or SHOWN[_kind(options.render, maze)]
     recorder = Recorder(shown, options.seed)
-    scores = evaluate(
-        policy,
-        options.env,
-        episodes=options.episodes,
-        seed=options.seed,
-        parallel=options.parallel,
-        deterministic=options.deterministic,
-        progress=not options.no_progress,
-        on_step=recorder if shown else None,
-    )
-    if options.json:
-        write_bytes(Path(options.json), scores.model_dump_json(indent=2).encode())
+    scores = _play(policy, env, options, recorder if shown else None)
     print(scores)
+    result: Evaluation | PairedEvaluation = scores
+    if other is not None:
+        result = paired(scores, _play(other, env, options, None))
+        print(result.second)
+        print(result)
+    if options.json:
+        write_bytes(Path(options.json), result.model_dump_json(indent=2).encode())
     if options.render:
         _render(options, env, maze, recorder)
         print(
             f"{_kind(options.render, maze)} of {min(shown, options.episodes)} of them: "
             f"{options.render}"
         )
+
+
+def _policy(name: str, options: argparse.Namespace) -> Policy:
+    """The policy in a folder, acting as the options say."""
+    path = Path(name)
+    critic = None if options.q is None else import_function(options.q, "--q")
+    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
+    policy = acting(load_policy(folder, device=options.device, q=critic), options)
+    if options.engine == "reference":
+        return policy
+    together = min(options.parallel, options.episodes)
+    return policy.compile(options.engine, batch_sizes=(together,))
+
+
+def _play(
+    policy: Policy, env: Any, options: argparse.Namespace, on_step: Callable[[Moment], None] | None
+) -> Evaluation:
+    return evaluate(
+        policy,
+        env,
+        episodes=options.episodes,
+        seed=options.seed,
+        parallel=options.parallel,
+        deterministic=options.deterministic,
+        progress=not options.no_progress,
+        on_step=on_step,
+    )
 
 
 def _kind(path: str, maze: Maze | None) -> str:

@@ -18,6 +18,7 @@ from ddice.core.cache import entry
 from ddice.core.config import Config
 from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
+from ddice.data.memory import memory_of, words
 from ddice.data.minari_store import dataset_metadata, has_dataset
 from ddice.data.minari_writer import write_dataset
 from ddice.data.scores import bundled_reference
@@ -128,6 +129,8 @@ def collect(
     environment = make_env(record)
     try:
         require_boxes(environment)
+        if remembered := memory_of(environment):
+            raise ValueError(f"expected an environment that forgets: {words(remembered)}")
         behaviours = load_behaviours(
             policies, Loading(seed, environment.action_space, deterministic, device, trust_pickle)
         )
@@ -283,15 +286,12 @@ def _write(
     plan: Collection,
     reference: tuple[float, float] | None,
 ) -> None:
-    bundled = bundled_reference(plan.env.id)
-    if reference is None and bundled is not None:
-        reference = (bundled.random, bundled.expert)
     write_dataset(
         dataset_id,
         list(_native(played, plan)),
         env_spec_json=plan.env.spec,
         eval_env_spec_json=plan.env.spec,
-        reference_scores=reference,
+        reference_scores=bundled_reference(plan.env) if reference is None else reference,
         description=(
             f"{plan.env.id}, {len(played)} episodes, seed {plan.seed}, collected by ddice: "
             f"{plan.text}."

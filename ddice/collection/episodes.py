@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddice.core.randomness import derived_seed
+from ddice.data import stepping
 from ddice.data.environment import space_shapes
 from ddice.data.paths import leaf_at, nested
 from ddice.data.source import Leaves
+from ddice.data.stepping import LONGEST
 
 Act = Callable[[Any], Any]
 """What plays one episode: the environment's own observation -> an action (A,)."""
-
-# An episode without an end would be played for ever; the longest horizons in use are a thousand
-# steps or so.
-LONGEST = 100_000
-# Actions this far outside of the bounds, relative to them, are rounding and clipped in silence.
-ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -71,20 +65,12 @@ class ActionNoise:
         """Action (A,) -> (A,) within [low, high]; three draws from the generator, whatever comes
         out.
         """
-        explores, normal, uniform = (
-            generator.random(),
-            generator.standard_normal(len(low)),
-            generator.uniform(low, high),
-        )
-        return np.asarray(
-            uniform
-            if explores < self.epsilon
-            else np.clip(action + self.scale * (high - low) / 2 * normal, low, high)
-        )
-
-
-class _Refused(Exception):
-    """Why an episode cannot be kept, before it is known where."""
+        explores = generator.random()
+        normal = generator.standard_normal(len(low))
+        uniform = generator.uniform(low, high)
+        if explores < self.epsilon:
+            return uniform
+        return np.clip(action + self.scale * (high - low) / 2 * normal, low, high)
 
 
 def require_boxes(env: Any) -> None:
@@ -138,38 +124,34 @@ def play(env: Any, act: Act, noise: ActionNoise, *, seed: int, index: int, polic
     rows: dict[str, list[NDArray[Any]]] = {path: [] for path in types}
     actions: list[NDArray[Any]] = []
     rewards: list[float] = []
-    terminated = truncated = False
+    outcome = None
     try:
-        observation, _ = _called(lambda: env.reset(seed=reset_seed))
+        observation = stepping.reset(env, reset_seed)
         _keep(rows, observation, types)
-        while not (terminated or truncated):
+        while outcome is None or not outcome.over:
             if len(rewards) == LONGEST:
-                raise _Refused(
+                raise ValueError(
                     "the episode does not end: give the environment a horizon, "
                     '{"max_episode_steps": 1000}'
                 )
             action = _checked(act(observation), env.action_space, noise, generator)
-            actions.append(action.copy())
-            observation, reward, terminated, truncated, _ = _called(partial(env.step, action))
-            if not math.isfinite(reward):
-                raise _Refused(
-                    f"expected finite rewards, got {reward}: the environment has diverged"
-                )
-            rewards.append(float(reward))
+            outcome = stepping.step(env, action)
+            observation = outcome.observation
+            actions.append(action)
+            rewards.append(outcome.reward)
             _keep(rows, observation, types)
-    except _Refused as error:
+    except ValueError as error:
         raise ValueError(
             f"{error} (episode {index}, step {len(rewards)}, reset seed {reset_seed})"
-        ) from error.__cause__
-    leaves = {path: np.stack(values) for path, values in rows.items()}
+        ) from error
     return Episode(
-        leaves,
-        np.stack(actions),
-        np.array(rewards),
-        bool(terminated),
-        bool(truncated),
-        policy,
-        reset_seed,
+        leaves={path: np.stack(values) for path, values in rows.items()},
+        actions=np.stack(actions),
+        rewards=np.array(rewards),
+        terminated=outcome.terminated,
+        truncated=outcome.truncated,
+        policy=policy,
+        seed=reset_seed,
     )
 
 
@@ -179,37 +161,23 @@ def _checked(
     """What the policy said, with noise, as the environment is given it."""
     action = np.asarray(action)
     if action.shape != space.shape or not np.isfinite(action).all():
-        raise _Refused(
+        raise ValueError(
             f"expected finite actions of shape {space.shape} from the policy, got {action}"
         )
+    taken = stepping.within(action, space)
+    if not noise.scale and not noise.epsilon:
+        return taken
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    slack = ROUNDING * (1 + high - low)
-    if (action < low - slack).any() or (action > high + slack).any():
-        raise _Refused(
-            f"expected actions within {space.low} and {space.high} from the policy, got "
-            f"{action}: clip them in the policy"
-        )
-    if noise.scale or noise.epsilon:
-        action = noise.add(action, low, high, generator)
-    return np.asarray(np.clip(action.astype(space.dtype), space.low, space.high))
+    return stepping.within(noise.add(action, low, high, generator), space)
 
 
 def _keep(
     rows: Mapping[str, list[NDArray[Any]]], observation: Any, types: Mapping[str, Any]
 ) -> None:
     for path, dtype in types.items():
-        leaf = np.array(
-            leaf_at(observation, path), dtype
-        )  # a copy: some environments write into the same array again
+        leaf = np.asarray(leaf_at(observation, path), dtype)
         if not np.isfinite(leaf).all():
-            raise _Refused(
+            raise ValueError(
                 "expected finite observations, got NaN or infinity: the environment has diverged"
             )
         rows[path].append(leaf)
-
-
-def _called(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:
-        raise _Refused(f"the environment failed with {type(error).__name__}: {error}") from error

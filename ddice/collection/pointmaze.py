@@ -303,7 +303,7 @@ def make_pointmaze(
         list(recording.episodes(seed)),
         env_spec_json=env_spec,
         eval_env_spec_json=pointmaze_evaluation_spec(size),
-        reference_scores=(POINTMAZE_REFERENCES[size].random, POINTMAZE_REFERENCES[size].expert),
+        reference_scores=POINTMAZE_REFERENCES[size],
         description=(
             f"{maze.env_id}, {steps} steps, seed {seed}: Farama's PointMaze recipe run again "
             "by ddice; not the published data."

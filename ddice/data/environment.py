@@ -4,6 +4,7 @@ locations if they are goal mazes.
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from contextlib import redirect_stderr, suppress
@@ -19,6 +20,7 @@ from ddice.data.spec import EnvRecord
 
 if TYPE_CHECKING:
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec
 
 ENV_SPEC_FIELDS = frozenset(
     (
@@ -86,7 +88,7 @@ def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
     register_robotics()
     try:
         return gymnasium.make(EnvSpec.from_json(record.spec))
-    except (ImportError, gymnasium.error.Error) as error:
+    except Exception as error:  # constructors raise whatever they like
         raise ImportError(
             f"expected to be able to make the environment {record.id!r}, got "
             f"{type(error).__name__}: {error}; install what it needs (`pip install "
@@ -105,12 +107,7 @@ def record_of(env: Any) -> EnvRecord:
         return env
     if isinstance(env, str):
         register_robotics()
-        try:
-            spec = gymnasium.spec(env)
-        except gymnasium.error.Error as error:
-            raise ValueError(
-                f"expected env to be a registered Gymnasium id, got {env!r}: {error}"
-            ) from error
+        spec = _registered(env)
     elif isinstance(env, EnvSpec):
         spec = env
     elif isinstance(env, gymnasium.Env):
@@ -130,6 +127,22 @@ def record_of(env: Any) -> EnvRecord:
         raise ValueError(
             f"expected an env that can be written as JSON, got {spec.id!r}: {error}; register "
             "it with plain arguments"
+        ) from error
+
+
+def _registered(env_id: str) -> EnvSpec:
+    """The spec of an id; "module:Id-v0" imports the module first, as `gymnasium.make` does."""
+    import gymnasium
+
+    module, separator, name = env_id.partition(":")
+    try:
+        if separator:
+            importlib.import_module(module)
+        return gymnasium.spec(name if separator else env_id)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        raise ValueError(
+            f"expected env to be a registered Gymnasium id, got {env_id!r}: {error}; an id of "
+            'your own is registered by a module, "module:Id-v0"'
         ) from error
 
 

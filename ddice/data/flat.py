@@ -25,7 +25,7 @@ from ddice.data.source import Source
 
 KIND = "dataset"
 STAGE = "data"
-READERS = 1
+READERS = 2
 """To be raised when a reader makes something else of the same files."""
 
 SETTLED = 2_000_000_000

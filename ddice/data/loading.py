@@ -19,6 +19,7 @@ from ddice.data.checks import (
 )
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
+from ddice.data.memory import recorded_memory, words
 from ddice.data.reading import read
 from ddice.data.scores import bundled_reference
 from ddice.data.source import Leaves, Source, concatenate
@@ -33,6 +34,7 @@ from ddice.data.spec import (
     RewardSummary,
     Spec,
 )
+from ddice.data.tasks import task_of
 from ddice.data.transitions import Transitions, build
 from ddice.data.view import Goal, choose_view, has_goals, observations_of, relabel
 
@@ -84,7 +86,10 @@ def load_dataset(
     given = None if env is None else record_of(env)
     data = concatenate(_same_env(sources, given))
     _check_and_convert(data)
-    record = given or (None if data.env_spec is None else clean_record(data.env_spec))
+    recorded = None if data.env_spec is None else clean_record(data.env_spec)
+    record = given or recorded
+    if record is not None and (remembered := recorded_memory(record)):
+        data.notes.append(words(remembered))
     needs_goal = goal == "fixed" or (goal is None and has_goals(data))
     facts = None
     if record is not None and (given is not None or needs_goal):
@@ -104,7 +109,7 @@ def load_dataset(
         box,
         out_of_bounds,
         record,
-        _reference(data, record, reference_scores),
+        _reference(data, recorded, record, reference_scores),
     )
 
 
@@ -184,8 +189,14 @@ def _check_fit(data: Source, env: Environment) -> None:
 
 
 def _reference(
-    data: Source, record: EnvRecord | None, given: tuple[float, float] | None
+    data: Source,
+    recorded: EnvRecord | None,
+    played: EnvRecord | None,
+    given: tuple[float, float] | None,
 ) -> ReferenceScores | None:
+    """The user's, else those of the dataset, else bundled ones; those of the dataset belong to the
+    environment that it records, and to no other task.
+    """
     if given is not None:
         random, expert = float(given[0]), float(given[1])
         if not np.isfinite([random, expert]).all() or random == expert:
@@ -194,11 +205,18 @@ def _reference(
                 f"got {given}"
             )
         return ReferenceScores(random=random, expert=expert, source="user")
-    if data.reference is not None:
-        return ReferenceScores(random=data.reference[0], expert=data.reference[1], source="Minari")
-    if record is None:
+    if played is None:
+        return _recorded_reference(data)
+    if recorded is not None and task_of(recorded) != task_of(played):
+        return bundled_reference(played)
+    return _recorded_reference(data) or bundled_reference(played, data.dataset_id)
+
+
+def _recorded_reference(data: Source) -> ReferenceScores | None:
+    if data.reference is None:
         return None
-    return bundled_reference(record.id, data.dataset_id)
+    random, expert = data.reference
+    return ReferenceScores(random=random, expert=expert, source=data.reference_source)
 
 
 def _assemble(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddice.data.environment import space_shapes
+from ddice.data.minari_store import SOURCE_KEY
 from ddice.data.paths import keys_of, leaf_at
 from ddice.data.source import Bounds, Leaves, Source, leaves_of
 
@@ -38,9 +39,9 @@ def read_minari(item: Any) -> Source:
     source.dataset_id = dataset.id
     source.env_spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    source.reference = (
-        None if low is None or high is None or low == high else (float(low), float(high))
-    )
+    if low is not None and high is not None and low != high:
+        source.reference = (float(low), float(high))
+        source.reference_source = str(metadata.get(SOURCE_KEY, "Minari"))
     return source
 
 

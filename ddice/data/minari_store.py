@@ -8,6 +8,9 @@ from typing import Any
 
 from ddice.data.download import missing, obtain
 
+SOURCE_KEY = "ddice_ref_source"
+"""In the metadata: where its reference scores come from."""
+
 
 def is_minari(item: Any) -> bool:
     from minari import MinariDataset

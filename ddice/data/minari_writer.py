@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ddice.data.environment import clean_record
-from ddice.data.minari_store import dataset_folder, has_dataset, require_id
+from ddice.data.minari_store import SOURCE_KEY, dataset_folder, has_dataset, require_id
+from ddice.data.spec import ReferenceScores
 
 
 def write_dataset(
@@ -19,7 +20,7 @@ def write_dataset(
     *,
     env_spec_json: str | None,
     eval_env_spec_json: str | None,
-    reference_scores: tuple[float, float] | None,
+    reference_scores: tuple[float, float] | ReferenceScores | None,
     description: str,
     algorithm: str,
     author: str = "ddice",
@@ -87,15 +88,18 @@ def write_dataset(
         if metadata is not None:
             dataset.storage.update_metadata(dict(metadata))
         if reference_scores is not None:
-            dataset.storage.update_metadata(
-                {
-                    "ref_min_score": float(reference_scores[0]),
-                    "ref_max_score": float(reference_scores[1]),
-                }
-            )
+            dataset.storage.update_metadata(_references(reference_scores))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _references(given: tuple[float, float] | ReferenceScores) -> dict[str, Any]:
+    """As Minari names them; whose they are, beside them, where they say it."""
+    if isinstance(given, ReferenceScores):
+        source = {SOURCE_KEY: given.source}
+        return {"ref_min_score": given.random, "ref_max_score": given.expert, **source}
+    return {"ref_min_score": float(given[0]), "ref_max_score": float(given[1])}
 
 
 def _space_of(values: Any) -> Any:

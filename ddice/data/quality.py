@@ -13,6 +13,7 @@ from ddice.core.config import Config
 from ddice.data.description import Description
 from ddice.data.measures import CHUNK, episode_returns
 from ddice.data.transitions import Transitions
+from ddice.data.trial import try_environment
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -316,7 +317,9 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
             message="no environment is recorded",
             advice="give env= to evaluate, or estimate with ddice.ope",
         )
-    elif description.reference is None:
+        return
+    yield from environment(data)
+    if description.reference is None:
         yield Finding(
             severity="note",
             name="no-reference-scores",
@@ -325,6 +328,23 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
                 "returns are reported raw: give reference_scores=(random, expert) to normalise them"
             ),
         )
+
+
+def environment(data: Transitions) -> Iterator[Finding]:
+    """What is wrong with the recorded environment, which is made for that."""
+    try:
+        remarks = try_environment(data.spec)
+    except (ImportError, ValueError) as error:
+        yield Finding(
+            severity="error",
+            name="unusable-environment",
+            message=str(error),
+            advice="give env= to evaluate, or train with --evaluation.episodes=0",
+        )
+        return
+    for remark in remarks:
+        what, _, advice = remark.partition(": ")
+        yield Finding(severity="warning", name="environment", message=what, advice=advice)
 
 
 CHECKS: tuple[Callable[[Transitions, Description], Iterator[Finding]], ...] = (

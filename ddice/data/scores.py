@@ -4,7 +4,11 @@ id only: a near name is another task.
 
 from __future__ import annotations
 
-from ddice.data.spec import ReferenceScores
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ddice.data.spec import EnvRecord, ReferenceScores
+from ddice.data.tasks import differences, task_of
 
 _D4RL = "bundled table: D4RL's published reference returns (d4rl/infos.py)"
 
@@ -131,11 +135,51 @@ def _goal_tasks() -> dict[str, ReferenceScores]:
 BUNDLED: dict[str, ReferenceScores] = {**_locomotion(), **_adroit(), **_goal_tasks()}
 
 
-def bundled_reference(env_id: str | None, dataset_id: str | None = None) -> ReferenceScores | None:
+class Conditions(NamedTuple):
+    """Arguments and horizon of the environments in which D4RL's table was made."""
+
+    kwargs: Mapping[str, Any]
+    horizon: int
+
+
+_RUNNING = Conditions({}, 1000)
+_DENSE = {"reward_type": "dense"}
+CONDITIONS: dict[str, Conditions] = {
+    **{
+        f"{robot}-{version}": _RUNNING
+        for robot in ("HalfCheetah", "Hopper", "Walker2d", "Ant")
+        for version in ("v2", "v3", "v4", "v5")
+    },
+    **{f"AdroitHand{name}-v1": Conditions(_DENSE, 200) for name in ("Hammer", "Door", "Relocate")},
+    "AdroitHandPen-v1": Conditions(_DENSE, 100),
+}
+"""For every environment in `BUNDLED`."""
+
+
+def bundled_reference(
+    env: EnvRecord | None, dataset_id: str | None = None
+) -> ReferenceScores | None:
     """The bundled references of a dataset (by its Minari or D4RL id), else of an environment (by
     its id with version), else None.
+
+    Those of an environment are returns of its own rewards over its own horizon: with other
+    arguments, wrappers that change rewards, or another time limit they are not known.
     """
-    for name in (dataset_id, env_id):
-        if name is not None and name in BUNDLED:
-            return BUNDLED[name]
-    return None
+    if dataset_id is not None and dataset_id in BUNDLED:
+        return BUNDLED[dataset_id]
+    if env is None or env.id not in BUNDLED or _differs(env):
+        return None
+    return BUNDLED[env.id]
+
+
+def why_not_bundled(env: EnvRecord) -> str:
+    """What makes an environment of the table another task, to be put after its id; else ""."""
+    found = _differs(env)
+    return f" with {', '.join(found)}" if found else ""
+
+
+def _differs(env: EnvRecord) -> list[str]:
+    if env.id not in CONDITIONS:
+        return []
+    made = CONDITIONS[env.id]
+    return differences(task_of(env), made.kwargs, made.horizon)

@@ -45,6 +45,7 @@ class Source:
     dataset_id: str | None = None
     env_spec: str | None = None
     reference: tuple[float, float] | None = None
+    reference_source: str = "Minari"
     dropped_rows: int = 0
     empty_episodes: int = 0
     unknown_next: NDArray[np.bool_] | None = None
@@ -143,6 +144,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         dataset_id=next((s.dataset_id for s in sources if s.dataset_id), None),
         env_spec=next((s.env_spec for s in sources if s.env_spec), None),
         reference=next((s.reference for s in sources if s.reference), None),
+        reference_source=next((s.reference_source for s in sources if s.reference), "Minari"),
         dropped_rows=sum(s.dropped_rows for s in sources),
         empty_episodes=sum(s.empty_episodes for s in sources),
         unknown_next=np.concatenate(

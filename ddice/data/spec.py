@@ -155,8 +155,12 @@ class EnvRecord(Config):
     @property
     def time_limit(self) -> int | None:
         """Steps after which an episode is cut, None without a limit."""
-        limit = json.loads(self.spec).get("max_episode_steps")
-        return None if limit is None else int(limit)
+        fields = json.loads(self.spec)
+        limits = [fields.get("max_episode_steps")]
+        for wrapper in fields.get("additional_wrappers") or ():
+            if wrapper["name"] == "TimeLimit":
+                limits.append((wrapper.get("kwargs") or {}).get("max_episode_steps"))
+        return min((int(limit) for limit in limits if limit is not None), default=None)
 
 
 class ReferenceScores(Config):

@@ -39,7 +39,7 @@ class Recording:
     @property
     def total(self) -> float:
         """The return: the rewards added in the order in which evaluation adds them."""
-        return sum(self.rewards.tolist())
+        return float(sum(self.rewards.tolist()))
 
 
 def _leaf(observation: Any, key: str) -> np.ndarray:
@@ -54,14 +54,6 @@ def _leaf(observation: Any, key: str) -> np.ndarray:
     return np.asarray(observation[key])
 
 
-def _copy(observation: Any) -> Any:
-    return (
-        {key: _copy(value) for key, value in observation.items()}
-        if isinstance(observation, Mapping)
-        else np.array(observation)
-    )
-
-
 @dataclass
 class Recorder:
     """Keeps the first `episodes` episodes: `evaluate(policy, seed=seed,
@@ -74,16 +66,7 @@ class Recorder:
 
     def __call__(self, moment: Moment) -> None:
         if moment.episode < self.episodes:
-            own = Moment(
-                **{
-                    **vars(moment),
-                    **{
-                        name: _copy(getattr(moment, name))
-                        for name in ("observation", "action", "next_observation")
-                    },
-                }
-            )
-            self._moments.setdefault(moment.episode, []).append(own)
+            self._moments.setdefault(moment.episode, []).append(moment)
 
     def recordings(self) -> list[Recording]:
         """What was kept, in the order of the episodes."""

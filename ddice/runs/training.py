@@ -17,6 +17,7 @@ from torch import Tensor
 from ddice.core import cache
 from ddice.parts import loop
 from ddice.data import Batch, Transitions
+from ddice.policies import evaluation
 from ddice.policies.evaluation import Evaluation, Moment
 from ddice.extractors import Extractor
 from ddice.policies.policy import Policy
@@ -129,6 +130,8 @@ class Training:
                 "the data record no environment to play in: give its id as data.env, or train "
                 "without evaluation.episodes (0)"
             )
+        if recipe.evaluation.episodes:
+            evaluation.require_playable(spec)
 
     def train(self, *, with_backend: bool = True) -> Trained:
         """Prior, then backend, then extractor (or the last two together), then the policy. The
