@@ -117,7 +117,7 @@ def of_temperature(
         .build(data.spec, seed=options.seed, prior=prior)
         .to(prior.device)
     )
-    extractor.train_on(data, backend, steps=options.guidance_steps)
+    extractor.fit(data, backend=backend, steps=options.guidance_steps)
     policies = []
     for candidates, scale in itertools.product(options.candidates, options.guidance_scales):
         extractor.config = extractor.config.model_copy(

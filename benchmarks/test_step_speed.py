@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import ddice
 from benchmarks.machine import description, synchronized
 from ddice.data import Transitions
+from ddice.parts.stage import alone
 from ddice.runs.presets import PRESETS
-from ddice.runs.training import own_update
 
 ROWS, STATE, ACTION = 20_000, 11, 3  # Hopper's sizes
 ROUNDS = {"default": 30, "official": 5}
@@ -60,17 +60,23 @@ def test_steps(benchmark: Any, preset: str, stage: str, device: str, data: Trans
     backend: Any = recipe.backend.build(data.spec, 0).to(device)
     backend.prepare(table)
     extractor = recipe.extractor.build(data.spec, 0, prior).to(device)
-    part: Any = {"prior": prior, "backend": backend, "extractor": extractor}[stage]
-    update = extractor.step_function(backend) if stage == "extractor" else own_update(part)
-    steps = iter(range(10**9))
+    last = 10**9
+    stages = {
+        "prior": alone(prior, steps=last),
+        "backend": alone(backend, steps=last),
+        "extractor": extractor.stage(backend, steps=last),
+    }
+    measured = stages[stage]
+    for part in measured.parts.values():
+        part.until(last)
+    steps = iter(range(last))
 
     def step() -> None:
-        k = next(steps)
-        update(table.sample(part.batch_size, seed=0, step=k), k)
+        measured.step(table, next(steps))
 
     benchmark.group = f"{device}, {stage}"
     benchmark.extra_info.update(
-        {**description(device), "preset": preset, "stage": stage, "batch": part.batch_size}
+        {**description(device), "preset": preset, "stage": stage, "batch": measured.batch_size}
     )
     benchmark.pedantic(synchronized(step, device), rounds=ROUNDS[preset], warmup_rounds=2)
 

@@ -209,7 +209,7 @@ def test_after_the_warm_start_values_are_returns_to_go(config) -> None:
     else:
         assert torch.equal(backend.target(torch.eye(6)), backend.value_network(torch.eye(6)))
     before = backend.value_network(torch.eye(6)).detach().clone()
-    backend.horizon = 0
+    backend.until(800)
     metrics = backend.update(data.full(), step=400)
     assert "mean_ratio" in metrics
     assert not torch.equal(before, backend.value_network(torch.eye(6)))
@@ -345,7 +345,7 @@ def test_terminated_rows_never_read_their_next_observation() -> None:
     ):
         config = config.model_copy(update={"discount": 0.9})
         one, other = (
-            config.build(problem.data().spec).update(b, step=0)
+            config.build(problem.data().spec).until(2).update(b, step=0)
             for b in (batch, dataclasses.replace(batch, next_observations=garbage))
         )
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -229,7 +229,7 @@ def test_no_generated_action_reaches_prior_or_critic_while_training(config) -> N
         )  # it copies the prior's weights, which is no call
     extractor = config.build(data().spec, prior=owner)
     before = {name: value.clone() for name, value in original.items()}
-    extractor.train_on(data(), backend, steps=5, progress=False)
+    extractor.fit(data(), backend=backend, steps=5, progress=False)
     assert not owner.network.calls
     assert not owner.averaged.calls
     assert not asked

@@ -90,13 +90,15 @@ def test_what_it_offers(data: Transitions) -> None:
 
 def test_training_is_diagnostics_only(data: Transitions) -> None:
     backend = GivenRatio(source=WEIGHTS).build(data.spec)
-    metrics = backend.update(data.full(), step=7)
+    metrics = backend.update(data.full(), step=0)
     assert metrics["mean_ratio"].item() == pytest.approx(KEPT.mean())
     assert metrics["zero_rate"].item() == 0.25
-    assert backend.state()["step"] == 8
+    assert backend.state()["step"] == 1
     again = GivenRatio(source=WEIGHTS).build(data.spec)
     again.load_state(backend.state())
-    assert again.step == 8
+    assert again.step == 1
+    with pytest.raises(ValueError, match=r"expected update\(batch, step=1\), got step=0"):
+        again.update(data.full(), step=0)
     assert backend.fit(data, steps=100) is backend
 
 

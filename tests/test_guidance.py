@@ -39,7 +39,7 @@ def trained(log_ratio, steps: int, config: Guidance = SMALL) -> GuidedExtractor:
     extractor = GuideThenSelect(candidates=1, solver=FINE, guidance=config).build(
         data().spec, prior=prior()
     )
-    extractor.horizon = steps
+    extractor.until(steps)
     for step in range(steps):
         batch = data().sample(config.batch_size, seed=0, step=step)
         extractor.update(
@@ -156,8 +156,9 @@ def test_guided_samples_are_the_tilted_gaussian() -> None:
     """From the same noise to the same action as the exact flow of N(mean + b std^2, std^2).
     Measured: 0.015 in the mean of a shift of 0.2.
     """
+    extractor = tilted()  # trained here when this test is the first of its process
     with torch.no_grad():
-        actions = tilted().sampler()(STATES, CENTRAL[None, :, None].expand(2, -1, -1))[..., 0]
+        actions = extractor.sampler()(STATES, CENTRAL[None, :, None].expand(2, -1, -1))[..., 0]
     for i, state in enumerate((-1.0, 1.0)):
         expected = behaviour(state, SLOPE * STD**2).flow(CENTRAL, 1.0, 1e-3)
         assert abs((actions[i] - expected).mean()) < 0.03

@@ -47,7 +47,8 @@ FITTED = FittedQEvaluation(
 class Ratios:
     """State-action ratios w (S, A) with values v (S,) of one's own, as a backend."""
 
-    ratio_kind, has_value = "state-action", True
+    ratio_kind, starts_from, has_value = "state-action", "initial", True
+    seed, discount, device = 0, None, torch.device("cpu")
 
     def __init__(self, problem: Problem, w: np.ndarray, v: np.ndarray):
         self.spec = problem.data().spec
@@ -55,6 +56,9 @@ class Ratios:
 
     def log_ratio(self, batch):
         return self._log_w[batch.actions.argmax(-1)]
+
+    def rewards(self, raw):
+        return raw
 
     def value(self, observations):
         return self._v[observations.argmax(-1)]

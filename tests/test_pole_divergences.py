@@ -97,7 +97,7 @@ def test_a_bandit_against_bisection(case: str) -> None:
         discount=0.0,
     )
     backend, batch, steps = config.build(data.spec), data.full(), 600
-    backend.horizon = steps
+    backend.until(steps)
     cut_rates = []
     for step in range(steps):
         metrics = backend.update(batch, step=step)
@@ -127,7 +127,7 @@ def test_in_the_dual_too(case: str) -> None:
     )
     config = config.model_copy(update={"optimizer": Optimizer(learning_rate=0.05, decay="cosine")})
     backend = config.build(data.spec)
-    backend.horizon = 400
+    backend.until(400)
     for step in range(400):
         metrics = backend.update(data.full(), step=step)
         assert all(value.isfinite().all() for value in metrics.values()), (step, metrics)

@@ -17,9 +17,10 @@ import torch
 
 from ddice.cli import main
 from ddice.data import load_dataset
+from ddice.runs.folder import differences
 from ddice.runs.presets import PRESETS, REASONS, TASKS, describe, reason, unpublished
 from ddice.runs.recipe import Recipe
-from ddice.runs.training import differences, train
+from ddice.runs.training import train
 
 OFFICIAL, PAPER = PRESETS["official"], PRESETS["paper"]
 

@@ -178,8 +178,9 @@ def test_the_learning_rate_falls_as_a_cosine() -> None:
     part = TINY.model_copy(
         update={"optimizer": Optimizer(learning_rate=0.1, decay="cosine")}
     ).build(data().spec)
-    assert part.learning_rate(123) == 0.1
-    part.horizon = 100
-    assert [part.learning_rate(step) for step in (0, 25, 50, 100, 200)] == pytest.approx(
-        [0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0, 0]
+    part.until(100)
+    assert [part.learning_rate(step) for step in (0, 25, 50, 99)] == pytest.approx(
+        [0.1, 0.05 * (1 + 0.5**0.5), 0.05, 0.05 * (1 - np.cos(np.pi / 100))]
     )
+    with pytest.raises(ValueError, match=r"has fallen to 0 at step 100, and this is step 100"):
+        part.learning_rate(100)

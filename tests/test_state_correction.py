@@ -135,8 +135,10 @@ def test_several_seeds_and_a_state() -> None:
     torch.testing.assert_close(part.ratio(batch)[1], single.ratio(problems[1].data().full()))
     again = config.build(spec, seed=(0, 1), backend=backend)
     again.load_state(part.state())
+    before = part.ratio(batch)
     for one in (part, again):
-        one.update(batch, step=20)
+        one.until(30).update(batch, step=20)
+    assert not torch.equal(part.ratio(batch), before)
     assert torch.equal(part.ratio(batch), again.ratio(batch))
     assert part.has_q
     assert part.has_value

@@ -298,9 +298,8 @@ def learned(name: str) -> GuidedExtractor:
     prior = DiffusionPrior().build(samples().spec)
     extractor = GuideThenSelect(candidates=1, guidance=config).build(samples().spec, prior=prior)
     log_w = RATIOS[name].log(samples().actions).float()
-    return extractor.train_on(
-        samples(), GivenRatio(source=log_w.exp().numpy()).fit(samples()), steps=1500, progress=False
-    )
+    ratios = GivenRatio(source=log_w.exp().numpy()).fit(samples())
+    return extractor.fit(samples(), backend=ratios, steps=1500, progress=False)
 
 
 @pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "mixture"])

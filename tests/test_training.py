@@ -26,7 +26,9 @@ from ddice.core import cache
 from ddice.core.storage import load_tensors, save_tensors
 from ddice.parts import loop
 from ddice.policies.evaluation import Evaluation
-from ddice.runs.training import Training, check_run, claim_run, differences, forecast, train
+from ddice.runs.folder import check_run, claim_run, differences
+from ddice.runs.forecast import forecast
+from ddice.runs.training import Training, train
 
 STEPS = {"prior": 200, "backend": 200, "extractor": 200}
 HERE = str(Path(__file__).parent)
@@ -688,7 +690,8 @@ def test_joint_training_is_the_ordinary_loop(npz: Path) -> None:
     prior = recipe.prior.fit(data, steps=12, seed=0, device="cpu", progress=False)
     backend = recipe.backend.build(data.spec, seed=0)
     extractor = recipe.extractor.build(data.spec, seed=0, prior=prior)
-    backend.horizon = extractor.horizon = 10
+    backend.until(10)
+    extractor.until(10)
     for step in range(10):
         batch = data.sample(16, seed=0, step=step)
         backend.update(batch, step=step)
@@ -732,13 +735,29 @@ def test_a_forecast_counts_parameters_and_keeps_nothing(npz: Path) -> None:
     assert [path.name for path in cache.cache_folder().glob("*")] == ["data"]
 
 
-def test_a_forecast_of_joint_training_counts_the_steps_of_the_backend(npz: Path) -> None:
-    found = forecast(small.recipe(npz, schedule="joint"), small.recipe(npz).data.load(), steps=1)
-    assert [(stage.stage, stage.steps) for stage in found] == [
-        ("prior", 12),
-        ("backend", 10),
-        ("extractor", 10),
-    ]
+def test_a_forecast_of_joint_training_is_that_of_both_parts_together(npz: Path) -> None:
+    data = small.recipe(npz).data.load()
+    found = forecast(small.recipe(npz, schedule="joint"), data, steps=1)
+    assert [(stage.stage, stage.steps) for stage in found] == [("prior", 12), ("joint", 10)]
+    _, backend, extractor = forecast(small.recipe(npz), data, steps=1)
+    assert found[1].parameters == backend.parameters + extractor.parameters
+
+
+def test_a_forecast_leaves_the_warm_start_out(npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps do less work than those that follow."""
+    recipe = small.recipe(npz, backend={"warm_start_steps": 7})
+    data = recipe.data.load()
+    backend = type(recipe.backend.build(data.spec))
+    seen: list[int] = []
+    update = backend.update
+
+    def spy(self: Any, batch: Any, *, step: int) -> Any:
+        seen.append(step)
+        return update(self, batch, step=step)
+
+    monkeypatch.setattr(backend, "update", spy)
+    forecast(recipe, data, steps=2)
+    assert seen == [7, 8, 9, 10, 11]
 
 
 def test_the_behaviour_policy_needs_no_backend(npz: Path, trained: list[str]) -> None:

@@ -9,8 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from ddice.cli.command import add_command
+from ddice.runs.folder import differences
 from ddice.runs.presets import PRESETS, REASONS, describe, reason, unpublished
-from ddice.runs.training import differences
 
 
 def register(commands: Any) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -20,14 +20,16 @@ from ddice.dice_backends.q_function import QFunction
 from ddice.dice_backends.rewards import Rewards, RewardTransform
 from ddice.dice_backends.temperature import Temperature
 from ddice.diffusion.networks import MLP, FlattenEncoder
-from ddice.parts.part import Fits, Optimizer, Part
+from ddice.parts.fitting import Fits
+from ddice.parts.part import Optimizer, Part
+from ddice.parts.ratio_source import FlowStart, RatioSource
+from ddice.parts.ratio_source import RatioKind as RatioKind  # found here before
 
 # per step and per unit of log effective sample size: settles within some hundred steps, slower than
 # the value
 TEMPERATURE_RATE = 0.01
 CHECKED_ROWS = 4096
 VALUE_MARGIN = 0.05
-RatioKind = Literal["action", "state-action"]
 
 
 class BackendConfig(Config, Fits["Backend"]):
@@ -65,13 +67,10 @@ class Backend(Part):
 
     config: BackendConfig
     ratio_kind: ClassVar[RatioKind]
-    starts_from: ClassVar[Literal["initial", "data"]] = (
-        "initial"  # where the flow of a state-action ratio begins
-    )
+    starts_from: ClassVar[FlowStart] = "initial"  # where the flow of a state-action ratio begins
     has_q: bool = True
     has_value: bool = True
     values_are_returns: bool = True
-    trains: ClassVar[bool] = True
     log_temperature: Tensor
 
     def __init__(self, config: BackendConfig, spec: Spec, seed: Seed):
@@ -92,6 +91,16 @@ class Backend(Part):
             torch.full(self.seed_shape, start, dtype=torch.float32, device="cpu").log(),
         )
         self._returns: Tensor | None = None
+
+    @property
+    def discount(self) -> float:
+        """gamma."""
+        return self.config.discount
+
+    @property
+    def warm_up(self) -> int:
+        """The steps of the warm start."""
+        return self.config.warm_start_steps
 
     @property
     def temperature(self) -> Tensor:
@@ -190,3 +199,9 @@ class Backend(Part):
             self.log_temperature += TEMPERATURE_RATE * (
                 self.target_size / effective_size.clamp(min=1e-3)
             ).log().clamp(-1, 1)
+
+
+if TYPE_CHECKING:  # read by mypy: a backend is a source of ratios
+
+    def _as_a_source(backend: Backend) -> RatioSource:
+        return backend

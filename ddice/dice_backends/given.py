@@ -7,22 +7,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, field_serializer, field_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from ddice.core.config import Config, import_function
 from ddice.core.randomness import Seed, plain_seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.parts import loop
+from ddice.parts.fitting import Fits, GoesOn
+from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 
 RatioFunction = Callable[[Batch], Tensor]
-QCallable = Callable[[Tensor, Tensor], Tensor]
 
 
 def _digest(value: Any) -> str:
@@ -31,11 +33,12 @@ def _digest(value: Any) -> str:
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value).tobytes()
         return f"array:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
-    module, name = getattr(value, "__module__", "?"), getattr(value, "__qualname__", repr(value))
+    module = getattr(value, "__module__", "?")
+    name = getattr(value, "__qualname__", repr(value))
     return f"callable:{module}:{name}"
 
 
-class GivenRatio(Config):
+class GivenRatio(Config, Fits["Given"]):
     """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch
     -> w (B,) (or its "module:function").
 
@@ -76,36 +79,31 @@ class GivenRatio(Config):
     def build(self, spec: Spec, seed: Seed = 0) -> Given:
         return Given(self, spec, seed)
 
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int = 0,
-        seed: Seed = 0,
-        device: str | torch.device = "auto",
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> Given:
-        """There is nothing to train: reads and checks the source. The arguments are those of
-        every `fit`.
-        """
-        return self.build(data.spec, seed).to(loop.resolve_device(device))
 
+class Given(GoesOn):
+    """Given ratios behind the interface of a backend. Nothing is trained: `fit` needs no steps, and
+    `update` gives diagnostics only.
+    """
 
-class Given:
-    """Given ratios behind the interface of a backend; `update` does nothing."""
-
+    kind: ClassVar[str] = "given"
     trains: ClassVar[bool] = False
+    starts_from: ClassVar[FlowStart] = "initial"
+    discount: ClassVar[None] = None
+    temperature: ClassVar[None] = None
+    has_value: ClassVar[bool] = False
+    warm_up: ClassVar[int] = 0
+    batch_size: ClassVar[int] = 512  # of the diagnostics
 
     def __init__(self, config: GivenRatio, spec: Spec, seed: Seed):
-        self.config, self.spec, self.seed, self.step = config, spec, plain_seed(seed), 0
+        self.config = config
+        self.spec = spec
+        self.seed = plain_seed(seed)
+        self.step = 0
+        self.device = torch.device("cpu")
         self.ratio_kind: RatioKind = config.ratio_kind
-        self.has_value = False
-        self.q: QCallable | None = (
-            import_function(config.q, "q") if isinstance(config.q, str) else config.q
-        )
-        self.has_q = self.q is not None
+        self.q: QCallable | None = config.q
+        if isinstance(config.q, str):
+            self.q = import_function(config.q, "q")
         self._function: RatioFunction | None = None
         self._log_weights: Tensor | None = None
         source = config.source
@@ -118,10 +116,19 @@ class Given:
         else:
             self._function = source
 
-    def to(self, device: torch.device | str) -> Given:
+    @property
+    def has_q(self) -> bool:
+        return self.q is not None
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
         if self._log_weights is not None:
             self._log_weights = self._log_weights.to(device)
         return self
+
+    def rewards(self, raw: Tensor) -> Tensor:
+        """Rewards as they are."""
+        return raw
 
     def log_ratio(self, batch: Batch) -> Tensor:
         """log w of each row, (*seeds, B); -inf where w = 0."""
@@ -148,7 +155,12 @@ class Given:
         return torch.exp(self.log_ratio(batch))
 
     def value(self, observations: Tensor) -> Tensor:
+        """There are none."""
         raise TypeError("given ratios come without values: has_value is False")
+
+    def until(self, step: int) -> Self:
+        """Nothing depends on when training ends."""
+        return self
 
     def prepare(self, data: Transitions) -> None:
         """Nothing to prepare."""
@@ -166,21 +178,13 @@ class Given:
         return digest.hexdigest()
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
-        """Nothing to train: diagnostics of the given ratios."""
+        """Nothing to train: diagnostics of the given ratios. Raises ValueError unless `step` is
+        the next one.
+        """
+        if step != self.step:
+            raise ValueError(f"expected update(batch, step={self.step}), got step={step}")
         self.step = step + 1
         return ratio_metrics(self.log_ratio(batch), batch.weights)
-
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int = 0,
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> Given:
-        """Nothing to train."""
-        return self
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is trained, so nothing is kept but the step."""
@@ -189,24 +193,25 @@ class Given:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.step = int(state["step"])
 
-    def select(self, index: int) -> Given:
+    def select(self, index: int) -> Self:
         """The same ratios, for one seed of several."""
         seed = self.seed if isinstance(self.seed, int) else self.seed[index]
-        part = Given(self.config, self.spec, seed)
+        part = type(self)(self.config, self.spec, seed).to(self.device)
         part.step = self.step
         return part
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_npy(path: Path) -> NDArray[Any]:
     if not path.exists():
         raise ValueError(
             f"source = {str(path)!r} does not exist: expected a .npy file with one weight per "
             "source row"
         )
-    return np.load(path, allow_pickle=False)
+    weights: NDArray[Any] = np.load(path, allow_pickle=False)
+    return weights
 
 
-def _check_weights(weights: np.ndarray, rows: int) -> Tensor:
+def _check_weights(weights: NDArray[Any], rows: int) -> Tensor:
     if weights.shape != (rows,):
         raise ValueError(
             f"expected one weight per source row, shape ({rows},), got {weights.shape}: "
@@ -222,3 +227,9 @@ def _check_weights(weights: np.ndarray, rows: int) -> Tensor:
     if not (weights > 0).any():
         raise ValueError("all weights are 0: there is no policy to extract")
     return torch.as_tensor(weights, dtype=torch.float32, device="cpu")
+
+
+if TYPE_CHECKING:  # read by mypy: given ratios are a source of ratios
+
+    def _as_a_source(given: Given) -> RatioSource:
+        return given

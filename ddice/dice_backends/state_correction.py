@@ -10,32 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
 from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
-from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, SoftChi2
 from ddice.diffusion.networks import MLP, FlattenEncoder
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, weighted_mean
-
-
-class ActionRatio(Protocol):
-    """What the correction asks of a backend."""
-
-    spec: Spec
-    ratio_kind: Any
-
-    def log_ratio(self, batch: Batch) -> Tensor: ...
-
-    def select(self, index: int) -> Any: ...
+from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 
 
 def correction_loss(advantage: Tensor, factor: Tensor, initial: Tensor, weights: Tensor) -> Tensor:
@@ -77,7 +67,7 @@ class StateCorrection(Config):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
 
-    def build(self, spec: Spec, seed: Seed = 0, *, backend: ActionRatio) -> CorrectedRatio:
+    def build(self, spec: Spec, seed: Seed = 0, *, backend: RatioSource) -> CorrectedRatio:
         """Raises ValueError without initial observations, and for a backend whose ratios are
         state-action ratios already.
         """
@@ -97,15 +87,17 @@ class StateCorrection(Config):
         self,
         data: Transitions,
         *,
-        backend: ActionRatio,
-        steps: int,
+        backend: RatioSource,
+        steps: int | None = None,
         seed: Seed = 0,
         device: str | torch.device = "auto",
         progress: bool = True,
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> CorrectedRatio:
-        """Build and train for `steps` steps; see `Part.fit`. The backend is read, never trained."""
+        """Build and train for `steps` steps; see `GoesOn.fit`. The backend
+        is read, never trained.
+        """
         part = self.build(data.spec, seed, backend=backend).to(loop.resolve_device(device))
         return part.fit(
             data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint
@@ -118,24 +110,18 @@ class CorrectedRatio(Part):
     """
 
     config: StateCorrection
-    backend: Any
+    backend: RatioSource
     # Momentum makes U and the factor chase each other: with Adam's usual betas tables were still 5
     # to 10 % off after 1000 steps, with these 0.2 %.
     betas = (0.5, 0.99)
     ratio_kind: ClassVar[RatioKind] = "state-action"
-    starts_from: ClassVar[Literal["initial", "data"]] = "initial"
-    trains: ClassVar[bool] = True
+    starts_from: ClassVar[FlowStart] = "initial"
 
-    def __init__(self, config: StateCorrection, spec: Spec, seed: Seed, backend: ActionRatio):
+    def __init__(self, config: StateCorrection, spec: Spec, seed: Seed, backend: RatioSource):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
-        object.__setattr__(
-            self, "backend", backend
-        )  # not a submodule: its parameters are neither trained nor saved here
-        discount = (
-            getattr(getattr(backend, "config", None), "discount", None)
-            if config.discount is None
-            else config.discount
-        )
+        # Not a submodule: its parameters are neither trained nor saved here.
+        object.__setattr__(self, "backend", backend)
+        discount = backend.discount if config.discount is None else config.discount
         if discount is None:
             raise ValueError(
                 "the backend has no discount of its own: give one, StateCorrection(discount=0.99)"
@@ -151,29 +137,37 @@ class CorrectedRatio(Part):
 
     @property
     def has_q(self) -> bool:
-        return bool(self.backend.has_q)
+        return self.backend.has_q
 
     @property
     def has_value(self) -> bool:
-        return bool(self.backend.has_value)
+        return self.backend.has_value
 
     @property
-    def q(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def temperature(self) -> Tensor | None:
         """The backend's."""
-        q: Callable[[Tensor, Tensor], Tensor] = self.backend.q
-        return q
+        return self.backend.temperature
+
+    @property
+    def rewards(self) -> Callable[[Tensor], Tensor]:
+        """The backend's transforms: values and Q are in its units."""
+        return self.backend.rewards
+
+    @property
+    def q(self) -> QCallable | None:
+        """The backend's."""
+        return self.backend.q
 
     def value(self, observations: Tensor) -> Tensor:
         """The backend's V(s), (*seeds, B)."""
-        value: Tensor = self.backend.value(observations)
-        return value
+        return self.backend.value(observations)
 
-    def rebuild(self, index: int, seed: int) -> CorrectedRatio:
-        return self.config.build(self.spec, seed=seed, backend=self.backend.select(index))
+    def rebuild(self, index: int, seed: int) -> Self:
+        return type(self)(self.config, self.spec, seed, self.backend.select(index))
 
     def identity(self, data: Transitions) -> str:
-        named = getattr(self.backend, "identity", None)
-        return super().identity(data) + ("" if named is None else named(data))
+        """See `Part.identity`; the backend is read."""
+        return f"{super().identity(data)}+{self.backend.identity(data)}@{self.backend.step}"
 
     @torch.no_grad()
     def log_factor(self, observations: Tensor) -> Tensor:
@@ -222,3 +216,9 @@ class CorrectedRatio(Part):
             "flow_balance": weighted_mean(counted, batch.weights)
             / (1 - self.discount),  # 1 when mass is conserved
         }
+
+
+if TYPE_CHECKING:  # read by mypy: corrected ratios are a source of ratios
+
+    def _as_a_source(corrected: CorrectedRatio) -> RatioSource:
+        return corrected

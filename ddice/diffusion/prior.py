@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ddice.core.config import Config
 from ddice.core.randomness import Seed, rand, randn
-from ddice.data import Batch, Spec
+from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.networks import Encoder, FlattenEncoder, Network, ResidualScore, Score
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Denoiser
 from ddice.parts import loop
-from ddice.parts.part import Fits, Optimizer, Part, average, weighted_mean
+from ddice.parts.fitting import Fits
+from ddice.parts.part import Optimizer, Part, average, weighted_mean
 
 
 def denoising_loss(
@@ -101,6 +102,12 @@ class Prior(Part):
         self.descend(loss, step)
         self.follow(step)
         return {"loss": loss.detach()}
+
+    def identity(self, data: Transitions) -> str:
+        """See `Part.identity`. Rewards are not read."""
+        return self.config.digest(
+            part=type(self).__name__, seed=self.seed, data=data.spec.behaviour_fingerprint
+        )
 
     def denoiser(self, features: Tensor) -> Denoiser:
         """The averaged network as a denoiser at these features (*seeds, ..., F), broadcast

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,25 +23,9 @@ from ddice.diffusion.samplers import AnySelection, Diffusion, MeanSelection, Sam
 from ddice.diffusion.solvers import PUBLISHED, Solver
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
+from ddice.parts.ratio_source import RatioSource
+from ddice.parts.stage import Stage, Update, alone, run_stage
 from ddice.policies.policy import Clipping, Policy, QCallable, check_q, check_selection, make_policy
-
-
-class RatioSource(Protocol):
-    """What an extractor asks of a backend."""
-
-    spec: Spec
-    ratio_kind: Any
-    has_q: bool
-    step: int
-
-    @property
-    def q(self) -> Any: ...
-
-    def log_ratio(self, batch: Batch) -> Tensor: ...
-
-    def select(self, index: int) -> Any: ...
-
-    def identity(self, data: Transitions) -> str: ...
 
 
 class ExtractorConfig(Config):
@@ -98,24 +83,24 @@ class ExtractorConfig(Config):
         *,
         prior: Prior | None = None,
         backend: RatioSource | None = None,
-        steps: int = 0,
+        steps: int | None = None,
         seed: Seed = 0,
         device: str | torch.device = "auto",
         progress: bool = True,
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Any:
-        """Train for `steps` steps and return the policy; one policy per seed when `seed` is a
-        sequence. See `Part.fit` for the arguments.
+        """Train for `steps` steps and return the policy; a list of one policy per seed when `seed`
+        is a sequence. See `GoesOn.fit` for the arguments.
         """
         self.check(prior, backend)
         if prior is not None:
             check_same_spaces(prior.spec, data.spec)
         part = self.build(data.spec, seed, prior).to(loop.resolve_device(device))
-        part.train_on(
+        part.fit(
             data,
-            backend,
-            steps=steps if part.trains else 0,
+            backend=backend,
+            steps=steps,
             progress=progress,
             on_step=on_step,
             checkpoint=checkpoint,
@@ -123,10 +108,11 @@ class ExtractorConfig(Config):
         notes = {} if backend is None else {"ratio": backend.ratio_kind}
         if isinstance(part.seed, int):
             return part.policy(q=None if backend is None else backend.q, notes=notes)
-        return [
-            part.select(i).policy(q=None if backend is None else backend.select(i).q, notes=notes)
-            for i in range(len(part.seed))
-        ]
+        policies = []
+        for index in range(len(part.seed)):
+            q = None if backend is None else backend.select(index).q
+            policies.append(part.select(index).policy(q=q, notes=notes))
+        return policies
 
 
 class DiffusionConfig(ExtractorConfig):
@@ -172,7 +158,6 @@ class Extractor(Part):
 
     config: ExtractorConfig
     prior: Prior | None
-    trains: ClassVar[bool] = True
     log_mean: Tensor
 
     def __init__(
@@ -190,12 +175,10 @@ class Extractor(Part):
                 f"the prior was trained with seed {prior.seed!r}: give the extractor as many "
                 "seeds, or a prior.select(i)"
             )
-        object.__setattr__(
-            self, "prior", prior
-        )  # not a submodule: its parameters are neither trained nor saved here
-        self.register_buffer(
-            "log_mean", torch.full(self.seed_shape, -torch.inf, dtype=torch.float32, device="cpu")
-        )
+        # Not a submodule: its parameters are neither trained nor saved here.
+        object.__setattr__(self, "prior", prior)
+        nothing_yet = torch.full(self.seed_shape, -torch.inf, dtype=torch.float32, device="cpu")
+        self.register_buffer("log_mean", nothing_yet)
 
     def rebuild(self, index: int, seed: int) -> Self:
         prior = None if self.prior is None else self.prior.select(index)
@@ -218,7 +201,7 @@ class Extractor(Part):
             raise ValueError(
                 "several seeds were trained together: take one with select(i), then its policy"
             )
-        notes = {"extractor": str(getattr(self.config, "kind", "")), **(notes or {})}
+        notes = {"extractor": self.kind, **(notes or {})}
         return make_policy(
             self.spec,
             self.sampler(),
@@ -235,57 +218,65 @@ class Extractor(Part):
         all at first, of the last 100 steps later.
         """
         rate = max(0.01, 1 / (1 + step))
-        batch = (
-            torch.logsumexp(log_ratio + weights.log(), -1) - weights.sum(-1).log() + math.log(rate)
-        )
+        total = torch.logsumexp(log_ratio + weights.log(), -1)
+        batch = total - weights.sum(-1).log() + math.log(rate)
         mixed = batch if rate == 1 else torch.logaddexp(self.log_mean + math.log(1 - rate), batch)
         self.log_mean.copy_(mixed)
         return mixed.clamp(min=-80.0)
 
     def identity(self, data: Transitions) -> str:
-        return super().identity(data) + ("" if self.prior is None else self.prior.identity(data))
+        """See `Part.identity`. Rewards are not read, nor what only acting reads; the prior is."""
+        own = self.config.digest(
+            without=self.config.acting_fields,
+            part=type(self).__name__,
+            seed=self.seed,
+            data=data.spec.behaviour_fingerprint,
+        )
+        if self.prior is None:
+            return own
+        return f"{own}+{self.prior.identity(data)}@{self.prior.step}"
 
-    def train_on(
+    def stage(
+        self, backend: RatioSource | None, *, steps: int | None, name: str | None = None
+    ) -> Stage:
+        """The next `steps` steps with the ratios of `backend`, which is not trained."""
+        return dataclasses.replace(
+            alone(self, steps=steps, name=name),
+            update=with_ratios(self, backend),
+            reads=() if backend is None else (backend,),
+        )
+
+    def fit(
         self,
         data: Transitions,
-        backend: RatioSource | None,
         *,
-        steps: int,
+        backend: RatioSource | None = None,
+        steps: int | None = None,
         progress: bool = True,
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Self:
         """Train for `steps` more steps with the ratios of `backend`, which is not trained; see
-        `Part.fit`.
+        `GoesOn.fit`.
         """
-        data = data.to(self.device)
-        self.horizon = self.step + steps
-        saved = (
-            None
-            if checkpoint is None
-            else loop.Checkpoint(checkpoint, self._run_identity(data, backend))
-        )
-        self.run(
-            data, self.step_function(backend), progress=progress, on_step=on_step, checkpoint=saved
+        run_stage(
+            self.stage(backend, steps=steps),
+            data.to(self.device),
+            progress=progress,
+            on_step=on_step,
+            checkpoint=checkpoint,
         )
         return self
 
-    def _run_identity(self, data: Transitions, backend: RatioSource | None) -> str:
-        """Names all that training depends on: this part and its steps, and the parts that it
-        reads with theirs.
-        """
-        used = [
-            f"{part.identity(data)}/{part.step}"
-            for part in (self.prior, backend)
-            if part is not None
-        ]
-        return "/".join([self.identity(data), str(self.horizon), *used])
 
-    def step_function(self, backend: RatioSource | None) -> Callable[[Batch, int], loop.Metrics]:
-        """`update` with the ratios of `backend`, as a function of batch and step."""
-        return lambda batch, step: self.update(
-            batch, step=step, log_ratio=None if backend is None else backend.log_ratio(batch)
-        )
+def with_ratios(extractor: Extractor, backend: RatioSource | None) -> Update:
+    """The update of an extractor with the ratios of `backend`, as a function of batch and step."""
+
+    def update(batch: Batch, step: int) -> loop.Metrics:
+        log_ratio = None if backend is None else backend.log_ratio(batch)
+        return extractor.update(batch, step=step, log_ratio=log_ratio)
+
+    return update
 
 
 def relative_metrics(

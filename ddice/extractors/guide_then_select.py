@@ -76,6 +76,7 @@ class GuidedExtractor(Extractor):
                 "GuideThenSelect learns from ratios: update(batch, "
                 "log_ratio=backend.log_ratio(batch), step=step)"
             )
+        self.expect_step(step)
         config, schedule = self.config.guidance, self.prior.config.schedule
         log_mean = (
             self.follow_mean(log_ratio, batch.weights, step)

@@ -50,6 +50,7 @@ class SelectExtractor(Extractor):
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """Nothing to train."""
+        self.expect_step(step)
         self.step = step + 1
         return {}
 

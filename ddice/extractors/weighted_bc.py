@@ -101,6 +101,7 @@ class WeightedExtractor(_Weighted):
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """One step on the weighted denoising loss."""
+        self.expect_step(step)
         factors, metrics = self.factors(batch, log_ratio, step)
         loss = self.model.loss(batch, step, factors)
         self.descend(loss, step)
@@ -124,6 +125,7 @@ class GaussianExtractor(_Weighted):
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """One step on -E[w / mean(w) * log pi(a | s)]."""
+        self.expect_step(step)
         factors, metrics = self.factors(batch, log_ratio, step)
         loss = weighted_mean(
             -factors * self.model.log_density(batch.observations, batch.actions), batch.weights

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed, rand, randn
 from ddice.core.statistics import check_level
 from ddice.data import Batch, Spec, Transitions
-from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, FlattenEncoder, Network
 from ddice.ope.intervals import Estimate, bootstrap, interval
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, average, weighted_mean
@@ -145,14 +145,14 @@ class FittedQEvaluation(Config):
         data: Transitions,
         *,
         policy: Acting | ActionCache,
-        steps: int,
+        steps: int | None = None,
         seed: Seed = 0,
         device: str | torch.device = "auto",
         progress: bool = True,
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> FittedQ:
-        """Sample the policy's actions once, then train for `steps` steps; see `Part.fit`.
+        """Sample the policy's actions once, then train for `steps` steps; see `GoesOn.fit`.
         `.estimate(data)` is the result.
         """
         part = self.build(data.spec, seed).to(loop.resolve_device(device))
@@ -168,7 +168,6 @@ class FittedQ(Part):
     """
 
     config: FittedQEvaluation
-    trains: ClassVar[bool] = True
 
     def __init__(self, config: FittedQEvaluation, spec: Spec, seed: Seed):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
@@ -207,7 +206,9 @@ class FittedQ(Part):
         content = self._cache.next_actions.cpu().numpy().tobytes()
         return super().identity(data) + hashlib.blake2b(content, digest_size=8).hexdigest()
 
-    def _mean(self, network: Any, observations: Tensor, actions: Tensor, weights: Tensor) -> Tensor:
+    def _mean(
+        self, network: Network, observations: Tensor, actions: Tensor, weights: Tensor
+    ) -> Tensor:
         """sum_j weight_j Q(s, a_j) per member: observations (*seeds, B, S), actions (*seeds, B,
         J, A), weights (*seeds, B, J) -> (*seeds, M, B).
         """

@@ -6,30 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddice.core.statistics import check_level
-from ddice.data import Batch, Spec, Transitions
+from ddice.data import Spec, Transitions
 from ddice.ope.intervals import Estimate, Floats, bootstrap, interval
+from ddice.parts.ratio_source import RatioSource
 
 OPTIMUM = "the regularised optimum"
 ROWS_AT_ONCE = 65_536
 Features = Callable[[Tensor], Tensor]
-
-
-class StateActionRatio(Protocol):
-    """What an estimate asks of a backend; `value`, `rewards` and `starts_from` are used where
-    they are.
-    """
-
-    spec: Spec
-    ratio_kind: Any
-
-    def log_ratio(self, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class _Sums:
 
 
 def estimate_value(
-    backend: StateActionRatio,
+    backend: RatioSource,
     data: Transitions,
     *,
     discount: float | None = None,
@@ -137,17 +126,13 @@ def estimate_value(
     check_level(level, repetitions)
     _check(backend, data)
     if discount is None:
-        discount = getattr(
-            backend, "discount", getattr(getattr(backend, "config", None), "discount", None)
-        )
+        discount = backend.discount
     if discount is None:
         raise ValueError(
             "this backend has no discount of its own: give one, estimate_value(..., discount=0.99)"
         )
-    starts_from = getattr(backend, "starts_from", "initial")
-    rows = _collect(
-        backend, data, float(discount), features or standard_features(data.spec), starts_from
-    )
+    starts_from = backend.starts_from
+    rows = _collect(backend, data, float(discount), features or standard_features(data.spec))
     paired = starts_from == "data" or (
         data.initial_observations is not None
         and len(data.initial_observations) == data.spec.episodes
@@ -189,7 +174,7 @@ def estimate_value(
     )
 
 
-def _check(backend: StateActionRatio, data: Transitions) -> None:
+def _check(backend: RatioSource, data: Transitions) -> None:
     if backend.ratio_kind != "state-action":
         raise ValueError(
             f"expected state-action ratios d*/d^D, got {backend.ratio_kind!r} ratios, whose "
@@ -197,7 +182,7 @@ def _check(backend: StateActionRatio, data: Transitions) -> None:
             "StateCorrection().fit(data, backend=backend, steps=...), and estimate with what "
             "it returns"
         )
-    if getattr(backend, "seed_shape", ()):
+    if not isinstance(backend.seed, int):
         raise ValueError(
             "several seeds were trained together: estimate each with backend.select(i)"
         )
@@ -209,12 +194,10 @@ def _check(backend: StateActionRatio, data: Transitions) -> None:
 
 
 @torch.no_grad()
-def _collect(
-    backend: Any, data: Transitions, discount: float, features: Features, starts_from: str
-) -> _Sums:
-    has_value = bool(getattr(backend, "has_value", False))
+def _collect(backend: RatioSource, data: Transitions, discount: float, features: Features) -> _Sums:
+    has_value = backend.has_value
     slope = _reward_slope(backend, data) if has_value else 1.0
-    device = getattr(backend, "device", data.device)
+    device = backend.device
     parts: dict[str, list[Tensor]] = {
         name: [] for name in ("mass", "stays", "rewards", "correction", "flow", "phi", "value")
     }
@@ -246,7 +229,7 @@ def _collect(
     weights = data.weights.cpu().double().numpy()
     assert data.initial_observations is not None
     assert data.initial_weights is not None
-    if starts_from == "data":
+    if backend.starts_from == "data":
         start_weights, start_features, start_values = weights, columns["phi"], columns.get("value")
     else:
         start_weights = data.initial_weights.cpu().double().numpy()
@@ -270,17 +253,14 @@ def _collect(
     )
 
 
-def _reward_slope(backend: Any, data: Transitions) -> float:
+def _reward_slope(backend: RatioSource, data: Transitions) -> float:
     """How much the transformed reward grows per unit of the raw one: the regression slope over
     the data; 1 without transforms.
     """
-    transform = getattr(
-        backend, "rewards", getattr(getattr(backend, "backend", None), "rewards", None)
-    )
     raw = data.rewards.cpu().double()
-    if transform is None or float(raw.var(correction=0)) == 0:
+    if float(raw.var(correction=0)) == 0:
         return 1.0
-    changed = transform(data.rewards.cpu()).double()
+    changed = backend.rewards(data.rewards.cpu()).double()
     slope = float(((raw - raw.mean()) * (changed - changed.mean())).mean() / raw.var(correction=0))
     return slope if slope > 0 else 1.0
 

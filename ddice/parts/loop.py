@@ -21,17 +21,11 @@ from ddice.core.storage import append_line, load_tensors, save_tensors, write_by
 
 Metrics = Mapping[str, Tensor]
 OnStep = Callable[[int, Metrics], None]
-Listener = Callable[
-    [str, int, int, Mapping[str, Any]], None
-]  # stage, steps done, of steps, metrics as numbers
+# stage, steps done, of steps, metrics as numbers
+Listener = Callable[[str, int, int, Mapping[str, Any]], None]
 CHECKPOINT = "checkpoint"
-SHOWN = (
-    "loss",
-    "v_loss",
-    "mean_ratio",
-    "effective_sample_size",
-    "temperature",
-)  # beside the bar; the metrics file has all
+# beside the bar; the metrics file has all
+SHOWN = ("loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature")
 
 
 class Stateful(Protocol):
@@ -63,14 +57,15 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path, identity: str):
-        self.path, self.identity = Path(path), identity
+        self.path = Path(path)
+        self.identity = identity
 
-    def load(self, thing: Stateful) -> int:
-        """Restore `thing` and return its step; 0 when there is no file. Raises ValueError for a
+    def load(self, thing: Stateful) -> int | None:
+        """Restore `thing` and return its step; None when there is no file. Raises ValueError for a
         truncated or foreign file.
         """
         if not self.path.exists():
-            return 0
+            return None
         tensors, meta = load_tensors(self.path, CHECKPOINT)
         if meta["identity"] != self.identity:
             raise ValueError(
@@ -92,7 +87,8 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, stage: str):
-        self.path, self.stage = path, stage
+        self.path = path
+        self.stage = stage
 
     def rewind(self, step: int) -> None:
         if self.path.exists():
@@ -142,11 +138,16 @@ def _as_numbers(metrics: Metrics) -> dict[str, Any]:
     return {name: value.tolist() if value.ndim else value.item() for name, value in metrics.items()}
 
 
+def _beside_the_bar(numbers: Mapping[str, Any]) -> dict[str, str]:
+    return {key: f"{numbers[key]:.3g}" for key in SHOWN if isinstance(numbers.get(key), float)}
+
+
 def _check_finite(
     values: Mapping[str, Any], name: str, step: int, checkpoint: Checkpoint | None
 ) -> None:
     for metric, value in values.items():
-        if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+        each = value if isinstance(value, list) else [value]  # one per seed
+        if not all(math.isfinite(number) for number in each):
             kept = (
                 f"the last good checkpoint is {checkpoint.path}"
                 if checkpoint and checkpoint.path.exists()
@@ -195,8 +196,9 @@ def run(
     times. Ctrl-C and SIGTERM stop between two steps, after a checkpoint. Raises TrainingDiverged
     for a metric that is not finite.
     """
-    if checkpoint is not None:
-        start = max(start, checkpoint.load(thing))
+    resumed = None if checkpoint is None else checkpoint.load(thing)
+    if resumed is not None:
+        start = resumed
     if metrics is not None:
         metrics.rewind(start)
     bar = tqdm(
@@ -215,24 +217,17 @@ def run(
             if on_step is not None:
                 on_step(step, values)
             done = step + 1
-            stopping = bool(
-                signals
-            )  # read once: a signal that comes while saving acts after the next step, or at the end
+            # Read once: a signal that comes while saving acts after the next step, or at the end.
+            stopping = bool(signals)
+            logging = done % log_every == 0 or done == stop
             saving = checkpoint is not None and (
                 done % checkpoint_every == 0 or done == stop or stopping
             )
-            if done % log_every == 0 or done == stop or saving:
+            if logging or saving:
                 numbers = _as_numbers(values)
                 _check_finite(numbers, name, step, checkpoint)
-                bar.set_postfix(
-                    {
-                        key: f"{numbers[key]:.3g}"
-                        for key in SHOWN
-                        if isinstance(numbers.get(key), float)
-                    },
-                    refresh=False,
-                )
-                if metrics is not None and (done % log_every == 0 or done == stop):
+                bar.set_postfix(_beside_the_bar(numbers), refresh=False)
+                if metrics is not None and logging:
                     metrics.write(done, numbers)
                 for listener in listeners:
                     listener(name, done, stop, numbers)

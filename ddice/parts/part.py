@@ -5,10 +5,10 @@ and an optimiser that travel together.
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+import math
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,9 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed, plain_seed, seed_shape
 from ddice.data import Batch, Spec, Transitions
 from ddice.parts import loop
+from ddice.parts.fitting import GoesOn
+
+SHARED = ("step", "horizon")  # entries of a state that all seeds have in common
 
 
 class Optimizer(Config):
@@ -27,11 +30,11 @@ class Optimizer(Config):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     decay: Literal["constant", "cosine"] = Field(
-        "constant", description='"cosine" lowers the learning rate to 0 over the steps of `fit`'
+        "constant", description='"cosine" lowers the learning rate to 0 over the steps of training'
     )
 
 
-class Part(nn.Module):
+class Part(GoesOn, nn.Module):
     """A trainable part. `update` does one step; `state` and `load_state` hold parameters, averages,
     optimiser and step.
 
@@ -41,16 +44,31 @@ class Part(nn.Module):
 
     config: Config
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # Adam's usual ones
+    trains: ClassVar[bool] = True
 
     def __init__(
         self, config: Config, optimizer: Optimizer, batch_size: int, spec: Spec, seed: Seed
     ):
         super().__init__()
-        self.config, self.spec, self.batch_size = config, spec, batch_size
+        self.config = config
+        self.spec = spec
         self.seed = plain_seed(seed)
-        self.step, self.horizon = 0, 0
+        self.batch_size = batch_size
+        self.step = 0
+        self._horizon = 0
+        self._warned = False
         self._settings = optimizer
         self._optimizer: torch.optim.AdamW | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the part is called in messages: the kind of its configuration."""
+        return str(getattr(self.config, "kind", type(self).__name__))
+
+    @property
+    def warm_up(self) -> int:
+        """First steps that do less work than the others: a forecast of the time leaves them out."""
+        return 0
 
     @property
     def seed_shape(self) -> tuple[int, ...]:
@@ -64,32 +82,75 @@ class Part(nn.Module):
     def optimizer(self) -> torch.optim.AdamW:
         """Made at the first use, when the parameters are where they will be trained."""
         if self._optimizer is None:
-            trained, settings = [p for p in self.parameters() if p.requires_grad], self._settings
+            trained = [p for p in self.parameters() if p.requires_grad]
             self._optimizer = torch.optim.AdamW(
                 trained,
-                lr=settings.learning_rate,
+                lr=self._settings.learning_rate,
                 betas=self.betas,
-                weight_decay=settings.weight_decay,
+                weight_decay=self._settings.weight_decay,
                 fused=True,
             )
         return self._optimizer
 
+    @property
+    def horizon(self) -> int:
+        """The step at which training ends, as far as it was said by `until`; 0 when it was not."""
+        return self._horizon
+
+    def until(self, step: int) -> Self:
+        """Say at which step training ends, which is where a falling learning rate reaches 0.
+
+        `fit` does it; a hand-written loop of n steps begins with `config.build(spec).until(n)`.
+        """
+        self._horizon = step
+        return self
+
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step; cosine needs the horizon that `fit` sets, and is constant
-        without one.
+        """The learning rate of a step: the configured one, or with decay "cosine"
+
+            rate * (1 + cos(pi * step / horizon)) / 2        (SGDR without restarts, 1608.03983).
+
+        Without a horizon it cannot fall, and a warning says so. Raises ValueError at the horizon,
+        where the rate is 0 and nothing would be learned.
         """
         rate = self._settings.learning_rate
-        if self._settings.decay == "cosine" and self.horizon:
-            rate *= (
-                0.5
-                + 0.5
-                * torch.cos(
-                    torch.tensor(
-                        torch.pi * min(1.0, step / self.horizon), dtype=torch.float64, device="cpu"
-                    )
-                ).item()
+        if self._settings.decay == "constant":
+            return rate
+        if not self._horizon:
+            self._warn_of_no_horizon()
+            return rate
+        if step >= self._horizon:
+            name = type(self.config).__name__
+            raise ValueError(
+                f"the learning rate of this {name} has fallen to 0 at step {self._horizon}, and "
+                f"this is step {step}: say how far training goes on, part.until(...), or train "
+                'with decay="constant"'
             )
-        return rate
+        # torch's cosine: Python's differs in the last bit, and trained numbers with it.
+        phase = torch.tensor(math.pi * (step / self._horizon), dtype=torch.float64, device="cpu")
+        return rate * (0.5 + 0.5 * float(torch.cos(phase).numpy()))
+
+    def _warn_of_no_horizon(self) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        name = type(self.config).__name__
+        warnings.warn(
+            f"the learning rate of this {name} is to fall along a cosine, but it was never said "
+            f"over how many steps, so that it stays {self._settings.learning_rate:g}: say it with "
+            'build(spec, seed=0).until(steps), or ask for it with decay="constant"',
+            stacklevel=5,
+        )
+
+    def expect_step(self, step: int) -> None:
+        """Raise ValueError unless `step` is the next step of this part."""
+        if step != self.step:
+            name = type(self.config).__name__
+            raise ValueError(
+                f"expected update(batch, step={self.step}) of this {name}, which has done "
+                f"{self.step} steps, got step={step}: noise, averages and the learning rate follow "
+                "the step, so that none is left out or done twice"
+            )
 
     def descend(
         self, loss: Tensor, step: int, *, gradients: Mapping[nn.Parameter, Tensor] | None = None
@@ -97,54 +158,45 @@ class Part(nn.Module):
         """One optimiser step on the sum of `loss` (*seeds); `gradients` are added to those of
         the loss.
         """
+        self.expect_step(step)
+        rate = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        torch.autograd.backward(loss.sum())
         for parameter, gradient in (gradients or {}).items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = rate
         self.optimizer.step()
         self.step = step + 1
 
     def state(self) -> dict[str, Tensor]:
         """All tensors, by name: enough to go on as if never interrupted."""
         state = {f"module.{name}": value for name, value in self.state_dict().items()}
-        state["step"], state["horizon"] = (
-            torch.tensor(self.step, dtype=torch.int64, device="cpu"),
-            torch.tensor(self.horizon, dtype=torch.int64, device="cpu"),
-        )
+        state["step"] = _count(self.step)
+        state["horizon"] = _count(self._horizon)
+        if self._optimizer is None:
+            return state
         for name, parameter in self.named_parameters():
-            if self._optimizer is not None and parameter in self._optimizer.state:
-                state |= {
-                    f"optimizer.{name}.{key}": value
-                    for key, value in self._optimizer.state[parameter].items()
-                }
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{name}.{key}"] = value
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`. Raises ValueError when the tensors are those of another part."""
-        modules = {
-            name.removeprefix("module."): value
-            for name, value in state.items()
-            if name.startswith("module.")
-        }
+        modules = _below("module.", state)
         own = self.state_dict()
-        if differing := sorted(set(own) ^ set(modules)) or sorted(
-            n for n, v in modules.items() if v.shape != own[n].shape
-        ):
+        differing = sorted(set(own) ^ set(modules))
+        differing = differing or sorted(n for n, v in modules.items() if v.shape != own[n].shape)
+        if differing:
             raise ValueError(
                 f"expected the state of a {type(self).__name__} with this configuration, got "
                 f"one that differs in {differing[:5]}"
             )
         self.load_state_dict(modules)
-        self.step, self.horizon = int(state["step"]), int(state["horizon"])
+        self.step = int(state["step"])
+        self._horizon = int(state["horizon"])
         for name, parameter in self.named_parameters():
-            prefix = f"optimizer.{name}."
-            slots = {
-                key.removeprefix(prefix): value
-                for key, value in state.items()
-                if key.startswith(prefix)
-            }
+            slots = _below(f"optimizer.{name}.", state)
             if slots:
                 self.optimizer.state[parameter] = {
                     key: value.to(parameter.device, copy=True) for key, value in slots.items()
@@ -158,14 +210,12 @@ class Part(nn.Module):
         target = part.state_dict()
         state = self.state()
         for name, value in state.items():
+            if name in SHARED or name.endswith(".step"):
+                continue
             own = name.split(".", 1)[-1]
             single = target.get(own) if name.startswith("module.") else None
-            shared = (
-                name in ("step", "horizon")
-                or name.endswith(".step")
-                or (single is not None and single.shape == value.shape)
-            )
-            state[name] = value if shared else value[index]
+            if single is None or single.shape != value.shape:
+                state[name] = value[index]
         part.load_state(state)
         return part
 
@@ -175,7 +225,9 @@ class Part(nn.Module):
         return part
 
     def identity(self, data: Transitions) -> str:
-        """Names configuration, seed and data: what a checkpoint must agree with."""
+        """Names configuration, seed and data: with the number of steps, all that training depends
+        on.
+        """
         return self.config.digest(
             part=type(self).__name__, seed=self.seed, data=data.spec.fingerprint
         )
@@ -192,90 +244,16 @@ class Part(nn.Module):
     def check_trained(self, data: Transitions) -> None:
         """Warn of what has gone wrong in training; nothing, for most."""
 
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int,
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> Self:
-        """Train for `steps` more steps. With `checkpoint`, a killed call goes on from that file
-        and ends bit-identical on the CPU.
-        """
-        data = data.to(self.device)
-        self.prepare(data)
-        self.horizon = self.step + steps
-        saved = (
-            None
-            if checkpoint is None
-            else loop.Checkpoint(checkpoint, f"{self.identity(data)}/{self.horizon}")
-        )
-        self.run(
-            data,
-            lambda batch, step: self.update(batch, step=step),
-            progress=progress,
-            on_step=on_step,
-            checkpoint=saved,
-        )
-        self.check_trained(data)
-        return self
 
-    def run(
-        self,
-        data: Transitions,
-        step_function: Callable[[Batch, int], loop.Metrics],
-        *,
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: loop.Checkpoint | None = None,
-    ) -> None:
-        """Call `step_function` on the batches of steps `self.step` .. `self.horizon` - 1; see
-        `loop.run`.
-        """
-        loop.run(
-            lambda step: step_function(
-                data.sample(self.batch_size, seed=self.seed, step=step), step
-            ),
-            self,
-            start=self.step,
-            stop=self.horizon,
-            name=str(getattr(self.config, "kind", type(self).__name__)),
-            progress=progress,
-            on_step=on_step,
-            checkpoint=checkpoint,
-        )
+def _count(steps: int) -> Tensor:
+    return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
 
-P = TypeVar("P", bound=Part)
-
-
-class Fits(Generic[P]):
-    """A configuration that `build`s a part P, and can train it at once."""
-
-    @abstractmethod
-    def build(self, spec: Spec, seed: Seed = 0) -> P:
-        """The trainable part, untrained."""
-
-    def fit(
-        self,
-        data: Transitions,
-        *,
-        steps: int,
-        seed: Seed = 0,
-        device: str | torch.device = "auto",
-        progress: bool = True,
-        on_step: loop.OnStep | None = None,
-        checkpoint: str | Path | None = None,
-    ) -> P:
-        """Build the part and train it for `steps` steps on a device; see `Part.fit` for the
-        other arguments.
-        """
-        part = self.build(data.spec, seed).to(loop.resolve_device(device))
-        return part.fit(
-            data, steps=steps, progress=progress, on_step=on_step, checkpoint=checkpoint
-        )
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

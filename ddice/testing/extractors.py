@@ -31,6 +31,7 @@ from ddice.testing.expect import (
 )
 
 SEED, SEEDS, ROWS = 5, (3, 5), 32
+STEPS = 20  # more than any check does: a learning rate that falls must know an end
 PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=ROWS)
 
 
@@ -59,14 +60,15 @@ class _Backend:
 
 
 def _prior(data: Transitions, seed: Seed) -> Prior:
-    prior = PRIOR.build(data.spec, seed)
+    prior = PRIOR.build(data.spec, seed).until(STEPS)
     for step in range(3):
         prior.update(data.sample(ROWS, seed=seed, step=step), step=step)
     return prior
 
 
 def _build(config: Any, data: Transitions, seed: Seed = SEED) -> Any:
-    return config.build(data.spec, seed, _prior(data, seed) if config.needs_prior else None)
+    prior = _prior(data, seed) if config.needs_prior else None
+    return config.build(data.spec, seed, prior).until(STEPS)
 
 
 def _ratios(config: Any, batch: Batch, zeros: bool = False) -> Tensor | None:

@@ -77,8 +77,8 @@ def stacked(problems: Sequence[Problem]) -> Batch:
 
 def train(part: Part, batch: Batch, steps: int) -> dict[str, Array]:
     """Steps on one and the same batch, with the learning rate falling to 0; the last metrics."""
-    part.horizon = part.step + steps
-    for step in range(part.step, part.horizon):
+    part.until(part.step + steps)
+    for step in range(part.step, part.step + steps):
         metrics = part.update(batch, step=step)
     return {name: value.numpy() for name, value in metrics.items()}
 
@@ -164,7 +164,7 @@ def train_orthogonal_limit(config: OrthogonalDice, problem: Problem, steps: int)
                 own.detach().copy_(shared.expand_as(own))
         if step == steps:
             break
-        backend.update(single, step=0)
+        backend.update(single, step=step)
         for shared, own in zip(master, backend.value_network.parameters(), strict=True):
             assert own.grad is not None
             shared.grad = torch.tensordot(p, own.grad, dims=1)
