@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ddice.data import Transitions
 from ddice.parts.part import effective_sample_size
+from ddice.parts.ratio_source import RatioSource
 from ddice.pictures.maze import Maze, draw_maze, position_columns
 from ddice.pictures.style import DENSITY_MAP, VERMILLION, colour_bar, panels
 
@@ -41,7 +42,9 @@ class RatioGrid:
 
 
 @torch.no_grad()
-def ratio_grid(backend: Any, data: Transitions, maze: Maze, *, rows: int = ROWS) -> RatioGrid:
+def ratio_grid(
+    backend: RatioSource, data: Transitions, maze: Maze, *, rows: int = ROWS
+) -> RatioGrid:
     """`rows` random rows (all, where there are no more), binned by position with weight 1 and
     with weight w of `backend.log_ratio`.
     """
@@ -130,7 +133,7 @@ def _flow(
     return points, means[0], means[1]
 
 
-def ratio_map(backend: Any, data: Transitions, maze: Maze, *, rows: int = ROWS) -> Figure:
+def ratio_map(backend: RatioSource, data: Transitions, maze: Maze, *, rows: int = ROWS) -> Figure:
     """Left the dataset, right the same weighted by the ratios of `backend`: where it is (colour)
     and which way it goes on average (arrows).
     """

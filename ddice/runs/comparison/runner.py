@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ddice.parts.ratio_source import RatioSource
 from ddice.runs.comparison.grid import Cell, Comparison
 from ddice.runs.comparison.store import Result, Results, cell_key
 from ddice.data import Transitions
@@ -119,17 +120,18 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
 
 
 @torch.no_grad()
-def diagnose(backend: object, data: Transitions) -> dict[str, float]:
+def diagnose(backend: RatioSource, data: Transitions) -> dict[str, float]:
     """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and
     its mean value where it has one.
     """
     batch = data.sample(min(DIAGNOSED_ROWS, len(data)), seed=0, step=0)
-    log_ratio = backend.log_ratio(batch)  # type: ignore[attr-defined]
+    log_ratio = backend.log_ratio(batch)
     found = {
         "mean_ratio": float(log_ratio.exp().mean()),
         "effective_sample_size": float(effective_sample_size(log_ratio, batch.weights)),
     }
-    if backend.has_value:  # type: ignore[attr-defined]
-        found["value"] = float(backend.value(batch.observations).mean())  # type: ignore[attr-defined]
-        found["temperature"] = float(backend.temperature)  # type: ignore[attr-defined]
+    if backend.has_value:
+        found["value"] = float(backend.value(batch.observations).mean())
+    if backend.temperature is not None:
+        found["temperature"] = float(backend.temperature)
     return found
