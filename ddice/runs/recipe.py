@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ddice.policies import evaluation
 from ddice.core.config import Config
 from ddice.data import Transitions, load_dataset
 from ddice.dice_backends import AnyBackend, PiecewiseF
-from ddice.extractors import AnyExtractor, GuideThenSelect
-from ddice.policies.policy import Policy
 from ddice.diffusion.prior import DiffusionPrior
+from ddice.extractors import AnyExtractor, GuideThenSelect
+from ddice.policies import evaluation
+from ddice.policies.policy import Policy
 
 
 class DataSource(Config):

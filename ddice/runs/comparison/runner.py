@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ddice.parts.ratio_source import RatioSource
-from ddice.runs.comparison.grid import Cell, Comparison
-from ddice.runs.comparison.store import Result, Results, cell_key
+from ddice.core.storage import write_json
 from ddice.data import Transitions
 from ddice.parts.loop import Listener, resolve_device
 from ddice.parts.part import effective_sample_size
+from ddice.parts.ratio_source import RatioSource
+from ddice.runs.comparison.grid import Cell, Comparison
+from ddice.runs.comparison.store import Result, Results, cell_key
 from ddice.runs.status import hold, require_free
-from ddice.core.storage import write_json
 from ddice.runs.training import CHECKPOINT_EVERY, Say, Training, episodes_over
 
 DIAGNOSED_ROWS = 16_384  # enough for three digits of a mean ratio, and instant

@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ddice.runs.comparison.grid import Cell
 from ddice.core.config import Config
+from ddice.core.storage import append_line, write_bytes
 from ddice.data import Transitions
 from ddice.dice_backends import GivenRatio
 from ddice.policies.evaluation import Evaluation
-from ddice.core.storage import append_line, write_bytes
+from ddice.runs.comparison.grid import Cell
 
 
 class Result(Config):

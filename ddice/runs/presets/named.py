@@ -7,14 +7,14 @@ import math
 from ddice.core.config import merge
 from ddice.dice_backends import PiecewiseF
 from ddice.dice_backends.rewards import ReturnRange
-from ddice.extractors import GuideThenSelect
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
+from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.solvers import PUBLISHED
+from ddice.extractors import GuideThenSelect
 from ddice.parts.part import Optimizer
 from ddice.runs.presets.tasks import SOURCE, TASKS, Task
-from ddice.diffusion.prior import DiffusionPrior
 from ddice.runs.recipe import EvaluationSettings, Recipe, Steps
-from ddice.diffusion.solvers import PUBLISHED
 
 _RAW = FlattenEncoder(normalize=False)
 _PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)

@@ -143,6 +143,7 @@ def reason(field: str) -> str:
     names = [name for name in REASONS if field == name or field.startswith(f"{name}.")]
     if len(names) != 1:
         raise KeyError(
-            f"expected one reason for {field!r} in ddice/runs/presets/reasons.py, found {len(names)}"
+            f"expected one reason for {field!r} in ddice/runs/presets/reasons.py, found "
+            f"{len(names)}"
         )
     return names[0]

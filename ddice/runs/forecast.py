@@ -1,0 +1,73 @@
+"""What a recipe will cost: parameters and time of each stage, from a few measured steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ddice.data import Transitions
+from ddice.parts.stage import Stage, Trainable
+from ddice.runs.recipe import Recipe
+from ddice.runs.stages import Stages
+
+UNCOUNTED = 3  # first steps, in which optimiser and caches are made
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one stage costs: trained parameters, and seconds from measured steps."""
+
+    stage: str
+    parameters: int
+    steps: int
+    seconds: float
+
+
+def forecast(recipe: Recipe, data: Transitions, *, steps: int = 20) -> list[Forecast]:
+    """Time `steps` steps of each stage on the real data, after a few that are not counted;
+    nothing is kept.
+    """
+    timing = _Timing(recipe, data, steps)
+    timing.check()
+    timing.all()
+    return timing.found
+
+
+class _Timing(Stages):
+    """Does a few steps of each stage in place of all."""
+
+    def __init__(self, recipe: Recipe, data: Transitions, steps: int):
+        super().__init__(recipe, data)
+        self.steps = steps
+        self.found: list[Forecast] = []
+
+    def do(self, stage: Stage) -> None:
+        parts = stage.parts.values()
+        if not any(part.trains for part in parts):
+            return
+        first = max(part.warm_up for part in parts)
+        counted = first + UNCOUNTED
+        last = counted + self.steps
+        for part in parts:
+            part.prepare(self.data)
+            part.load_state({**part.state(), "step": torch.tensor(first)})
+            part.until(last)
+        started = 0.0
+        for step in range(first, last):
+            if step == counted:
+                started = time.perf_counter()
+            metrics = stage.step(self.data, step)
+            _ = [float(value) for value in metrics.values()]  # waits for the device
+        seconds = (time.perf_counter() - started) / self.steps
+        steps = stage.stop - stage.start
+        parameters = sum(_trained_parameters(part) for part in parts)
+        self.found.append(Forecast(stage.name, parameters, steps, seconds * steps))
+
+
+def _trained_parameters(part: Trainable) -> int:
+    if not isinstance(part, nn.Module):
+        return 0
+    return sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)

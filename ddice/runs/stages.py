@@ -1,0 +1,124 @@
+"""From a recipe to its stages: what is trained in which order, and with whose ratios."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+
+from ddice.data import Batch, Transitions
+from ddice.diffusion.prior import Prior
+from ddice.extractors import Extractor
+from ddice.parts import loop
+from ddice.parts.ratio_source import RatioSource
+from ddice.parts.stage import Stage, Update, alone
+from ddice.policies import evaluation
+from ddice.runs.recipe import Recipe
+
+
+def jointly(backend: RatioSource, extractor: Extractor) -> Update:
+    """One step of the backend, then one of the extractor with the ratios of the updated backend."""
+
+    def update(batch: Batch, step: int) -> loop.Metrics:
+        of_backend = backend.update(batch, step=step)
+        of_extractor = extractor.update(batch, step=step, log_ratio=backend.log_ratio(batch))
+        return {f"backend/{name}": value for name, value in of_backend.items()} | {
+            f"extractor/{name}": value for name, value in of_extractor.items()
+        }
+
+    return update
+
+
+class Stages(ABC):
+    """The stages of one recipe over one dataset. `do` gets each of them as soon as the parts that
+    it reads are there: an extractor may begin as a copy of the trained prior.
+    """
+
+    def __init__(self, recipe: Recipe, data: Transitions):
+        self.recipe = recipe
+        self.device = loop.resolve_device(recipe.device)
+        self.data = data.to(self.device)
+
+    @abstractmethod
+    def do(self, stage: Stage) -> None:
+        """Bring the parts of the stage to its end."""
+
+    def check(self, *, with_backend: bool = True) -> None:
+        """Raise ValueError, before anything is trained, when the parts do not fit together or
+        there is nowhere to play.
+        """
+        recipe, spec = self.recipe, self.data.spec
+        prior: Prior | None = None
+        backend: RatioSource | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what parts warn of is said when they are trained
+            if recipe.extractor.needs_prior:
+                prior = recipe.prior.build(spec, recipe.seed)
+            if with_backend:
+                backend = recipe.backend.build(spec, recipe.seed)
+            recipe.extractor.check(prior, backend)
+        if recipe.evaluation.episodes and spec.env is None:
+            raise ValueError(
+                "the data record no environment to play in: give its id as data.env, or train "
+                "without evaluation.episodes (0)"
+            )
+        if recipe.evaluation.episodes:
+            evaluation.require_playable(spec)
+
+    def all(
+        self, *, with_backend: bool = True
+    ) -> tuple[Prior | None, RatioSource | None, Extractor]:
+        """Do every stage: prior, then backend, then extractor (or the last two together). The
+        behaviour policy needs no backend.
+        """
+        prior = self.prior() if self.recipe.extractor.needs_prior else None
+        if not with_backend:
+            return prior, None, self.extractor(prior, None)
+        if self.recipe.schedule == "joint":
+            return prior, *self.joint(prior)
+        backend = self.backend()
+        return prior, backend, self.extractor(prior, backend)
+
+    def prior(self) -> Prior:
+        """The prior, after its stage."""
+        recipe = self.recipe
+        part = recipe.prior.build(self.data.spec, recipe.seed).to(self.device)
+        self.do(alone(part, name="prior", steps=recipe.steps.prior))
+        return part
+
+    def backend(self) -> RatioSource:
+        """The backend, after its stage."""
+        part = self._untrained_backend()
+        self.do(alone(part, name="backend", steps=self.recipe.steps.backend))
+        return part
+
+    def extractor(self, prior: Prior | None, backend: RatioSource | None) -> Extractor:
+        """The extractor, after its stage."""
+        part = self._untrained_extractor(prior, backend)
+        self.do(part.stage(backend, name="extractor", steps=self.recipe.steps.extractor))
+        return part
+
+    def joint(self, prior: Prior | None) -> tuple[RatioSource, Extractor]:
+        """Backend and extractor, after the stage that trains them on the same batches."""
+        recipe = self.recipe
+        backend = self._untrained_backend()
+        extractor = self._untrained_extractor(prior, backend)
+        stage = Stage(
+            name="joint",
+            parts={"backend": backend, "extractor": extractor},
+            update=jointly(backend, extractor),
+            batch_size=recipe.batch_size or extractor.batch_size,
+            seed=recipe.seed,
+            start=0,
+            stop=recipe.steps.backend,
+        )
+        self.do(stage)
+        return backend, extractor
+
+    def _untrained_backend(self) -> RatioSource:
+        backend: RatioSource = self.recipe.backend.build(self.data.spec, self.recipe.seed)
+        return backend.to(self.device)
+
+    def _untrained_extractor(self, prior: Prior | None, backend: RatioSource | None) -> Extractor:
+        config = self.recipe.extractor
+        config.check(prior, backend)
+        return config.build(self.data.spec, self.recipe.seed, prior).to(self.device)
