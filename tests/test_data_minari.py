@@ -179,7 +179,7 @@ def test_discrete_actions_and_images_are_not_supported_yet(tmp_path: Path) -> No
         (
             "observation_space",
             {"type": "Box", "dtype": "uint8", "shape": [3], "low": [0] * 3, "high": [255] * 3},
-            "image observations are not",
+            "vectors of bytes are not supported yet: the observation in test/box-v0 is uint8",
         ),
     ):
         metadata.write_text(json.dumps({**fields, name: json.dumps(space)}))

@@ -70,7 +70,8 @@ class ActionNoise:
         uniform = generator.uniform(low, high)
         if explores < self.epsilon:
             return uniform
-        return np.clip(action + self.scale * (high - low) / 2 * normal, low, high)
+        disturbed = action + self.scale * (high - low) / 2 * normal
+        return np.asarray(np.clip(disturbed, low, high))
 
 
 def require_boxes(env: Any) -> None:

@@ -140,6 +140,7 @@ def _cut_into_episodes(
             "next_observations to keep them)"
         )
         source.notes.append(note)
+        _remember_dropped(source, episode, keep)
     source.empty_episodes = int(ends.sum()) - len(np.unique(episode[keep]))
     rows = np.flatnonzero(keep)
     source.here, source.rows = rows, rows
@@ -154,6 +155,26 @@ def _cut_into_episodes(
     source.episode = np.unique(episode[keep], return_inverse=True)[1].reshape(-1)
 
 
+def _remember_dropped(
+    source: Source,
+    episode: np.ndarray,  # (R,)
+    keep: np.ndarray,  # (R,) bool
+) -> None:
+    """Returns and lengths are those of all that was recorded, dropped rows included."""
+    source.recorded_rewards, source.recorded_episode = source.rewards, episode
+    source.kept_episodes = np.unique(episode[keep])
+    count = int(episode[-1]) + 1
+    paid = source.rewards != 0
+    kept = np.bincount(episode, paid & keep, minlength=count)
+    dropped = np.bincount(episode, paid & ~keep, minlength=count)
+    source.unpaid_episodes = int(((kept == 0) & (dropped > 0)).sum())
+    if source.unpaid_episodes:
+        source.notes.append(
+            f"the dropped rows hold the only reward of {source.unpaid_episodes} of {count} "
+            "episodes: returns count it, but training never sees it (give next_observations)"
+        )
+
+
 def _cut_after(steps: int, terminations: np.ndarray) -> np.ndarray:
     """True in every `steps`-th row since the last termination."""
     if steps < 1:
@@ -162,7 +183,7 @@ def _cut_after(steps: int, terminations: np.ndarray) -> np.ndarray:
     first = np.maximum.accumulate(
         np.where(np.concatenate([[True], terminations[:-1]])[: len(row)], row, 0)
     )
-    return (row - first + 1) % steps == 0
+    return np.asarray((row - first + 1) % steps == 0)
 
 
 def _check_chain(source: Source, ends: np.ndarray) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
 from ddice.data.source import Bounds, Source
-from ddice.data.spec import BoxActions
+from ddice.data.spec import BoxActions, lies_aside
 
 ActionBounds = Literal["data"] | tuple[object, object]
 
@@ -66,7 +66,11 @@ def choose_bounds(source: Source, requested: ActionBounds | None) -> BoxActions:
 
 
 def _data_bounds(source: Source) -> Bounds:
-    low, high = source.actions.min(0).astype(np.float64), source.actions.max(0).astype(np.float64)
+    exact = source.actions.min(0).astype(np.float64), source.actions.max(0).astype(np.float64)
+    # what float32 holds of them, as in the table, but where an offset would eat their digits
+    rounded = [bound.astype(np.float32).astype(np.float64) for bound in exact]
+    offset = lies_aside(*exact)
+    low, high = (np.where(offset, *pair) for pair in zip(exact, rounded, strict=True))
     constant = low == high
     if constant.any():
         source.notes.append(
@@ -90,10 +94,23 @@ def _vector(bound: object, size: int) -> np.ndarray:
 
 
 def _box(low: np.ndarray, high: np.ndarray) -> BoxActions:
+    """Raises ValueError for bounds that are infinite, in the wrong order, or one number in
+    float32, in which policies compute.
+    """
     if not np.isfinite(low).all() or not np.isfinite(high).all() or not (low < high).all():
         raise ValueError(
             "expected finite action bounds with low < high in every dimension, got low "
             f"{low.tolist()}, high {high.tolist()}"
+        )
+    with np.errstate(over="ignore"):
+        low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    bad = ~np.isfinite(low32) | ~np.isfinite(high32) | (low32 >= high32)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            "expected action bounds that float32 can tell apart, got low "
+            f"{low[first]:.17g}, high {high[first]:.17g} in dimension {first}: subtract an offset "
+            "from the actions, or give them in other units, here and in the environment"
         )
     return BoxActions(low=tuple(low.tolist()), high=tuple(high.tolist()))
 
@@ -106,12 +123,15 @@ def to_unit(
     Raises ValueError with the share and the worst row when actions lie outside by more than
     rounding and `out_of_bounds` is "error".
     """
-    low, high = np.asarray(box.low, np.float32), np.asarray(box.high, np.float32)
-    actions = source.actions
+    low, high = np.asarray(box.low), np.asarray(box.high)
+    # Floats are densest around zero: a box that lies aside of it, or is as wide as float32 reaches,
+    # needs float64; for all others float32 is as good, and what it ever was.
+    dtype = np.float64 if lies_aside(low, high).any() else np.float32
+    low, high = low.astype(dtype), high.astype(dtype)
+    actions = source.actions.astype(dtype, copy=False)
     excess = np.maximum(np.maximum(low - actions, actions - high), 0)
-    tolerance = (ROUNDING * np.maximum(np.maximum(np.abs(low), np.abs(high)), high - low)).astype(
-        np.float32
-    )
+    scale = np.maximum(np.maximum(np.abs(low), np.abs(high)), high - low)
+    tolerance = (ROUNDING * scale).astype(dtype)
     outside = (excess > tolerance).any(1)
     count = int(outside.sum())
     if count and out_of_bounds == "error":
@@ -123,8 +143,8 @@ def to_unit(
             f"{_short(actions[worst])}; "
             'give the right action_bounds, or out_of_bounds="clip" to clip them'
         )
-    unit = box.to_unit(np.clip(actions, low, high))
-    return cast(np.ndarray, np.clip(unit, -1, 1, out=unit)), count
+    unit = box.to_unit(np.clip(actions, low, high)).astype(np.float32, copy=False)
+    return np.clip(unit, -1, 1, out=unit), count
 
 
 def _short(values: np.ndarray) -> str:

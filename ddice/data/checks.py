@@ -24,12 +24,21 @@ def require_finite(values: np.ndarray, name: str, rows: np.ndarray | None = None
     )
 
 
+BYTES = (
+    "vectors of bytes are not supported yet: {name} is uint8 of shape {shape} per step, such as "
+    "the RAM of a console; give its numbers as floats (.astype(np.float32) / 255), and wrap the "
+    "environment so that it gives the same"
+)
+
+
 def require_vectors(leaves: Leaves) -> None:
     """Raise for observations that networks on flat vectors cannot take: images, discrete states,
     empty leaves.
     """
     for path, leaf in leaves.items():
         name = f"observations[{path!r}]" if path else "observations"
+        if leaf.dtype == np.uint8 and leaf.ndim - 1 <= 1:
+            raise ValueError(BYTES.format(name=name, shape=leaf.shape[1:]))
         if leaf.dtype == np.uint8 or leaf.ndim - 1 >= 3:
             raise ValueError(
                 f"image observations are not supported yet: {name} is {leaf.dtype} of shape "

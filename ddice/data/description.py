@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddice.data.measures import episode_returns
+from ddice.data.measures import EpisodeTotals
 from ddice.data.spec import FixedGoal, Spec
 
 SATURATED = 0.999
@@ -25,6 +25,7 @@ class Provenance:
     clipped_rows: int = 0
     notes: tuple[str, ...] = ()
     part_of: str | None = None
+    unpaid_episodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Description:
     reference: str | None
     fingerprint: str
     part_of: str | None
+    unpaid_episodes: int
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -126,17 +128,17 @@ def describe(
     provenance: Provenance,
     observations: Tensor,  # (N, S)
     actions: Tensor,  # (N, A) in [-1, 1]
-    rewards: Tensor,  # (N,)
     terminations: Tensor,  # (N,) bool
     episode: Tensor | None,  # (N,)
+    totals: EpisodeTotals | None,
 ) -> Description:
     """Summarise transitions on the CPU."""
     returns = lengths = truncations = None
-    if episode is not None:
-        returns = episode_returns(rewards, episode)
-        lengths = np.bincount(episode.numpy())
+    if episode is not None and totals is not None:
+        returns, lengths = totals.returns, totals.lengths
         last = torch.diff(episode, append=episode[-1:] + 1) != 0
-        truncations = int((last & ~terminations).sum())
+        never_seen = len(returns) - len(totals.kept)
+        truncations = int((last & ~terminations).sum()) + never_seen
     layout, position = [], 0
     for part in spec.observations.parts:
         width = int(np.prod(part.shape))
@@ -156,7 +158,7 @@ def describe(
     return Description(
         name=provenance.name,
         steps=spec.transitions,
-        episodes=spec.episodes,
+        episodes=0 if returns is None else len(returns),
         return_mean=None if returns is None else float(returns.mean()),
         return_min=None if returns is None else float(returns.min()),
         return_max=None if returns is None else float(returns.max()),
@@ -180,5 +182,6 @@ def describe(
         reference=reference or None,
         fingerprint=spec.fingerprint,
         part_of=provenance.part_of,
+        unpaid_episodes=provenance.unpaid_episodes,
         notes=provenance.notes,
     )

@@ -176,19 +176,20 @@ def _pack(source: Source) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             arrays[field.name] = value
         else:
             facts[field.name] = value
-    return {name: torch.from_numpy(_plain(array)) for name, array in arrays.items()}, facts
+    tensors = {
+        name: torch.from_numpy(_plain(array, exact=name == "actions"))
+        for name, array in arrays.items()
+    }
+    return tensors, facts
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
+def _plain(array: np.ndarray, *, exact: bool) -> np.ndarray:
     """In a dtype that tensors have; floats as float32, which is what all of them become after
-    reading.
+    reading, but for actions (`exact`), which are mapped to [-1, 1] before.
     """
-    kind = array.dtype.kind
-    dtype = (
-        array.dtype
-        if array.dtype in (np.bool_, np.uint8)
-        else np.dtype(np.float32 if kind == "f" else np.int64)
-    )
+    dtype = np.dtype(np.float32 if array.dtype.kind == "f" else np.int64)
+    if array.dtype in (np.bool_, np.uint8) or (exact and array.dtype == np.float64):
+        dtype = array.dtype
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype)
 

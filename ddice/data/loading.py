@@ -19,6 +19,7 @@ from ddice.data.checks import (
 )
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
+from ddice.data.measures import EpisodeTotals
 from ddice.data.memory import recorded_memory, words
 from ddice.data.reading import read
 from ddice.data.scores import bundled_reference
@@ -144,8 +145,8 @@ def _check_and_convert(data: Source) -> None:
     same = data.next_leaves is data.leaves
     data.leaves = _float_leaves(data.leaves)
     data.next_leaves = data.leaves if same else _float_leaves(data.next_leaves)
-    data.actions, data.rewards = _float(data.actions), _float(data.rewards)
-    require_finite(data.actions, "actions", data.rows)
+    require_finite(_float(data.actions), "actions", data.rows)  # kept as they are: see `to_unit`
+    data.rewards = _float(data.rewards)
     require_finite(data.rewards, "rewards", data.rows)
     if data.weights is not None:
         data.weights = _float(data.weights)
@@ -219,6 +220,16 @@ def _recorded_reference(data: Source) -> ReferenceScores | None:
     return ReferenceScores(random=random, expert=expert, source=data.reference_source)
 
 
+def _recorded_totals(data: Source) -> EpisodeTotals | None:
+    """Of all recorded steps, None where each of them is a transition."""
+    if data.recorded_rewards is None or data.recorded_episode is None:
+        return None
+    rewards = _float(data.recorded_rewards)
+    require_finite(rewards, "rewards")
+    numbers = torch.from_numpy(data.recorded_episode.astype(np.int64))
+    return EpisodeTotals.of(torch.from_numpy(rewards), numbers, data.kept_episodes)
+
+
 def _assemble(
     data: Source,
     observations: Observations,
@@ -289,7 +300,13 @@ def _assemble(
         initial_observations=first,
         initial_weights=initial_weights,
         initial_by_episode=data.initial_by_episode,
+        totals=_recorded_totals(data),
         provenance=Provenance(
-            data.name, data.dropped_rows, data.empty_episodes, clipped, tuple(data.notes)
+            name=data.name,
+            dropped_rows=data.dropped_rows,
+            empty_episodes=data.empty_episodes,
+            clipped_rows=clipped,
+            notes=tuple(data.notes),
+            unpaid_episodes=data.unpaid_episodes,
         ),
     )

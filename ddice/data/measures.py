@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def normalizer_of(observations: Tensor) -> Normalizer:
     """Mean and deviation of (N, S) observations, accumulated in float64; constant dimensions get
     a deviation of 1.
     """
-    chunks = observations.split(CHUNK)
+    chunks = torch.split(observations, CHUNK)
     count = len(observations)
     mean = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in chunks]).sum(0) / count
     square = (
@@ -48,7 +49,50 @@ def episode_returns(rewards: Tensor, episode: Tensor) -> NDArray[np.float64]:
     return np.bincount(episode.numpy(), weights=rewards.double().numpy()).astype(np.float64)
 
 
-def reward_summary(rewards: Tensor, episode: Tensor | None) -> RewardSummary:
+@dataclass(frozen=True)
+class EpisodeTotals:
+    """Of E recorded episodes, whether or not all of their steps became transitions: returns,
+    lengths, and steps with a reward <= 0; and which K of them have transitions.
+    """
+
+    returns: NDArray[np.float64]  # (E,)
+    lengths: NDArray[np.int64]  # (E,)
+    nonpositive: NDArray[np.int64]  # (E,)
+    kept: NDArray[np.int64]  # (K,)
+
+    @classmethod
+    def of(
+        cls,
+        rewards: Tensor,  # (R,)
+        episode: Tensor,  # (R,)
+        kept: NDArray[np.int64] | None = None,  # (K,), all by default
+    ) -> EpisodeTotals:
+        """Added up over the steps of each episode, in float64."""
+        numbers = episode.numpy()
+        returns = episode_returns(rewards, episode)
+        least = (rewards <= 0).double().numpy()
+        return cls(
+            returns=returns,
+            lengths=np.bincount(numbers).astype(np.int64),
+            nonpositive=np.bincount(numbers, weights=least).astype(np.int64),
+            kept=np.arange(len(returns)) if kept is None else kept,
+        )
+
+    def take(self, units: NDArray[np.int64]) -> EpisodeTotals:
+        """Of some of those that have transitions; of all of them, nothing is left out."""
+        if len(units) == len(self.kept):
+            return self
+        chosen = self.kept[units]
+        parts = (self.returns[chosen], self.lengths[chosen], self.nonpositive[chosen])
+        return EpisodeTotals(*parts, kept=np.arange(len(chosen)))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """For fingerprints."""
+        parts = (self.returns, self.lengths, self.nonpositive)
+        return tuple(torch.from_numpy(part) for part in parts)
+
+
+def reward_summary(rewards: Tensor, totals: EpisodeTotals | None) -> RewardSummary:
     """Statistics of raw rewards (N,); the numbers over episodes are None for independent
     transitions.
     """
@@ -58,16 +102,14 @@ def reward_summary(rewards: Tensor, episode: Tensor | None) -> RewardSummary:
         "std": values.std(correction=0).item(),
         "positive_share": (values > 0).double().mean().item(),
     }
-    if episode is None:
+    if totals is None:
         return RewardSummary(**common)
-    returns = episode_returns(rewards, episode)
-    nonpositive = np.bincount(episode.numpy(), weights=(rewards <= 0).double().numpy())
     return RewardSummary(
         **common,
-        min_return=float(returns.min()),
-        max_return=float(returns.max()),
-        min_nonpositive=int(nonpositive.min()),
-        max_nonpositive=int(nonpositive.max()),
+        min_return=float(totals.returns.min()),
+        max_return=float(totals.returns.max()),
+        min_nonpositive=int(totals.nonpositive.min()),
+        max_nonpositive=int(totals.nonpositive.max()),
     )
 
 
@@ -110,6 +152,6 @@ def fingerprint(header: Iterable[Config | str], arrays: Iterable[Tensor | None])
             digest.update(b"none\0")
             continue
         digest.update(f"{tuple(array.shape)} {array.dtype}\0".encode())
-        for chunk in array.split(CHUNK):
+        for chunk in torch.split(array, CHUNK):
             digest.update(chunk.contiguous().numpy().data)
     return digest.hexdigest()

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddice.data.checks import BYTES
 from ddice.data.environment import space_shapes
 from ddice.data.minari_store import SOURCE_KEY
 from ddice.data.paths import keys_of, leaf_at
 from ddice.data.source import Bounds, Leaves, Source, leaves_of
 
-Episode = tuple[Leaves, np.ndarray, np.ndarray, np.ndarray]
-"""Observation leaves with T + 1 rows, actions, rewards and terminations with T."""
+
+@dataclass(frozen=True)
+class Episode:
+    """Observation leaves with T + 1 rows, all else with T."""
+
+    leaves: Leaves
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
 
 
 def read_minari(item: Any) -> Source:
@@ -29,14 +39,13 @@ def read_minari(item: Any) -> Source:
     shapes, bounds = _supported(dataset)
     # Decoding by Minari itself would cost a millisecond per episode.
     native = getattr(dataset.storage, "FORMAT", "") == "hdf5"
-    read = (
-        _read_hdf5(Path(dataset.storage.data_path) / "main_data.hdf5", shapes)
-        if native
-        else _read_storage(dataset.storage)
-    )
+    main = Path(dataset.storage.data_path) / "main_data.hdf5"
+    read = _read_hdf5(main, shapes) if native else _read_storage(dataset.storage)
     source = _stack(dataset.id, shapes, bounds, read, dataset.episode_indices)
     metadata = dataset.storage.metadata
     source.dataset_id = dataset.id
+    if native and (lost := _lost(main, int(dataset.storage.total_episodes))):
+        source.notes.append(lost)
     source.env_spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is not None and high is not None and low != high:
@@ -72,6 +81,9 @@ def _supported(dataset: Any) -> tuple[dict[str, tuple[int, ...]], Bounds]:
         )
     for path, shape in shapes.items():
         space = leaf_at(observations, path)
+        if space.dtype == np.uint8 and len(shape) <= 1:
+            where = f"{path or 'the observation'} in {dataset.id}"
+            raise ValueError(BYTES.format(name=where, shape=shape))
         if space.dtype == np.uint8 or len(shape) >= 3:
             raise ValueError(
                 f"image observations are not supported yet: {path or 'the observation'} is "
@@ -100,6 +112,12 @@ def _read_hdf5(
                 values = h5py.Dataset(data)[()].astype(dtype)
         return values
 
+    def actions(group: Any) -> np.ndarray:
+        """float64 stays: it is mapped to [-1, 1] before it becomes float32."""
+        if h5py.h5d.open(group, b"actions").dtype == np.float64:
+            return array(group, "actions", np.float64, h5py.h5t.NATIVE_DOUBLE)
+        return array(group, "actions", np.float32, h5py.h5t.NATIVE_FLOAT)
+
     def episodes(indices: Sequence[int]) -> Iterator[Episode]:
         number = h5py.h5t.NATIVE_FLOAT
         with h5py.File(path, "r") as file:
@@ -114,11 +132,13 @@ def _read_hdf5(
                     )
                     for leaf in shapes
                 }
-                actions, rewards = (
-                    array(group, "actions", np.float32, number),
+                yield Episode(
+                    leaves,
+                    actions(group),
                     array(group, "rewards", np.float32, number),
+                    array(group, "terminations", np.bool_, boolean),
+                    array(group, "truncations", np.bool_, boolean),
                 )
-                yield leaves, actions, rewards, array(group, "terminations", np.bool_, boolean)
 
     return episodes
 
@@ -126,12 +146,10 @@ def _read_hdf5(
 def _read_storage(storage: Any) -> Callable[[Sequence[int]], Iterator[Episode]]:
     def episodes(indices: Sequence[int]) -> Iterator[Episode]:
         for episode in storage.get_episodes(indices):
-            leaves = leaves_of(episode["observations"], "observations")
-            yield (
-                leaves,
-                np.asarray(episode["actions"]),
-                np.asarray(episode["rewards"]),
-                np.asarray(episode["terminations"]),
+            columns = ("actions", "rewards", "terminations", "truncations")
+            yield Episode(
+                leaves_of(episode["observations"], "observations"),
+                *(np.asarray(episode[name]) for name in columns),
             )
 
     return episodes
@@ -146,32 +164,27 @@ def _stack(
 ) -> Source:
     """One after the other; rows of the source are the steps of its episodes, counted through."""
     leaves: dict[str, list[np.ndarray]] = {path: [] for path in shapes}
-    actions, rewards, terminations = (
-        [np.zeros((0, *bounds[0].shape), np.float32)],
-        [np.zeros(0, np.float32)],
-        [np.zeros(0, np.bool_)],
-    )
+    actions = [np.zeros((0, *bounds[0].shape), np.float32)]
+    rewards = [np.zeros(0, np.float32)]
+    terminations = [np.zeros(0, np.bool_)]
+    truncations = [np.zeros(0, np.bool_)]
     lengths: list[int] = []
-    for index, (observed, taken, reward, terminated) in zip(indices, read(indices), strict=True):
-        steps = len(taken)
-        counts = {f"observations {path}".strip(): len(leaf) - 1 for path, leaf in observed.items()}
-        counts |= {"rewards": len(reward), "terminations": len(terminated)}
-        if steps and any(count != steps for count in counts.values()):
-            raise ValueError(
-                f"expected {steps} steps (and one observation more) in episode {index} of "
-                f"{name}, as it has actions, got {counts}"
-            )
-        if steps:
-            lengths.append(steps)
-            actions.append(taken)
-            rewards.append(reward)
-            terminations.append(terminated)
-            for path, leaf in observed.items():
-                leaves[path].append(leaf)
+    for index, episode in zip(indices, read(indices), strict=True):
+        steps = len(episode.actions)
+        if not steps:
+            continue
+        _require_steps(episode, steps, f"episode {index} of {name}")
+        lengths.append(steps)
+        actions.append(episode.actions)
+        rewards.append(_column(episode.rewards, f"rewards in episode {index} of {name}"))
+        terminations.append(episode.terminations)
+        truncations.append(episode.truncations)
+        for path, leaf in episode.leaves.items():
+            leaves[path].append(leaf)
     count = sum(lengths)
-    episode = np.repeat(np.arange(len(lengths)), lengths)
+    numbers = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum([0, *lengths])[:-1]
-    here = np.arange(count) + episode
+    here = np.arange(count) + numbers
     stacked = {
         path: np.concatenate(parts) if parts else np.zeros((0, *shapes[path]), np.float32)
         for path, parts in leaves.items()
@@ -188,13 +201,56 @@ def _stack(
         terminations=ended,
         rows=np.arange(count),
         source_rows=count,
-        episode=episode,
+        episode=numbers,
         initial_leaves={path: leaf[here[first]] for path, leaf in stacked.items()},
         initial_by_episode=True,
         bounds=bounds,
         empty_episodes=len(indices) - len(lengths),
     )
-    early = int(ended.sum() - ended[first + np.asarray(lengths, np.int64) - 1].sum())
-    if early:
-        source.notes.append(f"{early} terminated rows are not the last of their episode")
+    last = first + np.asarray(lengths, np.int64) - 1
+    cut = np.concatenate(truncations).astype(bool)
+    for what, flags, meaning in (
+        ("terminated", ended, "values end there, returns go on"),
+        ("truncated", cut, "what follows may be the start of another episode: cut them there"),
+    ):
+        early = int(flags.sum() - flags[last].sum())
+        if early:
+            source.notes.append(f"{early} {what} rows are not the last of their episode: {meaning}")
     return source
+
+
+def _require_steps(episode: Episode, steps: int, name: str) -> None:
+    leaves = episode.leaves.items()
+    counts = {f"observations {path}".strip(): len(leaf) - 1 for path, leaf in leaves}
+    for column in ("rewards", "terminations", "truncations"):
+        counts[column] = len(getattr(episode, column))
+    if any(count != steps for count in counts.values()):
+        raise ValueError(
+            f"expected {steps} steps (and one observation more) in {name}, as it has actions, got "
+            f"{counts}"
+        )
+
+
+def _column(values: np.ndarray, name: str) -> np.ndarray:
+    """(T,) from (T,) or (T, 1)."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise ValueError(f"expected {name} with one number a step, got shape {values.shape}")
+    return values
+
+
+def _lost(path: Path, known: int) -> str | None:
+    """What a file holds beyond the episodes that its metadata count: those of a writer that was
+    stopped before it had counted them.
+    """
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        there = sum(name.startswith("episode_") for name in file)
+    if there <= known:
+        return None
+    return (
+        f"{there - known} of {there} episodes in {path.name} are not counted in its metadata and "
+        "left out: whatever wrote it was stopped before its end"
+    )

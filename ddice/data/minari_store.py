@@ -22,7 +22,7 @@ def has_dataset(dataset_id: str) -> bool:
     """Whether a complete dataset of this id lies in the local Minari folder
     (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
     """
-    return dataset_metadata(dataset_id).get("total_episodes", 0) > 0
+    return int(dataset_metadata(dataset_id).get("total_episodes", 0)) > 0
 
 
 def dataset_metadata(dataset_id: str) -> dict[str, Any]:

@@ -57,7 +57,14 @@ def read_ogbench(columns: Mapping[str, np.ndarray], name: str) -> Source:
     if (
         not has_next
     ):  # what reading arrays calls dropped is here no loss: such a row is only an observation
-        source.notes, source.dropped_rows = [], 0
+        source.notes, source.dropped_rows, source.unpaid_episodes = [], 0, 0
+        inside = terminals[:-1] & valids[:-1] & valids[1:] if "valids" in columns else terminals[:0]
+        if inside.any():
+            source.notes.append(
+                f"{int(inside.sum())} terminals lie within trajectories, which end where valids "
+                "is 0: the rows after them are taken to go on"
+            )
+        source.recorded_rewards = source.recorded_episode = source.kept_episodes = None
     return source
 
 

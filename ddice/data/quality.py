@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ddice.core.config import Config
 from ddice.data.description import Description
-from ddice.data.measures import CHUNK, episode_returns
+from ddice.data.measures import CHUNK
 from ddice.data.transitions import Transitions
 from ddice.data.trial import try_environment
 
@@ -30,6 +30,7 @@ LARGE, SMALL = (
     1e3,
     1e-3,
 )  # deviation of rewards that default learning rates and temperatures do not suit
+DIGITS = 100  # steps of float32 in a deviation, below which rounding is more than a percent of it
 SHOWN = 8  # dimensions named in a message
 
 
@@ -97,8 +98,8 @@ def rewards(data: Transitions, description: Description) -> Iterator[Finding]:
                 "beside the returns of the data"
             ),
         )
-    if data.episode is not None and description.episodes > 1:
-        returns = episode_returns(data.rewards, data.episode)
+    if data.totals is not None and description.episodes > 1:
+        returns = data.totals.returns
         if np.ptp(returns) <= 1e-6 * np.abs(returns).max():
             yield Finding(
                 severity="warning",
@@ -238,8 +239,22 @@ def observations(data: Transitions, description: Description) -> Iterator[Findin
         for values in (data.spec.normalizer.mean, data.spec.normalizer.std)
     )
     far = torch.stack(
-        [((part - mean) / std).abs().amax(0) for part in data.observations.split(CHUNK)]
+        [((part - mean) / std).abs().amax(0) for part in torch.split(data.observations, CHUNK)]
     ).amax(0)
+    drowned = drowned_columns(data)
+    if drowned:
+        yield Finding(
+            severity="warning",
+            name="drowned-observations",
+            message=(
+                f"observation dimensions {_some(drowned)} vary by less than {DIGITS} steps of "
+                "float32 at their size: rounding drowns what they say"
+            ),
+            advice=(
+                "subtract an offset before saving, here and in the environment: times from the "
+                "start of the episode, positions from a near origin"
+            ),
+        )
     outlying = (far > OUTLIER).nonzero()[:, 0].tolist()
     if outlying:
         yield Finding(
@@ -254,6 +269,15 @@ def observations(data: Transitions, description: Description) -> Iterator[Findin
                 "rows together; clip or remove such rows"
             ),
         )
+
+
+def drowned_columns(data: Transitions) -> list[int]:
+    """Dimensions that vary, but by little beside the steps of float32 at their largest value."""
+    observations = data.observations.numpy()
+    largest = np.abs(observations).max(0)
+    deviation = observations.std(0, dtype=np.float64)
+    drowns = (deviation > 0) & (deviation < DIGITS * np.spacing(largest))
+    return [int(column) for column in np.flatnonzero(drowns)]
 
 
 def duplicates(data: Transitions, description: Description) -> Iterator[Finding]:
@@ -300,6 +324,16 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
                 "after them"
             ),
             advice="give next_observations to keep them",
+        )
+    if description.unpaid_episodes:
+        yield Finding(
+            severity="warning",
+            name="dropped-rewards",
+            message=(
+                f"the dropped rows hold the only reward of {description.unpaid_episodes:,} of "
+                f"{description.episodes:,} episodes"
+            ),
+            advice="training never sees these rewards: give next_observations to keep the rows",
         )
     if description.clipped_rows:
         yield Finding(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,36 @@ def _read_file(path: Path, name: str, episode_steps: int | None) -> Source:
         raise TypeError(f"{name}: {error}") from error
 
 
+class Columns(Mapping[str, np.ndarray]):
+    """The arrays of a .npz; those that nobody asks for are not read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return np.asarray(self._file[name])
+        except ValueError as error:
+            if "pickle" not in str(error):
+                raise
+            raise TypeError(
+                f"expected {name} to be an array of numbers, got Python objects, which are "
+                f"pickled in the file and never read: save np.asarray({name}.tolist(), np.float32)"
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+
 def _read_npz(path: Path, name: str, episode_steps: int | None) -> Source:
     if not zipfile.is_zipfile(path):
         raise ValueError("cannot be read as a .npz: it is truncated, or another kind of file")
     try:
-        with np.load(path, allow_pickle=False) as file:  # columns that nobody asks for are not read
+        with np.load(path, allow_pickle=False) as zipped:
+            file = Columns(zipped)
             if is_ogbench(file):
                 if episode_steps is not None:
                     raise ValueError(

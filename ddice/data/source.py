@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ddice.data.paths import path_below
@@ -47,6 +48,14 @@ class Source:
     reference: tuple[float, float] | None = None
     reference_source: str = "Minari"
     dropped_rows: int = 0
+    unpaid_episodes: int = 0
+    """Episodes whose only reward lies in dropped rows."""
+    recorded_rewards: np.ndarray | None = None
+    """(R,) of all recorded steps, None where each of them is a transition."""
+    recorded_episode: NDArray[np.int64] | None = None
+    """(R,) numbers of all recorded episodes."""
+    kept_episodes: NDArray[np.int64] | None = None
+    """(K,) those of them that have a transition, in the order of `episode`."""
     empty_episodes: int = 0
     unknown_next: NDArray[np.bool_] | None = None
     """True where the next observation is a stand-in (the row's own): terminated rows of sources
@@ -79,8 +88,16 @@ def numeric(values: Any, name: str) -> np.ndarray:
     """`values` (an array, a tensor or a list) as a numpy array of numbers. Raises TypeError when
     it is none.
     """
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
+    if isinstance(values, torch.Tensor):
+        values = _plain_tensor(values, name)
+    if isinstance(values, np.ma.MaskedArray):
+        missing = int(np.ma.getmaskarray(values).sum())
+        if missing:
+            raise ValueError(
+                f"expected {name} without gaps, got a masked array with {missing} masked values: "
+                "remove these rows, or fill them and say so"
+            )
+        values = values.data
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -88,12 +105,41 @@ def numeric(values: Any, name: str) -> np.ndarray:
             f"expected {name} to be one array, got a ragged sequence: concatenate the episodes "
             "along the first axis"
         ) from error
-    if array.dtype == object or array.dtype.kind not in "biuf":
+    if array.dtype == object:
+        raise TypeError(
+            f"expected {name} to be an array of numbers, got objects ({_kinds(array)}): give "
+            f"plain numbers, such as np.asarray({name}.tolist(), np.float32), and concatenate "
+            "episodes along the first axis"
+        )
+    if array.dtype.name in NARROW_FLOATS:
+        return array.astype(np.float32)
+    if array.dtype.kind not in "biuf":
         raise TypeError(
             f"expected {name} to be an array of numbers, got dtype {array.dtype}: concatenate "
             "the episodes along the first axis"
         )
     return array
+
+
+NARROW_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+"""Number formats that numpy does not have by itself; float32 holds all of their values."""
+
+
+def _plain_tensor(values: torch.Tensor, name: str) -> torch.Tensor:
+    """In memory, and in a format that numpy has."""
+    if values.is_sparse or values.is_meta or values.layout != torch.strided:
+        raise TypeError(
+            f"expected {name} to be a plain tensor, got {values.layout} on {values.device}: give "
+            f"{name}.to_dense()"
+        )
+    values = values.detach().cpu()
+    narrow = str(values.dtype).removeprefix("torch.") in NARROW_FLOATS
+    return values.float() if narrow else values
+
+
+def _kinds(array: np.ndarray) -> str:
+    found = sorted({type(value).__name__ for value in array.reshape(-1)[:100]})
+    return ", ".join(found)
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
@@ -146,12 +192,45 @@ def concatenate(sources: Sequence[Source]) -> Source:
         reference=next((s.reference for s in sources if s.reference), None),
         reference_source=next((s.reference_source for s in sources if s.reference), "Minari"),
         dropped_rows=sum(s.dropped_rows for s in sources),
+        unpaid_episodes=sum(s.unpaid_episodes for s in sources),
+        **_concatenate_recorded(sources),
         empty_episodes=sum(s.empty_episodes for s in sources),
         unknown_next=np.concatenate(
             [np.zeros(len(s), bool) if s.unknown_next is None else s.unknown_next for s in sources]
         ),
         notes=[note for s in sources for note in s.notes],
     )
+
+
+def _concatenate_recorded(sources: Sequence[Source]) -> dict[str, np.ndarray | None]:
+    """All recorded steps of all sources; None where none of them dropped any."""
+    if all(source.recorded_rewards is None for source in sources):
+        return {"recorded_rewards": None, "recorded_episode": None, "kept_episodes": None}
+    rewards: list[np.ndarray] = []
+    episodes: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
+    count = 0
+    for source in sources:
+        own_rewards, own_episodes, own_kept = _recorded(source)
+        rewards.append(own_rewards)
+        episodes.append(own_episodes + count)
+        kept.append(own_kept + count)
+        count += int(own_episodes[-1]) + 1 if len(own_episodes) else 0
+    return {
+        "recorded_rewards": np.concatenate(rewards),
+        "recorded_episode": np.concatenate(episodes),
+        "kept_episodes": np.concatenate(kept),
+    }
+
+
+def _recorded(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards and episode numbers of all recorded steps, and the episodes with transitions."""
+    rewards, episode = source.recorded_rewards, source.recorded_episode
+    kept = source.kept_episodes
+    if rewards is not None and episode is not None and kept is not None:
+        return rewards, episode, kept
+    assert source.episode is not None
+    return source.rewards, source.episode, np.unique(source.episode)
 
 
 def _must_fit(first: Source, other: Source) -> None:

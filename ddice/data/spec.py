@@ -25,6 +25,17 @@ def _like(values: tuple[float, ...], reference: ArrayOrTensor) -> Any:
     return np.asarray(values, dtype=reference.dtype)
 
 
+WIDE = 1e30
+"""A width whose products leave float32."""
+
+
+def lies_aside(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where a box [low, high] does not hold zero, around which float32 is dense, or is so wide that
+    float32 cannot compute in it.
+    """
+    return np.asarray((low > 0) | (high < 0) | (high - low > WIDE))
+
+
 class BoxActions(Config):
     """Continuous actions in the box [low, high]; training sees them mapped to [-1, 1]. Only this
     class reads the bounds.
@@ -40,15 +51,28 @@ class BoxActions(Config):
 
     def to_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
         """Environment actions (..., A) in [low, high] -> (..., A) in [-1, 1]."""
-        low, high = _like(self.low, actions), _like(self.high, actions)
-        return 2 * (actions - low) / (high - low) - 1
+        exact = self._exact(actions)
+        low, high = _like(self.low, exact), _like(self.high, exact)
+        unit: ArrayOrTensor = 2 * (exact - low) / (high - low) - 1
+        return unit
 
     def from_unit(self, actions: ArrayOrTensor) -> ArrayOrTensor:
-        """The inverse of `to_unit`: (..., A) in [-1, 1] -> environment actions (..., A)."""
-        low, high = _like(self.low, actions), _like(self.high, actions)
-        return (1 - actions) / 2 * low + (
-            1 + actions
-        ) / 2 * high  # exact at -1 and 1: no action leaves the box by rounding
+        """The inverse of `to_unit`: (..., A) in [-1, 1] -> environment actions (..., A); in
+        float64 where the box does not hold zero.
+        """
+        exact = self._exact(actions)
+        low, high = _like(self.low, exact), _like(self.high, exact)
+        # exact at -1 and 1: no action leaves the box by rounding
+        mapped: ArrayOrTensor = (1 - exact) / 2 * low + (1 + exact) / 2 * high
+        return mapped
+
+    def _exact(self, actions: ArrayOrTensor) -> ArrayOrTensor:
+        """In float64 where float32 would lose digits to an offset, else as they are."""
+        if not lies_aside(np.asarray(self.low), np.asarray(self.high)).any():
+            return actions
+        if isinstance(actions, Tensor):
+            return actions.double()
+        return actions.astype(np.float64)
 
 
 class ObservationPart(Config):

@@ -12,7 +12,13 @@ from torch import Tensor
 from ddice.core.randomness import Seed, generator, randint
 from ddice.data.batch import Batch, InitialBatch
 from ddice.data.description import Description, Provenance, describe
-from ddice.data.measures import discounted_to_go, fingerprint, normalizer_of, reward_summary
+from ddice.data.measures import (
+    EpisodeTotals,
+    discounted_to_go,
+    fingerprint,
+    normalizer_of,
+    reward_summary,
+)
 from ddice.data.spec import Spec
 
 
@@ -35,6 +41,7 @@ class Transitions:
     is the only random reader.
 
     `episode` (N,) numbers the episodes from 0, None for independent transitions.
+    `totals`: returns and lengths of all recorded episodes, None likewise.
     `initial_observations` (E, S) are the first observations of the episodes, or those given with
     the data, else None.
     """
@@ -49,6 +56,7 @@ class Transitions:
         initial_observations: Tensor | None,
         initial_weights: Tensor | None,
         initial_by_episode: bool,
+        totals: EpisodeTotals | None,
         provenance: Provenance,
     ) -> None:
         self.spec = spec
@@ -56,6 +64,7 @@ class Transitions:
         self.episode = episode
         self.initial_observations = initial_observations
         self.initial_weights = initial_weights
+        self.totals = totals
         self._table = table
         self._columns = Columns(spec.observations.size, spec.actions.size)
         self._initial_by_episode = initial_by_episode
@@ -131,7 +140,9 @@ class Transitions:
         """
         if size < 1:
             raise ValueError(f"expected a batch size of at least 1, got {size}")
-        for packed, rows in zip(self._table.split(size), self.rows.split(size), strict=True):
+        for packed, rows in zip(
+            torch.split(self._table, size), torch.split(self.rows, size), strict=True
+        ):
             yield self._batch(packed, rows, None)
 
     def full(self) -> Batch:
@@ -145,7 +156,7 @@ class Transitions:
 
     def _batch(self, packed: Tensor, rows: Tensor, initial: InitialBatch | None) -> Batch:
         size, actions = self._columns.observation, self._columns.action
-        observations, following, taken, rest = packed.split((size, size, actions, 3), dim=-1)
+        observations, following, taken, rest = torch.split(packed, [size, size, actions, 3], dim=-1)
         rewards, terminations, weights = rest.unbind(-1)
         return Batch(
             observations=observations.contiguous(),
@@ -172,6 +183,7 @@ class Transitions:
             initial_observations=moved[1],
             initial_weights=moved[2],
             initial_by_episode=self._initial_by_episode,
+            totals=self.totals,
             provenance=self._provenance,
         )
 
@@ -230,9 +242,9 @@ class Transitions:
             cpu._provenance,
             cpu.observations,
             cpu.actions,
-            cpu.rewards,
             cpu.terminations,
             cpu.episode,
+            cpu.totals,
         )
 
     def _units(self) -> int:
@@ -261,6 +273,7 @@ class Transitions:
             initial_observations=initial,
             initial_weights=initial_weights,
             initial_by_episode=self._initial_by_episode,
+            totals=None if self.totals is None else self.totals.take(units.cpu().numpy()),
             provenance=dataclasses.replace(self._provenance, part_of=self.spec.fingerprint),
         )
 
@@ -274,10 +287,13 @@ def build(
     initial_observations: Tensor | None,
     initial_weights: Tensor | None,
     initial_by_episode: bool,
+    totals: EpisodeTotals | None,
     provenance: Provenance,
 ) -> Transitions:
     """`Transitions` whose spec is `spec` with all that the content decides measured anew:
     normaliser, rewards, counts, fingerprints.
+
+    totals: of all that was recorded, where that is more than the transitions.
     """
     size = spec.observations.size
     cpu = table.cpu()
@@ -304,12 +320,15 @@ def build(
         if initial_observations is None or initial_weights is None
         else (initial_observations.cpu(), initial_weights.cpu())
     )
-    content = fingerprint(
-        (behaviour,), (read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None)))
-    )
+    if episodes is not None and totals is None:
+        totals = EpisodeTotals.of(rewards, episodes)
+    arrays = [read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None))]
+    if totals is not None and int(totals.lengths.sum()) != len(table):
+        arrays += totals.tensors()  # reward transforms read them
+    content = fingerprint((behaviour,), arrays)
     measured = {
         "normalizer": normalizer,
-        "rewards": reward_summary(rewards, episodes),
+        "rewards": reward_summary(rewards, totals),
         "transitions": len(table),
         "episodes": 0 if episodes is None else int(episodes[-1]) + 1,
         "has_initial": starts is not None,
@@ -324,5 +343,6 @@ def build(
         initial_observations=initial_observations,
         initial_weights=initial_weights,
         initial_by_episode=initial_by_episode,
+        totals=totals,
         provenance=provenance,
     )

@@ -113,6 +113,9 @@ def relabel(source: Source, view: FixedGoal | ObservedGoal) -> None:
         )
     distance = np.linalg.norm(positions.astype(np.float64) - np.asarray(view.goal), axis=1)
     source.rewards = (distance <= view.radius)[source.there].astype(np.float32)
+    # where a dropped row leads is not known, and so not what it would pay
+    source.recorded_rewards = source.recorded_episode = source.kept_episodes = None
+    source.unpaid_episodes = 0
     if source.terminations.any():
         source.notes.append(
             f"{int(source.terminations.sum())} terminations at recorded goals are cuts under "

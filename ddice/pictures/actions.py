@@ -49,7 +49,7 @@ class ActionView:
     @property
     def action(self) -> np.ndarray:
         """The chosen action (2,)."""
-        return self.candidates[self.chosen]
+        return np.asarray(self.candidates[self.chosen])
 
 
 def density_grid(actions: np.ndarray, cells: int = CELLS) -> np.ndarray:
@@ -129,7 +129,7 @@ def _nearest(data: Transitions, observation: Tensor, count: int) -> Tensor:
 def flat_observations(policy: Policy, observation: Any) -> Tensor:
     """One native observation, or a batch of them, as (B, S) where the policy is."""
     flat = torch.as_tensor(policy.spec.observations.flatten(observation), dtype=torch.float32)
-    return torch.atleast_2d(flat).to(policy.device)
+    return flat.reshape(-1, policy.spec.observations.size).to(policy.device)
 
 
 def view_actions(

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddice.data import Transitions
-from ddice.data.measures import episode_returns
 from ddice.pictures.style import BLUE, DENSITY_MAP, colour_bar, panels
 
 if TYPE_CHECKING:
@@ -32,11 +31,9 @@ def histograms(data: Transitions) -> Histograms:
     actions = np.stack([np.histogram(column, edges)[0] for column in data.actions.numpy().T]) / len(
         data
     )
-    if data.episode is None:
+    if data.totals is None:
         return Histograms(None, None, actions)
-    return Histograms(
-        episode_returns(data.rewards, data.episode), np.bincount(data.episode.numpy()), actions
-    )
+    return Histograms(data.totals.returns, data.totals.lengths, actions)
 
 
 def dataset_overview(data: Transitions) -> Figure:

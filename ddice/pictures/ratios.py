@@ -96,9 +96,10 @@ def _histogram(
     bins = [
         round((high - low) / maze.side * per_cell) for low, high in ((bottom, top), (left, right))
     ]
-    return np.histogram2d(
+    found, _, _ = np.histogram2d(
         y, x, bins=bins, range=((bottom, top), (left, right)), weights=weights, density=density
-    )[0]
+    )
+    return np.asarray(found)
 
 
 def _flow(
