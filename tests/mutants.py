@@ -209,7 +209,9 @@ MUTANTS = (
     Mutant("backward extrapolation", "integrate", "C + (C - P) / R", "C - (C - P) / R", MULTI_STEP),
     Mutant("the last step at second order", "integrate", "(E - 1) // 2", "E // 2", EVEN),
     Mutant("actions not clipped", "_clean", "C.clamp(-1, 1) if F else C", "C", CLIPPING),
-    Mutant("half the slope of silu", "silu_backward", "1 + X * (1 - G)", "1 + X * G", GRADIENT),
+    Mutant(
+        "half the slope of silu", "silu_backward_torch", "1 + X * (1 - G)", "1 + X * G", GRADIENT
+    ),
     Mutant(
         "numbers that forget the step",
         "generator",
