@@ -245,7 +245,9 @@ def test_the_behaviour_comes_from_where_it_says(policy: Any, data: Any, prior: A
         data, backend=backend, steps=2, progress=False, device="cpu"
     )
     assert behaviour_actions(clone, state, samples=8)[1] == "8 samples of the policy itself"
-    assert pictures.view_actions(clone, state, samples=8)[0].q is None
+    (view,) = pictures.view_actions(clone, state, samples=8)
+    assert clone.config.candidates == 1
+    np.testing.assert_array_equal(view.q, q_grid(clone, torch.as_tensor(state), backend.q))
 
 
 def test_a_policy_of_other_actions_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
+import pickle
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ddice
+from ddice.core.storage import load_tensors, save_tensors
 from ddice.data import Spec
 from ddice.dice_backends import QConfig
 from ddice.diffusion.guidance import Guidance
@@ -307,7 +312,68 @@ def test_nan_is_no_action(engine) -> None:
 def test_several_candidates_need_a_q() -> None:
     with pytest.raises(ValueError, match="candidates = 3 needs a Q"):
         affine(candidates=3)
-    assert affine(candidates=1, q=Spy()).q is None  # nothing to choose
+    spy = Spy()
+    affine(candidates=1, q=spy).act(OBSERVATIONS, seed=0)
+    assert not len(spy.actions)  # nothing to choose
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion"])
+@pytest.mark.parametrize("saved", [False, True], ids=["at once", "saved between"])
+def test_candidates_go_up_and_down(kind: str, saved: bool, tmp_path: Path) -> None:
+    """A policy trained with K = 1 and raised to 4 is the one that was trained with 4."""
+
+    def kept(policy: Policy, name: str) -> Policy:
+        if not saved:
+            return policy
+        policy.save(tmp_path / name)
+        return load_policy(tmp_path / name, device="cpu")
+
+    one, four = whole(candidates=1, kind=kind), whole(candidates=4, kind=kind)
+    raised = kept(one, "one").with_settings(candidates=4)
+    lowered = kept(raised, "raised").with_settings(candidates=1)
+    for got, expected in ((raised, four), (lowered, one)):
+        assert got.config == expected.config
+        np.testing.assert_array_equal(
+            got.act(OBSERVATIONS, seed=0), expected.act(OBSERVATIONS, seed=0)
+        )
+
+
+def test_candidates_of_a_callable_go_up_too() -> None:
+    raised = affine(candidates=1, q=Spy()).with_settings(candidates=2)
+    expected = affine(candidates=2, q=Spy()).act(OBSERVATIONS, seed=0)
+    np.testing.assert_array_equal(raised.act(OBSERVATIONS, seed=0), expected)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion"])
+@pytest.mark.parametrize("engine", ["reference", "eager", "onnx"])
+def test_a_pickled_policy_is_the_policy(kind: str, engine, tmp_path: Path) -> None:
+    policy = whole(kind=kind).compile(engine)
+    again = pickle.loads(pickle.dumps(policy))
+    assert again.engine.name == engine
+    assert (again.config, again.spec) == (policy.config, policy.spec)
+    for arguments in ({"seed": 3}, {"deterministic": True}, {"seed": list(range(6))}):
+        np.testing.assert_array_equal(
+            again.act(OBSERVATIONS, **arguments), policy.act(OBSERVATIONS, **arguments)
+        )
+
+
+def best(observations: Tensor, actions: Tensor) -> Tensor:
+    return actions[:, 0][None]
+
+
+def test_a_pickled_policy_takes_a_callable_along() -> None:
+    sampler = Gaussian(network=MLP(hidden=(4,))).build(SPEC)
+    policy = make_policy(SPEC, sampler, candidates=4, selection=Selection(), q=best)
+    again = pickle.loads(pickle.dumps(policy))
+    assert again.q is best
+    np.testing.assert_array_equal(again.act(OBSERVATIONS, seed=0), policy.act(OBSERVATIONS, seed=0))
+
+
+def test_another_process_acts_the_same() -> None:
+    policy = whole()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        got = pool.submit(policy.act, OBSERVATIONS, seed=0).result()
+    np.testing.assert_array_equal(got, policy.act(OBSERVATIONS, seed=0))
 
 
 def test_a_copy_owns_its_networks() -> None:
@@ -364,7 +430,7 @@ def test_settings_that_a_policy_has_no_use_for() -> None:
     for policy, changes, message in (
         (gaussian, {"solver": FEW_STEPS}, "this policy has no solver to change"),
         (unguided, {"guidance_scale": 2.0}, "this policy has no guidance_scale to change"),
-        (whole(candidates=1), {"candidates": 2}, "needs a Q to choose among them"),
+        (affine(), {"candidates": 2}, "needs a Q to choose among them and there is none"),
         (unguided, {"candidates": 0}, "greater than or equal to 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -421,8 +487,6 @@ def test_saved_and_loaded_bit_for_bit(candidates: int, kind: str, tmp_path: Path
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
-
     whole().save(tmp_path)
 
     def refuse(*args, **kwargs):
@@ -447,7 +511,7 @@ def test_a_callable_of_the_user_is_asked_for_again(tmp_path: Path) -> None:
 
 
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no policy\.json"):
+    with pytest.raises(FileNotFoundError, match="holds no policy"):
         load_policy(tmp_path)
 
 
@@ -476,11 +540,99 @@ def edited(content: str, **changes) -> str:
     ids=["truncated", "empty", "list", "foreign", "kind", "schema", "no content", "misspelt"],
 )
 def test_a_broken_description(edit, message: str, tmp_path: Path) -> None:
+    """Of a policy that an earlier version saved: its tensors do not carry it."""
     whole().save(tmp_path)
+    tensors, _ = load_tensors(tmp_path / "policy.safetensors", "policy")
+    save_tensors(tmp_path / "policy.safetensors", "policy", tensors, {})
+    expected = whole().act(OBSERVATIONS, seed=0)
+    assert np.array_equal(load_policy(tmp_path, device="cpu").act(OBSERVATIONS, seed=0), expected)
     path = tmp_path / "policy.json"
     path.write_text(edit(path.read_text()))
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path)
+
+
+def test_a_changed_text_changes_nothing_and_is_said(tmp_path: Path) -> None:
+    """Mutations of policy.json, and its loss: always the policy that was saved."""
+    policy = whole()
+    policy.save(tmp_path)
+    path = tmp_path / "policy.json"
+    intact = path.read_bytes()
+    expected = policy.act(OBSERVATIONS, seed=0)
+    source = np.random.default_rng(0)
+    said = 0
+    for _ in range(100):
+        place = int(source.integers(len(intact)))
+        changed = bytearray(intact)
+        changed[place] = int(source.integers(256))
+        path.write_bytes(changed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = load_policy(tmp_path, device="cpu")
+        assert loaded.config == policy.config
+        assert np.array_equal(loaded.act(OBSERVATIONS, seed=0), expected)
+        said += any("does not show the policy" in str(one.message) for one in caught)
+    assert said > 80  # not where white space became other white space
+    path.unlink()
+    assert np.array_equal(load_policy(tmp_path, device="cpu").act(OBSERVATIONS, seed=0), expected)
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "policy.json"])
+@pytest.mark.filterwarnings("ignore:.*does not show the policy")
+def test_a_kill_while_saving_leaves_one_policy_or_the_other(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = whole(), whole(candidates=2, kind="diffusion")
+    old.save(tmp_path)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target.name == file:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new.save(tmp_path)
+    loaded, expected = load_policy(tmp_path, device="cpu"), new if file == "policy.json" else old
+    assert loaded.config == expected.config
+    assert np.array_equal(loaded.act(OBSERVATIONS, seed=0), expected.act(OBSERVATIONS, seed=0))
+
+
+def test_every_flipped_bit_of_the_whole_is_noticed(tmp_path: Path) -> None:
+    whole().save(tmp_path)
+    path = tmp_path / "policy.safetensors"
+    intact, source = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(100):
+        changed = bytearray(intact)
+        changed[int(source.integers(len(intact)))] ^= 1 << int(source.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"policy\.safetensors"):
+            load_policy(tmp_path, device="cpu")
+
+
+def test_a_policy_is_found_in_the_folder_of_its_run(tmp_path: Path) -> None:
+    whole().save(tmp_path / "run" / "policy")
+    expected = whole().act(OBSERVATIONS, seed=0)
+    for folder in (tmp_path / "run", tmp_path / "run" / "policy"):
+        assert np.array_equal(load_policy(folder, device="cpu").act(OBSERVATIONS, seed=0), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("file", ["policy.safetensors", "policy.json"])
+@pytest.mark.filterwarnings("ignore:.*does not show the policy")
+def test_a_pipe_and_a_device_are_no_files(file: str, tmp_path: Path) -> None:
+    """Neither is waited for, nor read without an end."""
+    policy = whole()
+    policy.save(tmp_path)
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (tmp_path / file).unlink()
+        make(tmp_path / file)
+        if file == "policy.safetensors":
+            with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+                load_policy(tmp_path, device="cpu")
+        else:
+            assert load_policy(tmp_path, device="cpu").config == policy.config
 
 
 def test_broken_tensors(tmp_path: Path) -> None:
@@ -498,11 +650,17 @@ def test_broken_tensors(tmp_path: Path) -> None:
 
 def test_files_of_different_policies(tmp_path: Path) -> None:
     whole().save(tmp_path / "a")
-    sampler = Gaussian(network=MLP(hidden=(9,))).build(SPEC)
-    make_policy(SPEC, sampler, candidates=1, selection=Selection(), q=None).save(tmp_path / "b")
+    other = whole(candidates=2, kind="diffusion")
+    other.save(tmp_path / "b")
     shutil.copy(tmp_path / "b" / "policy.safetensors", tmp_path / "a")
+    with pytest.warns(UserWarning, match="does not show the policy in policy.safetensors"):
+        loaded = load_policy(tmp_path / "a", device="cpu")
+    assert loaded.config == other.config
+    tensors, meta = load_tensors(tmp_path / "b" / "policy.safetensors", "policy")
+    mixed = {name: value for name, value in tensors.items() if name.startswith("q.")}
+    save_tensors(tmp_path / "b" / "policy.safetensors", "policy", mixed, meta)
     with pytest.raises(ValueError, match="they come from different policies"):
-        load_policy(tmp_path / "a")
+        load_policy(tmp_path / "b", device="cpu")
 
 
 def test_the_largest_actions_lie_within_the_bounds() -> None:

@@ -342,7 +342,7 @@ def test_one_candidate_needs_no_q(
     assert policy.q is None
     assert policy.act(np.zeros(3)).shape == (1,)
     with pytest.raises(
-        ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"
+        ValueError, match="candidates = 2 needs a Q to choose among them and there is none"
     ):
         config.model_copy(update={"candidates": 2}).fit(data, **call)
 

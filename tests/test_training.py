@@ -459,7 +459,7 @@ def test_what_cannot_work_is_refused_before_any_training(
         npz,
         tmp_path,
         trained,
-        r"candidates = 2 needs a Q to choose among them and this backend has none",
+        r"candidates = 2 needs a Q to choose among them and there is none",
         backend=given,
     )
     refused(

@@ -20,7 +20,7 @@ def add_acting_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--candidates",
         type=int,
-        help="K, in place of the policy's; a policy that was trained with 1 has no Q to choose by",
+        help="K, in place of the policy's, more or fewer",
     )
 
 

@@ -118,10 +118,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _policy(name: str, options: argparse.Namespace) -> Policy:
     """The policy in a folder, acting as the options say."""
-    path = Path(name)
     critic = None if options.q is None else import_function(options.q, "--q")
-    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
-    policy = acting(load_policy(folder, device=options.device, q=critic), options)
+    policy = acting(load_policy(name, device=options.device, q=critic), options)
     if options.engine == "reference":
         return policy
     together = min(options.parallel, options.episodes)

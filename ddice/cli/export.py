@@ -10,6 +10,7 @@ from ddice.cli.acting import acting, add_acting_options
 from ddice.cli.command import add_command
 from ddice.policies.export import export
 from ddice.policies.policy import load_policy
+from ddice.policies.saved import policy_folder
 
 
 def register(commands: Any) -> None:
@@ -35,11 +36,11 @@ def register(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
-    path = Path(options.path)
-    folder = path / "policy" if (path / "policy" / "policy.json").exists() else path
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"expected --batch of at least 1, got {options.batch}")
+    folder = policy_folder(options.path)
     out = folder.parent / "export" if options.out is None else Path(options.out)
-    report = export(acting(load_policy(folder, device="cpu"), options), out, batch=options.batch)
+    policy = acting(load_policy(folder, device="cpu"), options)
+    report = export(policy, out, batch=options.batch)
     print(f"{out / 'policy.onnx'}: {report.bytes / 2**20:.1f} MiB; {report}")
     print(f"run it without torch: python {out / 'act.py'} observations.npy")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ddice.cli.command import add_command
+from ddice.core.reading import read_json
 from ddice.data import Transitions
 from ddice.pictures import Maze, Recording, decision, ratio_map, read_maze, record, trajectories
 from ddice.pictures.maze import far_apart, position_columns
@@ -64,10 +65,7 @@ class _Subject:
     _recordings: list[Recording] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        inner = self.path / "policy"
-        self.policy = load_policy(
-            inner if (inner / "policy.json").exists() else self.path, device=self.options.device
-        )
+        self.policy = load_policy(self.path, device=self.options.device)
         if self.policy.spec.env is not None:
             self.maze = read_maze(self.policy.spec.env)
 
@@ -79,7 +77,7 @@ class _Subject:
                 f"{self.path} holds no recipe.json, which names the data and the backend: "
                 "expected the run folder of ddice train"
             )
-        return Recipe.model_validate_json(path.read_text())
+        return Recipe.model_validate(read_json(path))
 
     @property
     def data(self) -> Transitions:

@@ -103,10 +103,7 @@ def _named(name: str, share: float, loading: Loading) -> Behaviour:
             name, share, _begin_seeded(model, loading.seed), _digest(path.read_bytes())
         )
     if path.is_dir():
-        policy = load_policy(
-            path / "policy" if (path / "policy" / "policy.json").exists() else path,
-            device=loading.device,
-        )
+        policy = load_policy(path, device=loading.device)
         return Behaviour(name, share, _begin_policy(policy, loading), _weights(policy))
     if ":" not in name:
         raise ValueError(

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddice.core.reading import read_json
 from ddice.core.storage import write_json
 
 KEY = re.compile("[0-9a-f]{32}")
@@ -71,7 +71,7 @@ class Entry:
     def about(self) -> dict[str, Any]:
         """What `describe` wrote; empty where that is missing or damaged."""
         try:
-            found = json.loads(self.description.read_bytes())
+            found = read_json(self.description)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

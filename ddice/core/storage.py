@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from ddice.core.reading import parse_json, require_regular
+
 SCHEMA = 1
+HEADER_SIZE = 8  # bytes, in which a safetensors file says how long its header is
 
 
 @contextlib.contextmanager
@@ -39,9 +42,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: after a crash or on a full disk the old content is still there,
     whole.
     """
-    temporary = path.with_name(
-        f".{path.name}.{secrets.token_hex(8)}"
-    )  # not mkstemp: its files are private, these follow the umask
+    # not mkstemp: its files are private, these follow the umask
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _explained(path):
         try:
             with temporary.open("xb") as file:
@@ -70,16 +72,19 @@ def save_tensors(path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[s
     """One safetensors file that carries its kind, the schema version, `meta` (JSON) and a digest
     of all that in its header.
     """
+    write_bytes(path, tensors_to_bytes(kind, tensors, meta))
+
+
+def tensors_to_bytes(kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
+    """The content of the file that `save_tensors` writes."""
     # Clones, because safetensors refuses two names for one storage (a shared layer, a view).
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     about = {"kind": kind, "schema": SCHEMA, **meta}
-    write_bytes(
-        path,
-        save(copies, metadata={"ddice": json.dumps({**about, "digest": _digest(copies, about)})}),
-    )
+    header = json.dumps({**about, "digest": _digest(copies, about)})
+    return save(copies, metadata={"ddice": header})
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
@@ -90,31 +95,57 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the meta data of a file that `save_tensors` wrote.
 
-    Raises ValueError when the file is truncated, damaged, foreign, of another kind or of a newer
-    schema; FileNotFoundError when it is not there.
+    Raises ValueError when the file is truncated, damaged, foreign, no regular file, of another kind
+    or of a newer schema; FileNotFoundError when it is not there.
     """
+    require_regular(path)
+    with _readable(path, kind), safe_open(str(path), framework="pt", device="cpu") as file:
+        meta = _about(path, (file.metadata() or {}).get("ddice"), kind)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _checked(path, kind, tensors, meta)
+
+
+def tensors_from_bytes(content: bytes, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `load_tensors`, of what `tensors_to_bytes` gave."""
+    place = Path(f"bytes of a {kind}")
+    with _readable(place, kind):
+        size = int.from_bytes(content[:HEADER_SIZE], "little")
+        header = parse_json(content[HEADER_SIZE : HEADER_SIZE + size])
+        meta = _about(place, header.get("__metadata__", {}).get("ddice"), kind)
+        tensors = load(content)
+    return _checked(place, kind, tensors, meta)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get("ddice")
-            if header is None:
-                raise ValueError(
-                    f"{path} is a safetensors file, but not one of ddice: expected a {kind}"
-                )
-            meta = json.loads(header)
-            check_kind(path, meta, kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        yield
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read as a {kind} ({error}): truncated, or not safetensors; "
             "delete it and train again"
         ) from error
+
+
+def _about(path: Path, header: str | None, kind: str) -> dict[str, Any]:
+    if header is None:
+        raise ValueError(f"{path} is a safetensors file, but not one of ddice: expected a {kind}")
+    meta = parse_json(header)
+    check_kind(path, meta, kind)
+    return dict(meta)
+
+
+def _checked(
+    path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if meta.pop("digest", None) != _digest(tensors, meta):
         raise ValueError(
             f"{path} is damaged: its {kind} does not have the digest that was written with it; "
@@ -127,13 +158,12 @@ def check_kind(path: Path, meta: Any, kind: str) -> None:
     """Raise ValueError unless `meta` says that the file at `path` is a `kind` that this version
     reads.
     """
-    found = (
-        meta.get("kind", "file without a kind") if isinstance(meta, dict) else "file without a kind"
-    )
+    about = meta if isinstance(meta, dict) else {}
+    found = about.get("kind", "file without a kind")
     if found != kind:
         raise ValueError(f"expected {path} to hold a {kind}, got a {found}")
-    if meta.get("schema") != SCHEMA:
+    if about.get("schema") != SCHEMA:
         raise ValueError(
-            f"{path} has schema {meta.get('schema')}, this version of ddice reads schema "
+            f"{path} has schema {about.get('schema')}, this version of ddice reads schema "
             f"{SCHEMA}: use the version that wrote it"
         )

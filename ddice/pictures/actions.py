@@ -128,8 +128,9 @@ def _nearest(data: Transitions, observation: Tensor, count: int) -> Tensor:
 
 def flat_observations(policy: Policy, observation: Any) -> Tensor:
     """One native observation, or a batch of them, as (B, S) where the policy is."""
-    flat = torch.as_tensor(policy.spec.observations.flatten(observation), dtype=torch.float32)
-    return flat.reshape(-1, policy.spec.observations.size).to(policy.device)
+    flat = policy.spec.observations.flatten(observation)
+    tensor = torch.as_tensor(flat, dtype=torch.float32, device=policy.device)
+    return tensor.reshape(-1, policy.spec.observations.size)
 
 
 def view_actions(

@@ -17,7 +17,7 @@ from ddice.core.storage import write_bytes, write_json
 from ddice.policies import exported
 from ddice.policies.engines.decision import decision_program
 from ddice.policies.engines.onnx_model import ARGMAX, onnx_model
-from ddice.policies.exported import SCHEMA, ExportedPolicy
+from ddice.policies.exported import SCHEMA, ExportedPolicy, seal
 from ddice.policies.policy import Policy
 
 TOLERANCE = 1e-5  # of a candidate, relative to the largest
@@ -77,7 +77,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     model = onnx_model(
         program, batch=batch, low=actions.low, high=actions.high, metadata=about
     ).SerializeToString()
-    write_bytes(folder / "policy.onnx", model)
+    write_bytes(folder / "policy.onnx", model + seal(model))
     write_bytes(folder / "act.py", Path(exported.__file__).read_bytes())
     report = _parity(policy, ExportedPolicy(folder / "policy.onnx"), len(model))
     write_json(folder / "parity.json", report.model_dump(mode="json"))

@@ -12,16 +12,38 @@ action = policy.act(observation, deterministic=True)
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
+import operator
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SCHEMA = 1  # of inputs, outputs and metadata of the .onnx file
+SCHEMA = 2  # of inputs, outputs and metadata of the .onnx file
 OUTPUTS = ("actions", "unit_actions", "candidates", "chosen")
+
+
+def seal(model: bytes) -> bytes:
+    """The end of a sealed file: a digest of all before it, as one more entry of an ONNX model's
+    metadata (field 14: key is its field 1, value its field 2; all are shorter than 128 bytes).
+    """
+    key, value = b"ddice.digest", hashlib.blake2b(model, digest_size=16).hexdigest().encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry
+
+
+def _float32(values: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused by name
+        return np.asarray(values, dtype=np.float32)
+
+
+def _generator(seed: Any) -> np.random.Generator:
+    """Of any integer: numpy itself takes no negative ones."""
+    return np.random.default_rng(operator.index(seed) % 2**64)
 
 
 class ExportedPolicy:
@@ -32,15 +54,22 @@ class ExportedPolicy:
     def __init__(self, path: str | Path, *, threads: int = 1):
         import onnxruntime
 
-        if not Path(path).exists():
+        if not Path(path).is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: expected a .onnx file that ddice export wrote"
+            )
+        content = Path(path).read_bytes()
+        end = len(content) - len(seal(b""))
+        if content[max(0, end) :] != seal(content[: max(0, end)]):
+            raise ValueError(
+                f"{path} is damaged, or not a model that ddice export of this version wrote: "
+                "export the policy again"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class of its own for every failure
             raise ValueError(
@@ -56,43 +85,63 @@ class ExportedPolicy:
             )
         self.about: dict[str, Any] = json.loads(properties["ddice"])
         self._latents = np.asarray(self.about["latents"], dtype=np.float32)
-        self._lock = (
-            threading.Lock()
-        )  # of the generator; the session may be called by several threads
+        # of the generator; the session may be called by several threads
+        self._lock = threading.Lock()
         self._generator = np.random.default_rng()
 
     def flatten(self, observation: Any) -> np.ndarray:
-        """A flat observation (..., S), or the environment's dict, as (..., S) float32."""
-        if not isinstance(observation, Mapping):
-            return np.asarray(observation, dtype=np.float32)
-        leaves = []
-        for part in self.about["observations"]:
-            leaf: Any = observation
-            for escaped in part["path"].split("/"):  # as in `ddice.data.paths`
-                key = escaped.replace("~1", "/").replace("~0", "~")
-                if not isinstance(leaf, Mapping) or key not in leaf:
-                    raise ValueError(
-                        f"expected an observation with the key {part['path']!r}, got "
-                        f"{sorted(observation)}"
-                    )
-                leaf = leaf[key]
-            leaf, rank = np.asarray(leaf, dtype=np.float32), len(part["shape"])
-            leaves.append(leaf.reshape(*leaf.shape[: leaf.ndim - rank], -1))
-        return np.concatenate(leaves, axis=-1)
+        """The environment's observation (an array, or dicts of them), or in place of dicts a flat
+        one (..., S), as (..., S) float32: what the policy takes, and nothing else.
+        """
+        parts, size = self.about["observations"], self.about["observation_size"]
+        if not isinstance(observation, Mapping) and any(part["path"] for part in parts):
+            flat = _float32(observation)
+            if flat.ndim and flat.shape[-1] == size:
+                return flat
+        return np.concatenate([self._leaf(observation, part) for part in parts], axis=-1)
+
+    def _leaf(self, observation: Any, part: Mapping[str, Any]) -> np.ndarray:
+        """One part of an observation, its own axes flattened."""
+        leaf, shape = observation, tuple(part["shape"])
+        escaped = part["path"].split("/") if part["path"] else ()  # as in `ddice.data.paths`
+        for key in (one.replace("~1", "/").replace("~0", "~") for one in escaped):
+            if not isinstance(leaf, Mapping) or key not in leaf:
+                have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
+                raise ValueError(
+                    f"expected an observation with the key {part['path']!r}, or a flat one of "
+                    f"{self.about['observation_size']} numbers, got {have}"
+                )
+            leaf = leaf[key]
+        if isinstance(leaf, Mapping):
+            raise ValueError(f"expected an array of shape {shape}, got a dict of {sorted(leaf)}")
+        array = _float32(leaf)
+        batch = array.ndim - len(shape)
+        if batch < 0 or array.shape[batch:] != shape:
+            name = f"observation[{part['path']!r}]" if part["path"] else "observation"
+            raise ValueError(
+                f"expected {name} of shape (..., {', '.join(map(str, shape))}), got {array.shape}"
+            )
+        return array.reshape(*array.shape[:batch], math.prod(shape))
 
     def act(
-        self, observation: Any, deterministic: bool = False, seed: int | None = None
+        self,
+        observation: Any,
+        deterministic: bool = False,
+        seed: int | Sequence[int] | None = None,
     ) -> np.ndarray:
-        """One observation -> (A,), a batch -> (B, A), in the environment's units.
+        """One observation -> (A,), a batch -> (B, A), in the environment's units. seed: one number,
+        or one per row (row i then depends on seed[i] alone).
 
         Raises ValueError for a wrong shape, NaN or infinity, and rather than return NaN.
         """
         flat = self.flatten(observation)
-        size = self.about["observation_size"]
-        if flat.ndim not in (1, 2) or flat.shape[-1] != size or not len(flat):
+        if flat.ndim not in (1, 2):
             raise ValueError(
-                f"expected observations of shape ({size},) or (B, {size}), got {flat.shape}"
+                f"expected one observation or a batch of them, got {flat.ndim - 1} batch axes: "
+                "flatten them first"
             )
+        if not len(flat):
+            raise ValueError("expected at least one observation, got an empty batch")
         if not np.isfinite(flat).all():
             raise ValueError(
                 "the observation holds NaN or infinity at "
@@ -100,17 +149,10 @@ class ExportedPolicy:
             )
         rows = np.atleast_2d(flat)
         if deterministic:
-            noise, uniform = (
-                np.repeat(self._latents[None], len(rows), 0),
-                np.full(len(rows), -1, dtype=np.float32),
-            )
+            noise = np.repeat(self._latents[None], len(rows), 0)
+            uniform = np.full(len(rows), -1, dtype=np.float32)
         else:
-            with self._lock:
-                generator = self._generator if seed is None else np.random.default_rng(seed)
-                noise = generator.standard_normal(
-                    (len(rows), *self._latents.shape), dtype=np.float32
-                )
-                uniform = generator.random(len(rows), dtype=np.float32)
+            noise, uniform = self._noise(len(rows), seed)
         actions = self.run(rows, noise, uniform)["actions"]
         if np.isnan(actions).any():
             row = int(np.argwhere(np.isnan(actions))[0, 0])
@@ -119,6 +161,26 @@ class ExportedPolicy:
                 "outside its data, or its training diverged"
             )
         return actions[0] if flat.ndim == 1 else actions
+
+    def _noise(self, batch: int, seed: int | Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Latents (B, K, A) and uniform numbers (B,)."""
+        if seed is None:
+            with self._lock:
+                return self._draw(batch, self._generator)
+        if not np.ndim(seed):
+            return self._draw(batch, _generator(seed))
+        seeds = list(np.asarray(seed))
+        if len(seeds) != batch:
+            raise ValueError(
+                f"expected one seed, or one for each of the {batch} observations, got {len(seeds)}"
+            )
+        drawn = [self._draw(1, _generator(one)) for one in seeds]
+        noise, uniform = zip(*drawn, strict=True)
+        return np.concatenate(noise), np.concatenate(uniform)
+
+    def _draw(self, batch: int, source: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        noise = source.standard_normal((batch, *self._latents.shape), dtype=np.float32)
+        return noise, source.random(batch, dtype=np.float32)
 
     def run(
         self, observations: np.ndarray, noise: np.ndarray, uniform: np.ndarray
@@ -135,9 +197,8 @@ class ExportedPolicy:
         chunks = []
         for start in range(0, len(observations), fixed):
             part = {name: array[start : start + fixed] for name, array in feeds.items()}
-            missing = fixed - len(
-                part["uniform"]
-            )  # the last chunk is filled with copies of its last row
+            # the last chunk is filled with copies of its last row
+            missing = fixed - len(part["uniform"])
             full = {
                 name: np.concatenate([array, np.repeat(array[-1:], missing, 0)])
                 for name, array in part.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from ddice.core.config import Config
 from ddice.core.randomness import generator, plain_seed
-from ddice.core.storage import SCHEMA, check_kind, load_tensors, save_tensors, write_json
 from ddice.data import Spec
 from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.diffusion.samplers import (
@@ -40,13 +38,20 @@ from ddice.policies.engines import (
     QCallable,
     make_engine,
 )
+from ddice.policies.saved import (
+    WHOLE,
+    SavedPolicy,
+    policy_folder,
+    policy_from_bytes,
+    read_policy,
+    write_policy,
+)
 
-KIND = "policy"
 Clipping = Literal["before_scoring", "after_scoring"]
 
 
 class PolicyConfig(Config):
-    """What `policy.json` holds beside the spec."""
+    """What is saved of a policy beside the spec and the tensors."""
 
     sampler: AnySampler
     candidates: int = Field(1, ge=1, description="K, actions sampled per decision")
@@ -60,8 +65,8 @@ def check_q(candidates: int, has_q: bool) -> None:
     """Raise ValueError when K > 1 candidates were to be ranked without a Q."""
     if candidates > 1 and not has_q:
         raise ValueError(
-            f"candidates = {candidates} needs a Q to choose among them and this backend has "
-            "none: give it one, or use candidates=1"
+            f"candidates = {candidates} needs a Q to choose among them and there is none: give "
+            "one (of a backend that has it, or a callable of your own), or use candidates=1"
         )
 
 
@@ -144,7 +149,7 @@ class Policy:
         is None stays.
 
         solver: of the diffusion ODE, such as `ddice.diffusion.solvers.FEW_STEPS`.
-        guidance_scale: kappa. candidates: K; a policy that was made with 1 has no Q to choose by.
+        guidance_scale: kappa. candidates: K, up or down: a policy keeps the Q that it was given.
         selection: how Q chooses. Raises ValueError for a solver or a scale of a policy that has no
         use for it, and for several candidates without a Q.
         """
@@ -335,21 +340,25 @@ class Policy:
         return self.act(observation, deterministic=deterministic), None
 
     def save(self, path: str | Path) -> None:
-        """Write `policy.json` and `policy.safetensors` into the folder `path`. A Q that is the
-        user's own callable is noted, not saved.
+        """Write `policy.safetensors`, which is all of it, and `policy.json`, which shows it, into
+        the folder `path`. A Q that is the user's own callable is noted, not saved.
         """
-        path = Path(path)
+        write_policy(Path(path), self._saved())
+
+    def _saved(self) -> SavedPolicy:
         tensors = {f"sampler.{name}": value for name, value in self.sampler.state_dict().items()}
         if isinstance(self.q, QFunction):
             tensors |= {f"q.{name}": value for name, value in self.q.state_dict().items()}
-        save_tensors(path / "policy.safetensors", KIND, tensors, {})
-        content = {
-            "kind": KIND,
-            "schema": SCHEMA,
-            "policy": self.config.model_dump(mode="json"),
-            "spec": self.spec.model_dump(mode="json"),
-        }
-        write_json(path / "policy.json", content)
+        sections = {"policy": self.config, "spec": self.spec}
+        description = {name: part.model_dump(mode="json") for name, part in sections.items()}
+        return SavedPolicy(description, tensors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For worker processes: what `save` writes, as bytes, and a Q of the user's own as it is.
+        The other side acts on the same device, through the same engine.
+        """
+        own = None if isinstance(self.q, QFunction) else self.q
+        return _from_bytes, (self._saved().to_bytes(), str(self.device), own, self.settings)
 
 
 def make_policy(
@@ -362,13 +371,14 @@ def make_policy(
     q: QCallable | None,
     notes: Mapping[str, str] | None = None,
 ) -> Policy:
-    """A policy that owns copies of the networks, so that further training does not change it; Q
-    is left out where one candidate needs none.
+    """A policy that owns copies of the networks, so that further training does not change it. It
+    keeps the Q that it is given, which one candidate does not need, so that K may be raised later.
     """
     check_q(candidates, q is not None)
     own_q = copy.deepcopy(q) if isinstance(q, QFunction) else q
-    used = None if candidates == 1 else own_q
-    kind = None if used is None else used.config if isinstance(used, QFunction) else "given"
+    kind: QConfig | Literal["given"] | None = None
+    if own_q is not None:
+        kind = own_q.config if isinstance(own_q, QFunction) else "given"
     config = PolicyConfig(
         sampler=sampler.config,
         candidates=candidates,
@@ -377,7 +387,7 @@ def make_policy(
         q=kind,
         notes=dict(notes or {}),
     )
-    return Policy(config, spec, copy.deepcopy(sampler), used)
+    return Policy(config, spec, copy.deepcopy(sampler), own_q)
 
 
 def load_policy(
@@ -386,48 +396,41 @@ def load_policy(
     q: QCallable | None = None,
     engine: EngineName = "reference",
 ) -> Policy:
-    """Read a policy that `Policy.save` wrote; nothing is unpickled. `q` is needed where the saved
-    one was the user's own callable.
+    """Read a policy that `Policy.save` wrote, from its folder or that of its run; nothing is
+    unpickled. `q` is needed where the saved one was the user's own callable.
 
     engine: as for `Policy.compile`.
 
     Raises FileNotFoundError without the files, ValueError for truncated, foreign or newer ones.
     """
-    path = Path(path)
-    if not (path / "policy.json").exists():
-        raise FileNotFoundError(
-            f"{path} holds no policy.json: expected a folder that policy.save(...) wrote, or a "
-            "run whose training has finished"
-        )
-    try:
-        content = json.loads((path / "policy.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path / 'policy.json'} is not valid JSON ({error}): the file is truncated or foreign"
-        ) from error
-    check_kind(path / "policy.json", content, KIND)
-    if missing := [key for key in ("policy", "spec") if key not in content]:
-        raise ValueError(
-            f"{path / 'policy.json'} lacks {', '.join(missing)}: the file is truncated or foreign"
-        )
-    config, spec = (
-        PolicyConfig.model_validate(content["policy"]),
-        Spec.model_validate(content["spec"]),
-    )
-    tensors, _ = load_tensors(path / "policy.safetensors", KIND)
+    folder = policy_folder(path)
+    policy = _made(read_policy(folder), folder / WHOLE, q).to(device)
+    return policy if engine == "reference" else policy.compile(engine)
+
+
+def _from_bytes(
+    content: bytes, device: str, q: QCallable | None, settings: EngineSettings
+) -> Policy:
+    policy = _made(policy_from_bytes(content), Path("the pickled policy"), q).to(device)
+    # the engine at last: some can be had on their device only
+    return Policy(policy.config, policy.spec, policy.sampler, policy.q, settings)
+
+
+def _made(saved: SavedPolicy, path: Path, q: QCallable | None) -> Policy:
+    config = PolicyConfig.model_validate(saved.description["policy"])
+    spec = Spec.model_validate(saved.description["spec"])
     sampler = config.sampler.build(spec)
-    _load(sampler, tensors, "sampler.", path)
+    _load(sampler, saved.tensors, "sampler.", path)
     if isinstance(config.q, QConfig):
-        saved = config.q.build(spec)
-        _load(saved, tensors, "q.", path)
-        q = saved
+        own = config.q.build(spec)
+        _load(own, saved.tensors, "q.", path)
+        q = own
     elif config.q == "given" and q is None and config.candidates > 1:
         raise ValueError(
             "this policy selects by a callable of its author's, which is not saved: give it "
             "again, load_policy(path, q=...)"
         )
-    policy = Policy(config, spec, sampler, q).to(device)
-    return policy if engine == "reference" else policy.compile(engine)
+    return Policy(config, spec, sampler, q)
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
@@ -440,6 +443,6 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: P
         module.load_state_dict(own)
     except RuntimeError as error:
         raise ValueError(
-            f"{path / 'policy.safetensors'} does not fit {path / 'policy.json'}: they come "
-            f"from different policies ({error})"
+            f"{path} does not hold the tensors of the policy that it describes: they come from "
+            f"different policies ({error})"
         ) from error
