@@ -41,7 +41,7 @@ from ddice import Policy, load_policy
 from ddice.data.measures import episode_returns
 from ddice.runs.comparison import Comparison, Result, Results
 from ddice.runs.comparison.grid import BEHAVIOUR
-from ddice.runs.comparison.report import grouped, run_means
+from ddice.runs.comparison.groups import grouped, run_means
 from ddice.runs.training import Training
 
 STATES, NOISES, FALL = 512, 16, 50
@@ -104,7 +104,7 @@ def row(
     behaviour: dict[int, Tensor],
 ) -> str:
     """One line of the table."""
-    policies = [load_policy(folder(run, result) / "policy", device="cpu") for result in rows]
+    policies = [load_policy(run / result.folder, device="cpu") for result in rows]
     width = {result.seed: spread(behaviour[result.seed]) for result in rows}
     made = [candidates(policy, observations) for policy in policies]
     moves = [actions - behaviour[result.seed] for actions, result in zip(made, rows, strict=True)]
@@ -172,15 +172,6 @@ def before_termination(episode: np.ndarray, terminations: np.ndarray, count: int
     return np.repeat(terminations[last], lengths) & (left < count)
 
 
-def folder(run: Path, result: Result) -> Path:
-    """Where a comparison keeps what belongs to a result."""
-    return (
-        run
-        / f"seed-{result.seed}"
-        / "-".join(filter(None, (result.backend, result.extractor))).replace(" ", "-")
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -195,7 +186,7 @@ def main() -> None:
     groups = grouped(Results(options.run / "results.jsonl").rows)
     behaviour = {
         result.seed: candidates(
-            load_policy(folder(options.run, result) / "policy", device="cpu"), observations
+            load_policy(options.run / result.folder, device="cpu"), observations
         )
         for result in groups[None, BEHAVIOUR]
     }

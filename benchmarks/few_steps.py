@@ -30,8 +30,8 @@ from benchmarks.machine import description
 from ddice import load_policy
 from ddice.core.statistics import iqm, stratified_interval
 from ddice.diffusion.samplers import DiffusionSampler
-from ddice.runs.comparison import Result, Results
-from ddice.runs.comparison.report import grouped, run_means
+from ddice.runs.comparison import Results
+from ddice.runs.comparison.groups import grouped, run_means
 
 OUT = Path(__file__).parent / "results" / "few-steps"
 ROUNDS = 60
@@ -55,7 +55,7 @@ def points(run: Path) -> list[Point]:
         for (backend, _), rows in grouped(Results(run / "results.jsonl").rows).items()
         if backend is not None
     ]
-    policies = [load_policy(_folder(run, rows[0]), device="cpu", engine="auto") for rows in groups]
+    policies = [load_policy(run / rows[0].folder, device="cpu", engine="auto") for rows in groups]
     observation = np.zeros(policies[0].spec.observations.size, dtype=np.float32)
     times: list[list[float]] = [[] for _ in policies]
     for _ in range(WARM_UP + ROUNDS):
@@ -80,10 +80,6 @@ def points(run: Path) -> list[Point]:
             )
         )
     return found
-
-
-def _folder(run: Path, result: Result) -> Path:
-    return run / f"seed-{result.seed}" / f"{result.backend}-{result.extractor}" / "policy"
 
 
 def table(name: str, found: Sequence[Point]) -> list[str]:

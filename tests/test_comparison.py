@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from ddice.parts import loop
 from ddice.policies.evaluation import Evaluation
 from ddice.runs.comparison import Comparison, Result, Results, compare, render_table
 from ddice.runs.comparison.grid import BEHAVIOUR
-from ddice.runs.comparison.report import plot_metrics, plot_scores, read_metrics
+from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.comparison.store import cell_key
+from ddice.runs.metrics import plot_metrics, read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -198,8 +200,7 @@ def test_results_and_the_run_folder(
         Comparison.model_validate_json((tmp_path / "run" / "comparison.json").read_text())
         == comparison
     )
-    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
-    assert [Result.model_validate_json(line) for line in lines] == results
+    assert Results(tmp_path / "run" / "results.jsonl").rows == results
     assert results[0].diagnostics == {}
     assert set(results[1].diagnostics) == {
         "mean_ratio",
@@ -414,7 +415,7 @@ def test_what_cannot_work_is_refused_before_any_training(
         "mine": GivenRatio(source="small:ratio"),
     }
     with pytest.raises(
-        ValueError, match="candidates = 2 needs a Q to choose among them and this backend has none"
+        ValueError, match="candidates = 2 needs a Q to choose among them and there is none"
     ):
         go(grid(npz, backends=backends), tmp_path / "run")
     assert work == []
@@ -521,17 +522,58 @@ def test_results_round_trip(tmp_path: Path) -> None:
     assert again.find("nothing") is None
 
 
-@pytest.mark.parametrize("rest", ["", "{", '{"key": "x", "back', "half"])
-def test_a_half_written_last_line_is_dropped_and_does_not_swallow_the_next(
+@pytest.mark.parametrize("rest", ["{", '{"key": "x", "back', "half", "[" * 100_000, "[]", "{}"])
+def test_a_half_written_last_line_is_said_kept_and_does_not_swallow_the_next(
     rest: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "results.jsonl"
     Results(path).append(ROWS[0])
     path.write_text(path.read_text() + rest)
-    results = Results(path)
+    with pytest.warns(UserWarning, match=r"line 2 cannot be read .*results\.unreadable\.jsonl"):
+        results = Results(path)
     assert results.rows == ROWS[:1]
+    assert (tmp_path / "results.unreadable.jsonl").read_text() == rest + "\n"
     results.append(ROWS[1])
     assert Results(path).rows == ROWS[:2]
+
+
+def test_no_change_of_a_results_file_goes_unsaid(tmp_path: Path) -> None:
+    """Mutations of single bytes: every row is as it was written, or its line is said and kept."""
+    intact = tmp_path / "intact.jsonl"
+    results = Results(intact)
+    for row in ROWS:
+        results.append(row)
+    content, source = intact.read_bytes(), np.random.default_rng(0)
+    for index in range(200):
+        changed = bytearray(content)
+        changed[int(source.integers(len(content)))] = int(source.integers(256))
+        path = tmp_path / str(index) / "results.jsonl"
+        path.parent.mkdir()
+        path.write_bytes(changed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            rows = Results(path).rows
+        assert all(row in ROWS for row in rows)
+        kept = path.with_name("results.unreadable.jsonl")
+        lines = kept.read_bytes().count(b"\n") if kept.exists() else 0
+        assert len(said) == lines >= (len(rows) < len(ROWS))
+
+
+def test_results_of_an_earlier_version_have_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(row.model_dump_json() + "\n" for row in ROWS))
+    assert Results(path).rows == ROWS
+
+
+def test_metrics_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    folder = metrics(tmp_path / "m")
+    expected = read_metrics(folder)
+    path = folder / "prior.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(["[" * 100_000, "{}", *lines, '{"stage": "prior", "st']))
+    with pytest.warns(UserWarning, match="cannot be read and is left out") as said:
+        assert read_metrics(folder) == expected
+    assert len(said) == 3
 
 
 def test_a_line_that_lost_its_newline_does_not_swallow_the_next(tmp_path: Path) -> None:

@@ -435,3 +435,29 @@ def test_mistakes_in_a_grid_are_named_by_its_keys() -> None:
     )
     assert lines[2] == "extractors.a.batch_size: Input should be greater than or equal to 1 (got 0)"
     assert len(lines) == 3
+
+
+DEEP = "[" * 100_000
+NESTED = "{" + '"a": {' * 200 + "}" * 201
+
+
+@pytest.mark.parametrize("text", [DEEP, NESTED])
+def test_deep_values_are_refused_in_words(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="option --backend: it is nested more than 64 levels"):
+        parse_flags(["--backend", text])
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"--config .*c\.json .*nested more than 64 levels deep"):
+        read_config(path)
+
+
+def test_a_deep_name_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="names a field 100 levels deep"):
+        parse_flags(["--" + "a." * 100 + "b", "1"])
+    assert parse_flags(["--" + "a." * 5 + "b", "1"])
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices")
+def test_a_device_is_no_configuration() -> None:
+    with pytest.raises(ValueError, match="is a device, a pipe or a socket"):
+        read_config("/dev/zero")

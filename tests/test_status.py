@@ -4,11 +4,14 @@ and who listens to the metrics.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +52,10 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time of day, as the test says."""
+    """The time, as the test says: that of day, and that of the clock that nobody sets."""
     now = [1000.0]
     monkeypatch.setattr(status.time, "time", lambda: now[0])
+    monkeypatch.setattr(status.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -85,6 +89,91 @@ def test_time_left_is_that_of_the_pace_in_this_stage(tmp_path: Path, clock: list
         "stage       backend, step 300 of 1,000, 70 s left",
         f"{'loss':32}1.5",
     ]
+
+
+def test_a_clock_that_is_set_back_stops_nothing(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an hour: the status is written on, and its pace is that of the work."""
+    reporter = Reporter(tmp_path)
+    reporter("prior", 0, 400, {})
+    monkeypatch.setattr(status.time, "time", lambda: clock[0] - 3600)
+    clock[0] = 1010.0
+    reporter("prior", 100, 400, {})
+    found = read_status_without_lock(tmp_path)
+    assert (found.step, found.seconds_left, found.updated) == (100, 30.0, 1010.0 - 3600)
+    monkeypatch.setattr(status.time, "time", lambda: clock[0] - 7200)
+    assert "last word 0 s ago" in describe(found)
+
+
+@contextlib.contextmanager
+def holding_open(holding: contextlib.AbstractContextManager[Reporter]) -> Iterator[None]:
+    """The rest of what was entered before."""
+    try:
+        yield
+    finally:
+        holding.__exit__(None, None, None)
+
+
+def read_status_without_lock(folder: Path) -> Status:
+    return Status.model_validate_json((folder / status.FILE).read_text())
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL"])
+def test_a_file_system_without_locks(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marker takes the place of the lock, which is said once; everything else is as before."""
+
+    def unsupported(self: FileLock, *_: Any, **__: Any) -> None:
+        code = getattr(errno, number)
+        raise OSError(code, os.strerror(code), str(self.lock_file))
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    monkeypatch.setattr(status, "GRACE", 0.05)
+    holding = hold(tmp_path)
+    with pytest.warns(UserWarning, match="has no locks"):
+        holding.__enter__()
+    with holding_open(holding):
+        assert (tmp_path / status.MARKER).exists()
+        assert read_status(tmp_path).state == "running"
+        for enter in (lambda: status.require_free(tmp_path), lambda: hold(tmp_path).__enter__()):
+            with pytest.raises(OSError, match=r"is in use by process .* delete .*\.lock\.marker"):
+                enter()
+    assert read_status(tmp_path).state == "finished"
+    assert not (tmp_path / status.MARKER).exists()
+    Reporter(tmp_path)
+    assert read_status(tmp_path).state == "killed"
+
+
+def test_a_status_of_a_stranger_is_text(tmp_path: Path) -> None:
+    """No escape of it reaches the terminal."""
+    clear = "\x1b[2J\x07\u202e"
+    reporter = Reporter(tmp_path)
+    reporter.policy(clear)
+    reporter(clear, 1, 2, {clear: clear, "loss": 1.0})
+    reporter.end("failed", clear + "\nsecond line")
+    shown = describe(read_status(tmp_path))
+    assert all(one.isprintable() or one == "\n" for one in shown)
+    assert "\\x1b[2J\\x07\\u202e" in shown
+    assert "second line" in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_status_that_is_no_file_is_none(tmp_path: Path) -> None:
+    """A pipe is not waited for, a device not read without an end, deep JSON not walked."""
+    path = tmp_path / status.FILE
+    for make in (
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.write_text("[" * 100_000),
+        lambda path: path.write_bytes(b" " * (status.LIMIT + 1)),
+        os.mkdir,
+    ):
+        make(path)
+        with pytest.raises(FileNotFoundError, match="holds no run"):
+            read_status(tmp_path)
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def test_writes_at_most_once_a_second_but_never_misses_a_stage_or_its_end(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddice.cli.command import add_command
 from ddice.core import cache
+from ddice.core.reading import plain_text
 
 
 def register(commands: Any) -> None:
@@ -26,7 +27,7 @@ def _cache(options: argparse.Namespace, rest: list[str]) -> None:
         print(f"freed {cache.clear() / 2**20:.1f} MiB in {cache.cache_folder()}")
         return
     for found in cache.entries():
-        print(_line(found))
+        print(plain_text(_line(found)))
     print(cache.cache_folder())
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ddice.cli.command import add_command
+from ddice.core.reading import parse_json
 
 TEXT = """\
 Record whole episodes of a policy, or of a mixture of policies, in a Gymnasium environment, as a
@@ -117,8 +117,8 @@ def _collect(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _kwargs(text: str) -> dict[str, Any]:
     try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
+        kwargs = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"--env-kwargs {text} is not valid JSON: {error}") from error
     if not isinstance(kwargs, dict):
         raise ValueError(f"--env-kwargs must be a JSON object, got {text}")

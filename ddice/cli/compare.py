@@ -9,7 +9,8 @@ from typing import Any
 from ddice.cli.command import add_command, add_listeners, listeners, plot, read_fields
 from ddice.core.storage import write_bytes
 from ddice.runs.comparison import Comparison, compare, render_table
-from ddice.runs.comparison.report import plot_metrics, plot_scores
+from ddice.runs.comparison.scores_plot import plot_scores
+from ddice.runs.metrics import plot_metrics
 from ddice.runs.presets import PRESETS
 from ddice.runs.training import CHECKPOINT_EVERY
 

@@ -26,6 +26,7 @@ from ddice.cli import (
     train,
 )
 from ddice.cli.command import Run, refuse
+from ddice.core.reading import plain_text
 from ddice.parts.loop import Terminated, TrainingDiverged
 from ddice.runs.options import explain
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain_text(message)}", file=sys.stderr)
     return 1
 
 
@@ -88,7 +89,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {plain_text(str(message))}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command, add_listeners, duration, listeners, plot, read_fields
-from ddice.runs.comparison.report import plot_metrics
 from ddice.runs.forecast import forecast
+from ddice.runs.metrics import plot_metrics
 from ddice.runs.presets import PRESETS, unpublished
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import CHECKPOINT_EVERY, train

@@ -64,46 +64,43 @@ def sample_actions(
         )
     if samples < 1:
         raise ValueError(f"expected at least 1 sample per state, got {samples}")
-    actions = [
-        torch.stack(
-            [
-                _act(
-                    policy,
-                    observations,
-                    f"ope/{name}/{j}",
-                    seed,
-                    batch_size,
-                    data.spec.actions.size,
-                )
-                for j in range(samples)
-            ],
-            1,
-        )
-        for name, observations in (
-            ("next", data.next_observations),
-            ("initial", data.initial_observations),
-        )
-    ]
-    weights = [
-        torch.full(a.shape[:2], 1 / samples, device=a.device, dtype=torch.float32) for a in actions
-    ]
-    return ActionCache(actions[0], weights[0], actions[1], weights[1])
+    size = data.spec.actions.size
+
+    def sampled(observations: Tensor, name: str) -> Tensor:
+        each = [
+            _act(policy, observations, f"ope/{name}/{j}", seed, batch_size, size)
+            for j in range(samples)
+        ]
+        return torch.stack(each, 1)
+
+    following = sampled(data.next_observations, "next")
+    first = sampled(data.initial_observations, "initial")
+    return ActionCache(
+        next_actions=following,
+        next_weights=following.new_full(following.shape[:2], 1 / samples),
+        initial_actions=first,
+        initial_weights=first.new_full(first.shape[:2], 1 / samples),
+    )
 
 
 def _act(
-    policy: Acting, observations: Tensor, stream: str, seed: int, batch_size: int, size: int
+    policy: Acting,
+    observations: Tensor,  # (N, S)
+    stream: str,
+    seed: int,
+    batch_size: int,
+    size: int,
 ) -> Tensor:
+    """Actions (N, A) in [-1, 1], one per observation, with the random numbers of a stream."""
     chunks = []
-    for i, chunk in enumerate(observations.split(batch_size)):
+    for i, chunk in enumerate(torch.split(observations, batch_size)):
         if isinstance(policy, Policy):
-            noise = randn(
-                seed, f"{stream}/noise", i, (len(chunk), policy.config.candidates, size)
-            ).to(policy.device)
+            shape = (len(chunk), policy.config.candidates, size)
+            noise = randn(seed, f"{stream}/noise", i, shape).to(policy.device)
             uniform = rand(seed, f"{stream}/choice", i, (len(chunk),)).to(policy.device)
-            chunk = torch.nan_to_num(chunk).to(
-                policy.device
-            )  # rows that terminate may hold anything as their next observation
-            chosen = policy.decide(chunk, noise, uniform).actions
+            # rows that terminate may hold anything as their next observation
+            readable = torch.nan_to_num(chunk).to(policy.device)
+            chosen = policy.decide(readable, noise, uniform).actions
         else:
             own_seed = int(rand(seed, stream, i, (1,)).item() * 2**31)
             chosen = torch.as_tensor(
@@ -214,8 +211,17 @@ class FittedQ(Part):
         """
         axis = len(self.seed_shape)
         features = self.encoder(observations).unsqueeze(-2).unsqueeze(axis)
-        q = network(features, actions.unsqueeze(axis)).squeeze(-1)
+        q: Tensor = network(features, actions.unsqueeze(axis)).squeeze(-1)
         return (q * weights.unsqueeze(axis)).sum(-1)
+
+    def _each(self, network: Any, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q(s, a) per member, (*seeds, M, B): observations (*seeds, B, S), actions (*seeds, B,
+        A).
+        """
+        axis = len(self.seed_shape)
+        features = self.encoder(observations).unsqueeze(axis)
+        q: Tensor = network(features, actions.unsqueeze(axis)).squeeze(-1)
+        return q
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """One step of every member. Raises ValueError before `follow`, and for rows whose
@@ -233,31 +239,22 @@ class FittedQ(Part):
                 self._cache.next_weights[place],
             )
             following = torch.where(batch.terminations.unsqueeze(axis), 0.0, following)
-            targets = (batch.rewards / self.unit).unsqueeze(axis) + self.config.discount * following
-        q = self.critic(
-            self.encoder(batch.observations).unsqueeze(axis), batch.actions.unsqueeze(axis)
-        ).squeeze(-1)
-        loss = weighted_mean((q - targets).square(), batch.weights.unsqueeze(axis)).sum(-1)
+            rewards = (batch.rewards / self.unit).unsqueeze(axis)
+            targets = rewards + self.config.discount * following
+        q = self._each(self.critic, batch.observations, batch.actions)
+        weights = batch.weights.unsqueeze(axis)
+        loss = weighted_mean((q - targets).square(), weights).sum(-1)
         self.descend(loss, step)
         average(self.target, self.critic, self.config.polyak)
         with torch.no_grad():
-            error = (
-                weighted_mean((q - targets).abs(), batch.weights.unsqueeze(axis)).mean(-1)
-                * self.unit
-            )
-            mean = weighted_mean(q, batch.weights.unsqueeze(axis)).mean(-1) * self.unit
+            error = weighted_mean((q - targets).abs(), weights).mean(-1) * self.unit
+            mean = weighted_mean(q, weights).mean(-1) * self.unit
         return {"loss": loss.detach(), "td_error": error, "value": mean}
 
     @torch.no_grad()
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q^pi of the averaged members, (*seeds, M, B), in raw reward units."""
-        axis = len(self.seed_shape)
-        return (
-            self.target(
-                self.encoder(observations).unsqueeze(axis), actions.unsqueeze(axis)
-            ).squeeze(-1)
-            * self.unit
-        )
+        return self._each(self.target, observations, actions) * self.unit
 
     @torch.no_grad()
     def initial_values(self, data: Transitions) -> Tensor:

@@ -45,20 +45,18 @@ def bootstrap(
 
     `paired`: start i belongs to unit i and is drawn with it; otherwise the two are drawn apart.
     """
-    rng, samples = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    samples = []
     for _ in range(repetitions):
-        counts = np.bincount(
-            rng.integers(len(units), size=len(units)), minlength=len(units)
-        ).astype(np.float64)
-        first = (
-            counts
-            if paired
-            else np.bincount(
-                rng.integers(len(starts), size=len(starts)), minlength=len(starts)
-            ).astype(np.float64)
-        )
-        samples.append(statistic(counts @ units, first @ starts))
+        of_units = _times_drawn(len(units), rng)
+        of_starts = of_units if paired else _times_drawn(len(starts), rng)
+        samples.append(statistic(of_units @ units, of_starts @ starts))
     return np.array(samples)
+
+
+def _times_drawn(count: int, rng: np.random.Generator) -> Floats:
+    """How often each of `count` is drawn in a resample of as many, (count,)."""
+    return np.bincount(rng.integers(count, size=count), minlength=count).astype(np.float64)
 
 
 def interval(samples: Floats, level: float) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from ddice.core.config import kind_of, tag_of, unknown_name
+from ddice.core.reading import MOST_NESTED, parse_json, read_bytes
 
 Tree = dict[str, Any]
 
@@ -37,6 +38,8 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
                 raise ValueError(f"option --{name} needs a value, got the option {rest[0]}")
             value = rest.pop(0)
         *path, last = name.replace("-", "_").split(".")
+        if len(path) >= MOST_NESTED:
+            raise ValueError(f"option --{name[:40]}... names a field {len(path)} levels deep")
         node = tree
         for key in path:
             node = node.setdefault(key, {})
@@ -48,13 +51,16 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
             raise ValueError(
                 f"option --{name} gives as a whole what another option sets a field of"
             )
-        node[last] = _value(value)
+        try:
+            node[last] = _value(value)
+        except ValueError as error:
+            raise ValueError(f"option --{name}: {error}") from error
     return tree
 
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError:
         return {"None": None, "none": None, "True": True, "False": False}.get(text, text)
 
@@ -65,8 +71,8 @@ def read_config(path: str | Path) -> Tree:
     if not path.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = parse_json(read_bytes(path))
+    except ValueError as error:
         raise ValueError(f"--config {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold a JSON object, got {type(content).__name__}")

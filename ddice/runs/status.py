@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic import Field, ValidationError
 
 from ddice.core.config import Config
+from ddice.core.reading import plain_text, read_json
 from ddice.core.storage import write_json
 
 EVERY = 1.0  # seconds between two writes within a stage
 GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
-FILE, LOCK = ".status.json", ".lock"
+FILE, LOCK, MARKER = ".status.json", ".lock", ".lock.marker"
+# what file systems without locks answer: some network and container mounts
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+LIMIT = 1 << 20  # bytes of a status
 ENDS = (KeyboardInterrupt, SystemExit)
 
 
@@ -47,11 +52,11 @@ class Reporter:
 
     def __init__(self, folder: Path):
         now = time.time()
-        self.folder, self.status = (
-            folder,
-            Status(state="running", pid=os.getpid(), started=now, updated=now),
-        )
-        self._first, self._written = (0, now), 0.0
+        self.folder = folder
+        self.status = Status(state="running", pid=os.getpid(), started=now, updated=now)
+        # paces and pauses are measured on a clock that nobody sets
+        self._first_step, self._first_time = 0, time.monotonic()
+        self._written = 0.0
         self._write()
 
     def policy(self, name: str) -> None:
@@ -60,12 +65,12 @@ class Reporter:
         self._write()
 
     def __call__(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
-        now = time.time()
+        now = time.monotonic()
         fresh = stage != self.status.stage
         if fresh:
-            self._first = step, now
-        done = step - self._first[0]
-        left = (now - self._first[1]) / done * (steps - step) if done > 0 else None
+            self._first_step, self._first_time = step, now
+        done = step - self._first_step
+        left = (now - self._first_time) / done * (steps - step) if done > 0 else None
         self._change(stage=stage, step=step, steps=steps, seconds_left=left, metrics=dict(metrics))
         if fresh or step == steps or now - self._written >= EVERY:
             self._write()
@@ -79,7 +84,7 @@ class Reporter:
         self.status = self.status.model_copy(update={**fields, "updated": time.time()})
 
     def _write(self) -> None:
-        self._written = time.time()
+        self._written = time.monotonic()
         write_json(self.folder / FILE, self.status.model_dump(mode="json"))
 
 
@@ -111,31 +116,54 @@ def require_free(folder: Path) -> None:
     """Raise OSError when another process holds the folder: for those who load data first, and
     hold it only then. Nothing is made.
     """
-    if (folder / LOCK).exists():
+    if (folder / LOCK).exists() or (folder / MARKER).exists():
         _locked(folder).release()
 
 
-def _locked(folder: Path) -> FileLock:
+def _locked(folder: Path) -> BaseFileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=GRACE, poll_interval=GRACE / 20)
+        return _acquired(folder, GRACE)
     except Timeout:
         other = _read(folder)
-        who = (
-            "another process"
-            if other is None
-            else f"process {other.pid}, which is at {_place(other)}"
-        )
+        who = "another process"
+        if other is not None:
+            who = f"process {other.pid}, which is at {_place(other)}"
+        stale = ""
+        if (folder / MARKER).exists():
+            stale = f" If that process is no longer there, delete {folder / MARKER}."
         raise OSError(
             f"the run folder {folder} is in use by {who}: wait for it, or give another --run. "
-            f"See ddice status {folder}"
+            f"See ddice status {folder}{stale}"
         ) from None
     except OSError as error:
         raise OSError(
             f"cannot write into the run folder {folder} ({error}): give another --run"
         ) from error
-    return lock
+
+
+def _acquired(folder: Path, timeout: float, say: bool = True) -> BaseFileLock:
+    """The lock of a folder, held; on a file system without locks a file that marks it as taken,
+    which is said. Raises Timeout while somebody else holds it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=timeout, poll_interval=GRACE / 20)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        if say:
+            warnings.warn(
+                f"the file system of {folder} has no locks ({error.strerror}): while it is in use "
+                f"the file {folder / MARKER} says so; a process that is killed may leave it behind",
+                UserWarning,
+                stacklevel=4,
+            )
+    else:
+        return lock
+    marker = SoftFileLock(folder / MARKER)
+    marker.acquire(timeout=timeout, poll_interval=GRACE / 20)
+    return marker
 
 
 def read_status(folder: Path) -> Status:
@@ -146,15 +174,13 @@ def read_status(folder: Path) -> Status:
             f"{folder} holds no run: expected a folder that was given as --run to ddice train "
             "or ddice compare"
         )
-    return (
-        status
-        if status.state != "running" or _held(folder)
-        else status.model_copy(update={"state": "killed", "seconds_left": None})
-    )
+    if status.state != "running" or _held(folder):
+        return status
+    return status.model_copy(update={"state": "killed", "seconds_left": None})
 
 
 def describe(status: Status) -> str:
-    """For people."""
+    """For people: what the file says, without anything that a terminal would act on."""
     ago = _duration(time.time() - status.updated)
     first = {
         "running": f"running (process {status.pid}), last word {ago} ago",
@@ -173,37 +199,34 @@ def describe(status: Status) -> str:
         f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}"
         for name, value in status.metrics.items()
     ]
-    return "\n".join(lines)
+    return "\n".join(plain_text(line) for line in lines)
 
 
 def _place(status: Status) -> str:
-    return (
-        f"{status.stage}, step {status.step:,} of {status.steps:,}" if status.stage else "its start"
-    )
+    if not status.stage:
+        return "its start"
+    return f"{status.stage}, step {status.step:,} of {status.steps:,}"
 
 
 def _duration(seconds: float) -> str:
     seconds = max(0, round(seconds))
-    return (
-        f"{seconds} s"
-        if seconds < 120
-        else f"{seconds // 60} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _read(folder: Path) -> Status | None:
     try:
-        return Status.model_validate(json.loads((folder / FILE).read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, ValueError, ValidationError):
+        return Status.model_validate(read_json(folder / FILE, LIMIT))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, ValidationError):
         return None
 
 
 def _held(folder: Path) -> bool:
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock = _acquired(folder, 0, say=False)
     except OSError:  # held, or a folder of somebody else, who is to be believed
         return True
     lock.release()

@@ -3,8 +3,8 @@ them.
 """
 
 from ddice.runs.comparison.grid import Cell, Comparison
-from ddice.runs.comparison.report import render_table
 from ddice.runs.comparison.runner import compare
 from ddice.runs.comparison.store import Result, Results
+from ddice.runs.comparison.table import render_table
 
 __all__ = ["Cell", "Comparison", "Result", "Results", "compare", "render_table"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -25,6 +26,17 @@ class Cell:
     extractor: str
     seed: int
     recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """Its place below the run folder of the comparison."""
+        return policy_place(self.backend, self.extractor, self.seed)
+
+
+def policy_place(backend: str | None, extractor: str, seed: int) -> Path:
+    """Where below its run folder a comparison keeps what belongs to one policy."""
+    name = extractor if backend is None else f"{backend}-{extractor}"
+    return Path(f"seed-{seed}") / name.replace(" ", "-")
 
 
 class Comparison(Config):

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ddice.core.storage import write_json
+from ddice.parts.ratio_source import RatioSource
 from ddice.data import Transitions
 from ddice.parts.loop import Listener, resolve_device
 from ddice.parts.part import effective_sample_size
-from ddice.parts.ratio_source import RatioSource
 from ddice.runs.comparison.grid import Cell, Comparison
 from ddice.runs.comparison.store import Result, Results, cell_key
 from ddice.runs.status import hold, require_free
@@ -53,7 +53,7 @@ def compare(
         Training(
             cell.recipe,
             data,
-            run=folder / _name(cell),
+            run=folder / cell.folder,
             progress=progress,
             checkpoint_every=checkpoint_every,
             say=say,
@@ -73,7 +73,7 @@ def compare(
             result = results.find(key)
             if result is None:
                 reporter.policy(f"{_title(cell)}: {number} of {len(trainings)}")
-                training.listeners = (reporter, *listeners(folder / _name(cell)))
+                training.listeners = (reporter, *listeners(folder / cell.folder))
                 result = _run_cell(cell, key, training, reporter)
                 results.append(result)
             found.append(
@@ -83,13 +83,8 @@ def compare(
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.backend + ' + ' if cell.backend else ''}{cell.extractor}, seed {cell.seed}"
-
-
-def _name(cell: Cell) -> Path:
-    return Path(f"seed-{cell.seed}") / "-".join(
-        filter(None, (cell.backend, cell.extractor))
-    ).replace(" ", "-")
+    backend = "" if cell.backend is None else f"{cell.backend} + "
+    return f"{backend}{cell.extractor}, seed {cell.seed}"
 
 
 def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:

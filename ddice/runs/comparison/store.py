@@ -4,15 +4,22 @@ what they depend on.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ddice.core.config import Config
+from ddice.core.reading import parse_json, read_bytes
 from ddice.core.storage import append_line, write_bytes
 from ddice.data import Transitions
 from ddice.dice_backends import GivenRatio
 from ddice.policies.evaluation import Evaluation
-from ddice.runs.comparison.grid import Cell
+from ddice.runs.comparison.grid import Cell, policy_place
+
+DIGEST = "digest"
 
 
 class Result(Config):
@@ -29,6 +36,11 @@ class Result(Config):
     diagnostics: dict[str, float]
     train_seconds: float
 
+    @property
+    def folder(self) -> Path:
+        """Its place below the run folder of the comparison."""
+        return policy_place(self.backend, self.extractor, self.seed)
+
 
 def cell_key(cell: Cell, data: Transitions) -> str:
     """Names everything that a cell's result depends on: its recipe, the content of the data, and
@@ -41,29 +53,70 @@ def cell_key(cell: Cell, data: Transitions) -> str:
 
 
 class Results:
-    """The file `results.jsonl` of a run folder."""
+    """The file `results.jsonl` of a run folder: a line per policy, each with a digest of itself.
+
+    A line that cannot be read, or is not as it was written, is said and kept in
+    `results.unreadable.jsonl`; its policy is then scored again.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Result] = []
-        if path.exists():
-            text = path.read_text()
-            lines = text.splitlines()
-            for line in lines:
-                try:
-                    content = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a killed run
-                    continue
-                self.rows.append(Result.model_validate(content))
-            if len(self.rows) != len(lines) or not text.endswith("\n"):
-                write_bytes(
-                    path, "".join(row.model_dump_json() + "\n" for row in self.rows).encode()
-                )
+        if not path.exists():
+            return
+        content = read_bytes(path)
+        unreadable = []
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                self.rows.append(_read(line))
+            except ValueError as error:
+                unreadable.append(line.decode(errors="replace"))
+                self._say(number, error)
+        for text in unreadable:
+            append_line(self._unreadable, text)
+        if unreadable or not content.endswith(b"\n"):
+            write_bytes(path, "".join(_line(row) + "\n" for row in self.rows).encode())
+
+    @property
+    def _unreadable(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}.unreadable{self.path.suffix}")
+
+    def _say(self, number: int, error: ValueError) -> None:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"{self.path}, line {number} cannot be read ({reason}): its policy is scored again, "
+            f"and the line is kept in {self._unreadable}",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def find(self, key: str) -> Result | None:
         """The result with this key, if it is there."""
         return next((row for row in self.rows if row.key == key), None)
 
     def append(self, result: Result) -> None:
-        append_line(self.path, result.model_dump_json())
+        append_line(self.path, _line(result))
         self.rows.append(result)
+
+
+def _line(result: Result) -> str:
+    content = result.model_dump(mode="json")
+    return json.dumps({**content, DIGEST: _digest(content)})
+
+
+def _read(line: bytes) -> Result:
+    """Raises ValueError for a line that is not as `_line` wrote it; those of earlier versions have
+    no digest.
+    """
+    content = parse_json(line)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    digest = content.pop(DIGEST, None)
+    if digest is not None and digest != _digest(content):
+        raise ValueError("it does not have the digest that was written with it")
+    return Result.model_validate(content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

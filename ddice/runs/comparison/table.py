@@ -1,0 +1,67 @@
+"""The table of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ddice.core import statistics
+from ddice.runs.comparison.groups import grouped, run_means
+from ddice.runs.comparison.store import Result
+
+COLUMNS = (
+    "backend",
+    "extractor",
+    "score, mean (std)",
+    "IQM [95 %]",
+    "each seed",
+    "ratios' effective sample size",
+    "clip rate",
+    "decisions/s",
+)
+
+
+def render_table(results: Sequence[Result]) -> str:
+    """A Markdown table: mean score of the seeds with its sample deviation, IQM over seeds with a
+    95 % bootstrap interval, each seed, diagnostics.
+    """
+    lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
+    lines += [_line(_row(*group, rows)) for group, rows in grouped(results).items()]
+    evaluation = results[0].evaluation
+    lines += [
+        "",
+        f"Scores: {evaluation.label}; {len(evaluation.returns)} episodes per seed in "
+        f"{evaluation.env_id}, last checkpoint.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _row(backend: str | None, extractor: str, results: Sequence[Result]) -> list[str]:
+    """The cells of one policy."""
+    scores = run_means(results)
+    mean, interval = f"{scores.mean():.1f}", ""
+    if len(results) > 1:  # one seed says nothing about the spread
+        mean += f" ({scores.std(ddof=1):.1f})"
+        low, high = statistics.stratified_interval(scores, statistics.iqm)
+        interval = f"{statistics.iqm(scores):.1f} [{low:.1f}, {high:.1f}]"
+    sizes = [
+        result.diagnostics["effective_sample_size"]
+        for result in results
+        if "effective_sample_size" in result.diagnostics
+    ]
+    speeds = [result.evaluation.decisions_per_second for result in results]
+    return [
+        backend or "",
+        extractor,
+        mean,
+        interval,
+        " ".join(f"{score:.1f}" for score in scores[:, 0]),
+        f"{np.mean(sizes):.2f}" if sizes else "",
+        f"{np.mean([result.clip_rate for result in results]):.2f}",
+        f"{np.median(speeds):.0f}",
+    ]
