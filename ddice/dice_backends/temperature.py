@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+SMALLEST, LARGEST = 1e-30, 1e30
+
 
 def _check_temperature(value: Any) -> Any:
     if (
@@ -27,6 +29,11 @@ def _check_temperature(value: Any) -> Any:
             ) from None
     if value <= 0:
         raise ValueError(f"the temperature must be positive, got {value}")
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(
+            f"expected a temperature between {SMALLEST:g} and {LARGEST:g}, which float32 can "
+            f"divide by, got {value}"
+        )
     return value
 
 

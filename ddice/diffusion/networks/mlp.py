@@ -15,11 +15,13 @@ from ddice.diffusion.networks.operations import check_activation
 Activation = Annotated[str, AfterValidator(check_activation)]
 """The name of an operation of one value."""
 
+Width = Annotated[int, Field(ge=1)]
+
 
 class MLP(Config):
     """A multilayer perceptron; `hidden=()` is an affine map."""
 
-    hidden: tuple[int, ...] = Field((256, 256), description="widths of the hidden layers")
+    hidden: tuple[Width, ...] = Field((256, 256), description="widths of the hidden layers")
     activation: Activation = "relu"
     layer_norm: bool = Field(False, description="normalise after every hidden affine layer")
     initialisation: Initialisation = "uniform"
