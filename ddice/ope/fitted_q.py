@@ -214,7 +214,7 @@ class FittedQ(Part):
         q: Tensor = network(features, actions.unsqueeze(axis)).squeeze(-1)
         return (q * weights.unsqueeze(axis)).sum(-1)
 
-    def _each(self, network: Any, observations: Tensor, actions: Tensor) -> Tensor:
+    def _each(self, network: Network, observations: Tensor, actions: Tensor) -> Tensor:
         """Q(s, a) per member, (*seeds, M, B): observations (*seeds, B, S), actions (*seeds, B,
         A).
         """

@@ -53,7 +53,9 @@ class _Timing(Stages):
         last = counted + self.steps
         for part in parts:
             part.prepare(self.data)
-            part.load_state({**part.state(), "step": torch.tensor(first)})
+            part.load_state(
+                {**part.state(), "step": torch.tensor(first, dtype=torch.int64, device="cpu")}
+            )
             part.until(last)
         started = 0.0
         for step in range(first, last):

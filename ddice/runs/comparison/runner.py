@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ddice.core.storage import write_json
-from ddice.parts.ratio_source import RatioSource
 from ddice.data import Transitions
 from ddice.parts.loop import Listener, resolve_device
 from ddice.parts.part import effective_sample_size
+from ddice.parts.ratio_source import RatioSource
 from ddice.runs.comparison.grid import Cell, Comparison
 from ddice.runs.comparison.store import Result, Results, cell_key
 from ddice.runs.status import hold, require_free
