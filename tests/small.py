@@ -12,6 +12,7 @@ import numpy as np
 from ddice.core.config import merge
 from ddice.runs.presets import PRESETS
 from ddice.runs.recipe import Recipe
+from ddice.testing import catalogue
 
 ENV = "Pendulum-v1"  # its spaces: observations (3,), actions (1,) in [-2, 2]; episodes of 200 steps
 SHORT = "ddice-test/Pendulum-v0"  # the same in episodes of 20 steps; known to this process only
@@ -20,26 +21,12 @@ gymnasium.register(
 )
 EPISODES, LENGTH = 12, 10
 
-NETWORK = {"hidden": [8]}
-BACKENDS: dict[str, dict[str, Any]] = {
-    "piecewise_f": {"value": NETWORK, "critic": NETWORK, "batch_size": 16},
-    "f_dice": {"value": NETWORK, "critic": NETWORK, "batch_size": 16, "divergence": "kl"},
-    "deterministic": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
-    "orthogonal": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
-    "optidice": {"value": NETWORK, "advantage": {"network": NETWORK}, "batch_size": 16},
-    "given": {"source": "small:ratio", "q": "small:q"},
-}
-SOLVER = {"kind": "ddim", "evaluations": 2}
-EXTRACTORS: dict[str, dict[str, Any]] = {
-    "guide_then_select": {
-        "candidates": 2,
-        "guidance": {"network": NETWORK, "batch_size": 16},
-        "solver": SOLVER,
-    },
-    "weighted_bc": {"candidates": 2, "batch_size": 16, "solver": SOLVER},
-    "gaussian_bc": {"candidates": 2, "batch_size": 16, "network": NETWORK},
-    "select_only": {"candidates": 2, "solver": SOLVER},
-}
+ratio = catalogue.twice_above  # "small:ratio" in recipes of the tests
+q = catalogue.first_action
+NETWORK = dict(catalogue.NETWORK)
+SOLVER = dict(catalogue.SOLVER)
+BACKENDS = {example.kind: dict(example.fields) for example in catalogue.BACKENDS}
+EXTRACTORS = {example.kind: dict(example.fields) for example in catalogue.EXTRACTORS}
 FIELDS: dict[str, Any] = {
     "prior": {"network": {"width": 8, "blocks": 1}, "batch_size": 16},
     "backend": BACKENDS["piecewise_f"],
@@ -47,16 +34,6 @@ FIELDS: dict[str, Any] = {
     "steps": {"prior": 12, "backend": 10, "extractor": 8},
     "evaluation": {"episodes": 2},
 }
-
-
-def ratio(batch: Any) -> Any:
-    """Twice the weight where the first action is positive."""
-    return 1.0 + (batch.actions[..., 0] > 0).float()
-
-
-def q(observations: Any, actions: Any) -> Any:
-    """One member (1, B): the larger action is the better one."""
-    return actions[..., 0][None]
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-import small
 import torch
-from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
 
 from ddice.dice_backends import AnyBackend
@@ -25,87 +23,132 @@ from ddice.dice_backends.divergences import (
     Piecewise,
 )
 from ddice.diffusion.guidance import Guidance
-from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.networks import MLP, ResidualScore, Score
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian
-from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
+from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.solvers import DDIM, SingleStep, Solver
 from ddice.extractors import AnyExtractor
 from ddice.testing import (
     BACKEND_CHECKS,
+    ENCODER_CHECKS,
     EXTRACTOR_CHECKS,
     SAMPLER_CHECKS,
+    SCHEDULE_CHECKS,
+    SCORE_CHECKS,
     SOLVER_CHECKS,
     check_backend,
     check_divergence,
+    check_encoder,
     check_extractor,
     check_sampler,
+    check_schedule,
+    check_score,
     check_solver,
 )
-from ddice.testing.example import example_data
-from ddice.testing.expect import run_checks
+from ddice.testing.catalogue import (
+    BACKENDS,
+    ENCODERS,
+    EXTRACTORS,
+    SAMPLERS,
+    SCHEDULES,
+    SCORES,
+    SOLVERS,
+    BackendExample,
+    Example,
+    SolverExample,
+    require_examples,
+)
 
 PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
 NETWORK = MLP(hidden=(8,), activation="silu")
-SAMPLERS = {
-    "diffusion": Diffusion(prior=PRIOR, solver=DDIM(evaluations=3)),
-    "guided": Diffusion(
-        prior=PRIOR,
-        guidance=Guidance(network=NETWORK),
-        guidance_scale=2.0,
-        solver=SingleStep(evaluations=3),
-    ),
-    "gaussian": Gaussian(network=MLP(hidden=(8,))),
+GUIDED = Diffusion(
+    prior=PRIOR,
+    guidance=Guidance(network=NETWORK),
+    guidance_scale=2.0,
+    solver=SingleStep(evaluations=3),
+)
+UNIONS = {
+    "BACKENDS": (AnyBackend, BACKENDS),
+    "EXTRACTORS": (AnyExtractor, EXTRACTORS),
+    "SAMPLERS": (AnySampler, SAMPLERS),
+    "SOLVERS": (Solver, SOLVERS),
+    "SCORES": (Score, SCORES),
 }
-SOLVERS = {"ddim": (DDIM(), 1), "single_step": (SingleStep(), 2), "multi_step": (MultiStep(), 2)}
 
 
-def kinds(union: Any) -> set[str]:
-    return {
-        str(member.model_fields["kind"].default)
-        for member in get_args(get_args(union)[0])
-        if issubclass(member, BaseModel)
-    }
+def of(examples: tuple[Example, ...], kind: str) -> Any:
+    """The small configuration of a kind."""
+    (config,) = (example.config for example in examples if example.kind == kind)
+    return config
 
 
-def backend(kind: str) -> Any:
-    return TypeAdapter(AnyBackend).validate_python({"kind": kind, **small.BACKENDS[kind]})
+def each(examples: tuple[Example, ...]) -> Any:
+    return pytest.mark.parametrize("example", examples, ids=lambda example: example.kind)
 
 
-def extractor(kind: str) -> Any:
-    return TypeAdapter(AnyExtractor).validate_python({"kind": kind, **small.EXTRACTORS[kind]})
+def checks(suite: tuple[Any, ...]) -> Any:
+    return pytest.mark.parametrize("check", suite, ids=lambda check: check.__name__)
 
 
-def test_every_built_in_part_is_checked() -> None:
-    assert set(small.BACKENDS) == kinds(AnyBackend)
-    assert set(small.EXTRACTORS) == kinds(AnyExtractor)
-    assert {config.kind for config in SAMPLERS.values()} == kinds(AnySampler)
-    assert set(SOLVERS) == kinds(Solver)
+@pytest.mark.parametrize("table", UNIONS)
+def test_every_built_in_part_has_an_example(table: str) -> None:
+    require_examples(*UNIONS[table], table)
 
 
-@pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("kind", small.BACKENDS)
-def test_backends(kind: str, check: Any) -> None:
-    run_checks([check], backend(kind), example_data())
+def test_a_part_without_an_example_is_named() -> None:
+    message = r"got none of OptiDice: add Example\(OptiDice, .*\) to BACKENDS in ddice/testing/"
+    others = [example for example in BACKENDS if example.kind != "optidice"]
+    with pytest.raises(AssertionError, match=message):
+        require_examples(AnyBackend, others, "BACKENDS")
 
 
-@pytest.mark.parametrize("check", EXTRACTOR_CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("kind", small.EXTRACTORS)
-def test_extractors(kind: str, check: Any) -> None:
-    run_checks([check], extractor(kind), example_data())
+@checks(BACKEND_CHECKS)
+@each(BACKENDS)
+def test_backends(example: BackendExample, check: Any) -> None:
+    check_backend(example.config, checks=[check])
 
 
-@pytest.mark.parametrize("check", SAMPLER_CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers(name: str, check: Any) -> None:
-    run_checks([check], SAMPLERS[name], example_data().spec)
+@checks(EXTRACTOR_CHECKS)
+@each(EXTRACTORS)
+def test_extractors(example: Example, check: Any) -> None:
+    check_extractor(example.config, checks=[check])
+
+
+@checks(SAMPLER_CHECKS)
+@each(SAMPLERS)
+def test_samplers(example: Example, check: Any) -> None:
+    check_sampler(example.config, checks=[check])
+
+
+@checks(SAMPLER_CHECKS)
+def test_a_guided_sampler(check: Any) -> None:
+    check_sampler(GUIDED, checks=[check])
+
+
+@checks(SCHEDULE_CHECKS)
+@each(SCHEDULES)
+def test_schedules(example: Example, check: Any) -> None:
+    check_schedule(example.config, checks=[check])
+
+
+@checks(SCORE_CHECKS)
+@each(SCORES)
+def test_scores(example: Example, check: Any) -> None:
+    check_score(example.config, checks=[check])
+
+
+@checks(ENCODER_CHECKS)
+@each(ENCODERS)
+def test_encoders(example: Example, check: Any) -> None:
+    check_encoder(example.config, checks=[check])
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("check", SOLVER_CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("name", SOLVERS)
-def test_solvers(name: str, check: Any) -> None:
-    config, order = SOLVERS[name]
-    run_checks([check], config, order)
+@checks(SOLVER_CHECKS)
+@each(SOLVERS)
+def test_solvers(example: SolverExample, check: Any) -> None:
+    check_solver(example.config, order=example.order, checks=[check])
 
 
 @pytest.mark.oracle
@@ -306,9 +349,9 @@ BROKEN_BACKENDS = [
     ids=[message.split(" ")[0] for _, message in BROKEN_BACKENDS],
 )
 def test_a_broken_backend_is_noticed(methods: dict[str, Any], message: str) -> None:
-    checks = [check for check in BACKEND_CHECKS if message.startswith(check.__name__)]
+    meant = [check for check in BACKEND_CHECKS if message.startswith(check.__name__)]
     with pytest.raises(AssertionError, match=f"piecewise_f fails {message}"):
-        run_checks(checks, patched(backend("piecewise_f"), **methods), example_data())
+        check_backend(patched(of(BACKENDS, "piecewise_f"), **methods), checks=meant)
 
 
 def asking_update(self: Any, batch: Any, **named: Any) -> Any:
@@ -341,18 +384,18 @@ BROKEN_EXTRACTORS = [
     ids=[message.split(" ")[0] for _, message in BROKEN_EXTRACTORS],
 )
 def test_a_broken_extractor_is_noticed(methods: dict[str, Any], message: str) -> None:
-    checks = [check for check in EXTRACTOR_CHECKS if message.startswith(check.__name__)]
+    meant = [check for check in EXTRACTOR_CHECKS if message.startswith(check.__name__)]
     with pytest.raises(AssertionError, match=f"guide_then_select fails {message}"):
-        run_checks(checks, patched(extractor("guide_then_select"), **methods), example_data())
+        check_extractor(patched(of(EXTRACTORS, "guide_then_select"), **methods), checks=meant)
 
 
 def test_whole_suites_in_one_call() -> None:
-    check_backend(backend("given"))
-    check_extractor(extractor("gaussian_bc"))
-    check_sampler(SAMPLERS["gaussian"])
+    check_backend(of(BACKENDS, "given"))
+    check_extractor(of(EXTRACTORS, "gaussian_bc"))
+    check_sampler(of(SAMPLERS, "gaussian"))
     check_solver(DDIM(), order=1)
     with pytest.raises(AssertionError, match=r"given fails log_ratio_is_a_logarithm .*NaN in rows"):
-        check_backend(patched(backend("given"), log_ratio=careless_log_ratio))
+        check_backend(patched(of(BACKENDS, "given"), log_ratio=careless_log_ratio))
 
 
 def test_a_broken_sampler_is_noticed() -> None:
@@ -372,3 +415,57 @@ def test_a_broken_sampler_is_noticed() -> None:
         match=r"gaussian fails rows_and_candidates_are_independent .*: two rows alone",
     ):
         check_sampler(Mixing(network=MLP(hidden=(8,))))
+
+
+class Backwards(NoiseSchedule):
+    """Its inverse is that of another schedule."""
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return super().time(log_snr) ** 1.1
+
+
+class Louder(NoiseSchedule):
+    """The noise of an action is not what alpha and sigma say."""
+
+    def noise(self, actions: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return super().noise(actions, t, 2 * noise)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (Backwards(), r"time_is_the_inverse_of_log_snr .*: time\(log_snr\(t\)\): expected"),
+        (Louder(), "noised_actions_are_as_stated .*: alpha actions . sigma noise: expected"),
+        (NoiseSchedule(beta_max=2.0), r"it_ends_in_noise .*: alpha / sigma = 0\.7"),
+    ],
+    ids=["inverse", "noise", "end"],
+)
+def test_a_broken_schedule_is_noticed(broken: NoiseSchedule, message: str) -> None:
+    with pytest.raises(AssertionError, match=f"vp fails {message}"):
+        check_schedule(broken)
+
+
+class _Blind(torch.nn.Module):
+    """A network that does not look at the time."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, actions: Tensor, time: Tensor) -> Tensor:
+        prediction: Tensor = self.network(features, actions, torch.zeros_like(time))
+        return prediction
+
+
+class BlindScore(ResidualScore):
+    """Builds one."""
+
+    def build(self, *arguments: Any, **named: Any) -> Any:
+        return _Blind(super().build(*arguments, **named))
+
+
+def test_a_broken_score_is_noticed() -> None:
+    with pytest.raises(
+        AssertionError, match=r"residual fails every_input_counts.*: predictions ignore the time"
+    ):
+        check_score(BlindScore(width=8, blocks=1))

@@ -23,9 +23,7 @@ from ddice.extractors import AnyExtractor, GuideThenSelect
 from ddice.runs.comparison import Comparison
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import train
-from ddice.testing import BACKEND_CHECKS, EXTRACTOR_CHECKS
-from ddice.testing.example import example_data
-from ddice.testing.expect import run_checks
+from ddice.testing import BACKEND_CHECKS, EXTRACTOR_CHECKS, check_backend, check_extractor
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 BACKEND = {
@@ -84,12 +82,12 @@ def backend(fields: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda c: c.__name__)
 def test_the_example_backend_conforms(check: Any, site: Path) -> None:
-    run_checks([check], backend(BACKEND), example_data())
+    check_backend(backend(BACKEND), checks=[check])
 
 
 @pytest.mark.parametrize("check", EXTRACTOR_CHECKS, ids=lambda c: c.__name__)
 def test_the_example_extractor_conforms(check: Any, site: Path) -> None:
-    run_checks([check], TypeAdapter(AnyExtractor).validate_python(EXTRACTOR), example_data())
+    check_extractor(TypeAdapter(AnyExtractor).validate_python(EXTRACTOR), checks=[check])
 
 
 def test_a_recipe_of_plugins_survives_json(site: Path) -> None:

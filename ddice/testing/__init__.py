@@ -40,18 +40,23 @@ from ddice.testing.gaussian import (
     quantiles,
     threshold_guidance,
 )
+from ddice.testing.networks import ENCODER_CHECKS, SCORE_CHECKS, check_encoder, check_score
 from ddice.testing.objectives import contrastive_loss, regression_loss
 from ddice.testing.order import measured_order, solver_error
 from ddice.testing.samplers import SAMPLER_CHECKS, check_sampler
+from ddice.testing.schedules import SCHEDULE_CHECKS, check_schedule
 from ddice.testing.solvers import SOLVER_CHECKS, check_solver
 from ddice.testing.tabular import Problem, grid_world, random_problem, tabular_bandit
 
 __all__ = [
     "BACKEND_CHECKS",
     "DIVERGENCE_CHECKS",
+    "ENCODER_CHECKS",
     "EXTRACTOR_CHECKS",
     "RAW",
     "SAMPLER_CHECKS",
+    "SCHEDULE_CHECKS",
+    "SCORE_CHECKS",
     "SOLVER_CHECKS",
     "TABLE",
     "ContinuousBandit",
@@ -63,8 +68,11 @@ __all__ = [
     "TwoSample",
     "check_backend",
     "check_divergence",
+    "check_encoder",
     "check_extractor",
     "check_sampler",
+    "check_schedule",
+    "check_score",
     "check_solver",
     "contrastive_loss",
     "difference_table",

@@ -37,19 +37,22 @@ class ContinuousBandit:
     def density(self, actions: Array) -> Array:
         """pi_D(a), of any shape."""
         grid = np.linspace(-1, 1, GRID)
-        return np.exp(-((self.slope * actions) ** 2) / 2) / _integral(
-            np.exp(-((self.slope * grid) ** 2) / 2), grid
-        )
+        mass = _integral(self._height(grid), grid)
+        return self._height(actions) / mass
+
+    def _height(self, actions: Array) -> Array:
+        """exp(-(slope a)^2 / 2), in (0, 1]."""
+        return np.exp(-((self.slope * actions) ** 2) / 2)
 
     def data(self, count: int, seed: int) -> Transitions:
         """`count` independent transitions: observations (N, 1), actions (N, 1), all terminated."""
         rng = np.random.default_rng(seed)
-        contexts, actions = rng.uniform(-1, 1, count), np.empty(0)
+        contexts = rng.uniform(-1, 1, count)
+        actions = np.empty(0)
         while len(actions) < count:  # by rejection
             proposed = rng.uniform(-1, 1, count)
-            actions = np.append(
-                actions, proposed[rng.random(count) < np.exp(-((self.slope * proposed) ** 2) / 2)]
-            )
+            kept = rng.random(count) < self._height(proposed)
+            actions = np.append(actions, proposed[kept])
         actions = actions[:count]
         observations = contexts[:, None].astype(np.float32)
         return load_dataset(
@@ -71,17 +74,14 @@ class ContinuousBandit:
         -> (B,).
         """
         grid = np.linspace(-1, 1, GRID)
-        rewards, density = (
-            self.reward(np.broadcast_to(contexts[:, None], (len(contexts), GRID)), grid[None]),
-            self.density(grid),
-        )
+        every = np.broadcast_to(contexts[:, None], (len(contexts), GRID))
+        rewards = self.reward(every, grid[None])
+        density = self.density(grid)
         reach = temperature * (2 + 2 * mean_ratio + abs(np.log(mean_ratio)))
 
         def excess(minus_v: Array) -> Array:
-            return (
-                _integral(density * ratio(kind, (rewards + minus_v[:, None]) / temperature), grid)
-                - mean_ratio
-            )
+            weights = ratio(kind, (rewards + minus_v[:, None]) / temperature)
+            return _integral(density * weights, grid) - mean_ratio
 
         return -bisect(excess, -rewards.max(1) - reach, -rewards.min(1) + reach)
 
@@ -96,13 +96,12 @@ class ContinuousBandit:
         """w(a | x) of pairs, contexts (B,) and actions (B,) -> (B,): the exact action ratio,
         which here is the state-action ratio as well.
         """
-        return ratio(
-            kind,
-            (self.reward(contexts, actions) - self.value(kind, contexts, temperature, mean_ratio))
-            / temperature,
-        )
+        value = self.value(kind, contexts, temperature, mean_ratio)
+        return ratio(kind, (self.reward(contexts, actions) - value) / temperature)
 
 
 def _integral(values: Array, grid: Array) -> Array:
     """The trapezoid rule over the last axis."""
-    return ((values[..., 1:] + values[..., :-1]) / 2 * np.diff(grid)).sum(-1)
+    heights = (values[..., 1:] + values[..., :-1]) / 2
+    area: Array = (heights * np.diff(grid)).sum(-1)
+    return area

@@ -23,8 +23,11 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
             f"expected samples of shapes (N, A) and (M, A), got {tuple(x.shape)} and "
             f"{tuple(y.shape)}"
         )
-    x, y = x.double(), y.double()
-    return float(2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean())
+    x = x.double()
+    y = y.double()
+    between = torch.cdist(x, y).mean()
+    within = torch.cdist(x, x).mean() + torch.cdist(y, y).mean()
+    return float(2 * between - within)
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,11 @@ def two_sample(
     """
     count = len(sample)
     exact = [draw(count, seed) for seed in range(2 * repetitions)]
-    floors = torch.tensor(
-        [energy_distance(one, other) for one, other in zip(exact[::2], exact[1::2], strict=True)],
-        dtype=torch.float32,
-        device="cpu",
-    )
-    distance = torch.tensor(
-        [energy_distance(sample, one) for one in exact[::2]], dtype=torch.float32, device="cpu"
-    )
+    pairs = zip(exact[::2], exact[1::2], strict=True)
+    floors = _single([energy_distance(one, other) for one, other in pairs])
+    distance = _single([energy_distance(sample, one) for one in exact[::2]])
     return TwoSample(float(distance.mean()), float(floors.mean()), float(floors.max()))
+
+
+def _single(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")

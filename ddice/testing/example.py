@@ -21,7 +21,8 @@ def example_data(seed: int = 0) -> Transitions:
     """
     random = np.random.default_rng(seed)
     count = EPISODES * LENGTH
-    last, third = np.arange(count) % LENGTH == LENGTH - 1, np.arange(count) // LENGTH % 3 == 0
+    last = np.arange(count) % LENGTH == LENGTH - 1
+    third = np.arange(count) // LENGTH % 3 == 0
     observations = random.normal(size=(count, OBSERVATIONS))
     actions = np.clip(0.5 * random.normal(size=(count, ACTIONS)), -1, 1)
     arrays = {

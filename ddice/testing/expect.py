@@ -35,7 +35,8 @@ def expect_close(
     error = torch.where(same, 0, (got - wanted).abs() - rtol * wanted.abs())
     if error.numel() and not bool((error <= atol).all()):
         index = int(torch.where(error.isnan(), torch.inf, error).argmax())
-        wrong, right = got.flatten()[index].item(), wanted.flatten()[index].item()
+        wrong = got.flatten()[index].item()
+        right = wanted.flatten()[index].item()
         raise AssertionError(
             f"{what}: expected {right:.6g}, got {wrong:.6g} at flat index {index} of shape "
             f"{tuple(got.shape)}"
@@ -61,7 +62,7 @@ def expect_same_state(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], w
         expect(torch.equal(got[name], value), f"{what}: {name} differs")
 
 
-def survives_json(config: Config) -> None:
+def survives_json(config: Config, *arguments: object) -> None:
     """A configuration has a kind, comes back from its JSON, and refuses unknown fields."""
     expect(
         isinstance(config, Config),
@@ -80,10 +81,13 @@ def survives_json(config: Config) -> None:
     raise AssertionError("an unknown field was taken in silence: a configuration is strict")
 
 
-class NoHostSync(TorchDispatchMode):
+class NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes .item(), float(tensor), bool(tensor) and `if tensor:` raise: each waits for the
     device.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
@@ -127,23 +131,29 @@ def untouched_global_generator(what: str) -> Iterator[None]:
     )
 
 
-def run_checks(checks: Sequence[Callable[..., None]], config: Config, *arguments: Any) -> None:
-    """Call every check with `config` and `arguments`; the first failure is reported with the
-    configuration and the check's own text.
+def name_of(config: object) -> str:
+    """What reports call a configuration: its kind."""
+    return str(getattr(config, "kind", type(config).__name__))
+
+
+def run_checks(
+    checks: Sequence[Callable[..., None]],
+    name: str,
+    *arguments: Any,
+) -> None:
+    """Call every check with `arguments`; the first failure is reported with the name of what is
+    checked and the check's own text.
     """
     for check in checks:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                check(config, *arguments)
+                check(*arguments)
         except Exception as error:
-            kind = getattr(config, "kind", type(config).__name__)
-            reason = (
-                str(error)
-                if isinstance(error, AssertionError)
-                else f"{type(error).__name__}: {error}"
-            )
+            reason = str(error)
+            if not isinstance(error, AssertionError):
+                reason = f"{type(error).__name__}: {error}"
+            about = (check.__doc__ or "").strip().splitlines()
             raise AssertionError(
-                f"{kind} fails {check.__name__} "
-                f"({(check.__doc__ or '').strip().splitlines()[0]}): {reason}"
+                f"{name} fails {check.__name__} ({about[0] if about else ''}): {reason}"
             ) from error

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddice.core.config import Config
 from ddice.data import Batch, Transitions
 from ddice.data.batch import InitialBatch
 from ddice.dice_backends import AdvantageHead, OrthogonalDice
@@ -34,7 +35,9 @@ from ddice.testing.exact import (
 )
 from ddice.testing.tabular import Array, Problem
 
-TABLE, RAW = MLP(hidden=()), FlattenEncoder(normalize=False)
+TABLE = MLP(hidden=())
+RAW = FlattenEncoder(normalize=False)
+C = TypeVar("C", bound=Config)
 
 
 def quick(learning_rate: float = 0.05) -> Optimizer:
@@ -58,6 +61,27 @@ def table_settings(
         "polyak": 0.3,
     }
     return fields | ({"critic": TABLE} if pair else {"advantage": head})
+
+
+def as_table(config: C, *, temperature: float, discount: float, learning_rate: float = 0.1) -> C:
+    """The same backend with tables for its networks, raw observations and rewards, and a learning
+    rate that falls to 0.
+    """
+    head = AdvantageHead(network=TABLE, members=1, clip_deviations=1000)
+    by_type: dict[type, object] = {
+        MLP: TABLE,
+        FlattenEncoder: RAW,
+        AdvantageHead: head,
+        Optimizer: quick(learning_rate),
+    }
+    by_name: dict[str, object] = {
+        "temperature": temperature,
+        "discount": discount,
+        "polyak": 0.3,
+        "rewards": (),
+    }
+    fields = {name: by_type.get(type(value), by_name.get(name, value)) for name, value in config}
+    return type(config)(**fields)
 
 
 def stacked(problems: Sequence[Problem]) -> Batch:
@@ -245,7 +269,8 @@ def differences(
 
 def _normalised(problem: Problem, w: Array, discount: float) -> Array:
     stays = 1 - discount * ~problem.d
-    return w * (1 - discount) / (problem.p * w[problem.s, problem.a] * stays).sum()
+    mass = float((problem.p * w[problem.s, problem.a] * stays).sum())
+    return w * (1 - discount) / mass
 
 
 def _difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -25,9 +26,9 @@ def noise_grid(count: int) -> Tensor:
     """`count` quantiles of the standard normal distribution, (count, 1), float64: its samples
     without their noise.
     """
-    return torch.special.ndtri(
-        (torch.arange(count, dtype=torch.float64, device="cpu")[:, None] + 0.5) / count
-    )
+    levels = (torch.arange(count, dtype=torch.float64, device="cpu")[:, None] + 0.5) / count
+    grid: Tensor = torch.special.ndtri(levels)
+    return grid
 
 
 def problem(scale: float, schedule: NoiseSchedule) -> Denoiser:
@@ -54,6 +55,17 @@ def solver_error(
     return float(error.square().mean().sqrt()), float(error.abs().max())
 
 
+def order_of(
+    counts: Sequence[int],
+    errors: Sequence[float],
+) -> float:
+    """Minus the slope of log(error) against log(count), by least squares."""
+    x = torch.tensor(counts, dtype=torch.float64, device="cpu").log()
+    y = torch.tensor(errors, dtype=torch.float64, device="cpu").log()
+    x = x - x.mean()
+    return -float((x * y).sum() / (x * x).sum())
+
+
 def measured_order(
     solver_class: Any, spacing: Spacing = "quadratic", *, scale: float = 1.0
 ) -> float:
@@ -68,9 +80,4 @@ def measured_order(
         solver_error(solver_class(evaluations=n, spacing=spacing), scale, schedule, 21)[1]
         for n in COUNTS
     ]
-    x, y = (
-        torch.tensor(COUNTS, dtype=torch.float64, device="cpu").log(),
-        torch.tensor(errors, dtype=torch.float64, device="cpu").log(),
-    )
-    x = x - x.mean()
-    return -float((x * y).sum() / (x * x).sum())
+    return order_of(COUNTS, errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ddice.testing.example import example_data
 from ddice.testing.expect import (
     expect,
     expect_close,
+    name_of,
     run_checks,
     survives_json,
     untouched_global_generator,
@@ -21,17 +23,15 @@ ROWS, CANDIDATES = 6, 4
 
 
 def _inputs(spec: Spec) -> tuple[Tensor, Tensor]:
+    """Observations (B, S) and noise (B, K, A)."""
     source = torch.Generator("cpu").manual_seed(0)
-    return torch.randn(
+    observations = torch.randn(
         ROWS, spec.observations.size, generator=source, dtype=torch.float32, device="cpu"
-    ), torch.randn(
+    )
+    noise = torch.randn(
         ROWS, CANDIDATES, spec.actions.size, generator=source, dtype=torch.float32, device="cpu"
     )
-
-
-def configuration_survives_json(config: Any, spec: Spec) -> None:
-    """JSON in, JSON out; unknown fields are refused."""
-    survives_json(config)
+    return observations, noise
 
 
 @torch.no_grad()
@@ -39,7 +39,8 @@ def candidates_have_their_shape(config: Any, spec: Spec) -> None:
     """Observations (B, S) and noise (B, K, A) give finite candidates (B, K, A), also of one row
     and one candidate.
     """
-    sampler, (observations, noise) = config.build(spec), _inputs(spec)
+    sampler = config.build(spec)
+    observations, noise = _inputs(spec)
     expect(sampler.config == config, "a sampler keeps its configuration: policies save it")
     for some in (noise, noise[:, :1]):
         got = sampler(observations, some)
@@ -56,17 +57,18 @@ def candidates_have_their_shape(config: Any, spec: Spec) -> None:
 @torch.no_grad()
 def rows_and_candidates_are_independent(config: Any, spec: Spec) -> None:
     """A candidate depends on its own observation and noise alone, and on nothing random."""
-    sampler, (observations, noise) = config.build(spec), _inputs(spec)
+    sampler = config.build(spec)
+    observations, noise = _inputs(spec)
     with untouched_global_generator("sampling"):
         together = sampler(observations, noise)
     expect(
         torch.equal(together, sampler(observations, noise)),
         "the same noise gives other candidates the second time",
     )
-    expect_close(sampler(observations[2:4], noise[2:4]), together[2:4], "two rows alone", atol=1e-4)
-    expect_close(
-        sampler(observations, noise[:, 1:3]), together[:, 1:3], "two candidates alone", atol=1e-4
-    )
+    rows = sampler(observations[2:4], noise[2:4])
+    expect_close(rows, together[2:4], "two rows alone", atol=1e-4)
+    candidates = sampler(observations, noise[:, 1:3])
+    expect_close(candidates, together[:, 1:3], "two candidates alone", atol=1e-4)
     expect(
         not torch.allclose(together[:, 0], together[:, 1]), "other noise gives the same candidate"
     )
@@ -75,7 +77,9 @@ def rows_and_candidates_are_independent(config: Any, spec: Spec) -> None:
 @torch.no_grad()
 def tensors_make_the_same_sampler(config: Any, spec: Spec) -> None:
     """build(spec) and load_state_dict are all that loading a policy does."""
-    sampler, again, (observations, noise) = config.build(spec), config.build(spec), _inputs(spec)
+    sampler = config.build(spec)
+    again = config.build(spec)
+    observations, noise = _inputs(spec)
     source = torch.Generator("cpu").manual_seed(1)
     for parameter in sampler.parameters():
         parameter.add_(
@@ -90,7 +94,8 @@ def tensors_make_the_same_sampler(config: Any, spec: Spec) -> None:
 
 def fixed_latents_start_alike(config: Any, spec: Spec) -> None:
     """latents(K, A) are always the same, and the first k of K are latents(k, A)."""
-    sampler, size = config.build(spec), spec.actions.size
+    sampler = config.build(spec)
+    size = spec.actions.size
     latents = sampler.latents(5, size)
     expect(latents.shape == (5, size), f"expected latents {(5, size)}, got {tuple(latents.shape)}")
     expect(torch.equal(latents, sampler.latents(5, size)), "latents differ from call to call")
@@ -101,8 +106,9 @@ def fixed_latents_start_alike(config: Any, spec: Spec) -> None:
     expect(len(latents.unique(dim=0)) == 5, "latents repeat")
 
 
-SAMPLER_CHECKS = (
-    configuration_survives_json,
+SamplerCheck = Callable[[Any, Spec], None]
+SAMPLER_CHECKS: tuple[SamplerCheck, ...] = (
+    survives_json,
     candidates_have_their_shape,
     rows_and_candidates_are_independent,
     tensors_make_the_same_sampler,
@@ -110,8 +116,13 @@ SAMPLER_CHECKS = (
 )
 
 
-def check_sampler(config: Any, *, spec: Spec | None = None) -> None:
-    """All of `SAMPLER_CHECKS` for one sampler configuration. Raises AssertionError that says
-    which check failed, and where.
+def check_sampler(
+    config: Any,
+    *,
+    spec: Spec | None = None,
+    checks: Sequence[SamplerCheck] = SAMPLER_CHECKS,
+) -> None:
+    """All of `SAMPLER_CHECKS`, or those named, for one sampler configuration. Raises AssertionError
+    that says which check failed, and where.
     """
-    run_checks(SAMPLER_CHECKS, config, example_data().spec if spec is None else spec)
+    run_checks(checks, name_of(config), config, example_data().spec if spec is None else spec)
