@@ -166,7 +166,13 @@ MUTANTS = (
         "torch._foreach_lerp_(X, Y, 1 - R)",
         STEP,
     ),
-    Mutant("ascent", "descend", "L.sum().backward()", "(-L.sum()).backward()", STEP),
+    Mutant(
+        "ascent",
+        "descend",
+        "torch.autograd.backward(L.sum())",
+        "torch.autograd.backward(-L.sum())",
+        STEP,
+    ),
     Mutant("a reward of another scale", "_factor", "1000 / X", "100 / X", CRITIC),
     Mutant(
         "an unprojected backward gradient",

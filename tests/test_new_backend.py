@@ -21,7 +21,6 @@ from ddice.dice_backends import (
     Backend,
     BackendConfig,
     PiecewiseF,
-    QFunction,
     ratio_metrics,
 )
 from ddice.parts.part import weighted_mean
@@ -55,8 +54,8 @@ class _Behaviour(Backend):
     has_q = False
 
     @property
-    def q(self) -> QFunction:
-        raise TypeError("the behaviour ranks no actions")
+    def q(self) -> None:
+        return None
 
     def log_ratio(self, batch: Batch) -> Tensor:
         return self.value(batch.observations).detach() * 0
