@@ -30,7 +30,7 @@ from oracles import brute_force_conjugate
 
 from ddice.dice_backends.divergences import BUILT_IN
 from ddice.diffusion.guidance import guided, network_gradient
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED, MultiStep
 from ddice.testing import (
     ExponentialRatio,
@@ -44,7 +44,7 @@ from ddice.testing import (
 )
 from ddice.testing.order import noise_grid
 
-SCHEDULE = NoiseSchedule()
+SCHEDULE = VariancePreserving()
 TEMPERATURE = 0.7
 DISCOUNT = 0.9
 
@@ -256,7 +256,7 @@ def scales() -> Iterator[Row]:
     prior, ratio, schedule = (
         GaussianMixture.of([1], [[0.0]], [[1.0]]),
         ExponentialRatio.quadratic([0.0], [1.0]),
-        NoiseSchedule(t_min=1e-6),
+        VariancePreserving(t_min=1e-6),
     )
     for scale in (0.5, 1.0, 2.0, 4.0):
         denoiser = guided(

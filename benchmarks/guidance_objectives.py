@@ -24,7 +24,7 @@ from torch import Tensor
 from ddice.core.randomness import rand, randint, randn
 from ddice.diffusion.guidance import Guidance, bounded_log_ratio, in_sample_loss
 from ddice.diffusion.networks import MLP
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.testing import (
     ExponentialRatio,
     GaussianMixture,
@@ -35,7 +35,7 @@ from ddice.testing import (
 )
 
 ROOT = Path(__file__).parent.parent
-SCHEDULE, PRIOR, THRESHOLD = NoiseSchedule(), GaussianMixture.of([1], [[0.0]], [[0.5]]), 0.6
+SCHEDULE, PRIOR, THRESHOLD = VariancePreserving(), GaussianMixture.of([1], [[0.0]], [[0.5]]), 0.6
 SEEDS, ACTIONS, BATCH, GROUP, STEPS, RATE, POINTS = tuple(range(8)), 1024, 256, 16, 500, 5e-3, 400
 TIMES = (0.05, 0.1, 0.2, 0.4)  # later the gradient is small
 CONFIG = Guidance(network=MLP(hidden=(48, 48), activation="silu", initialisation="kaiming"))

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
 from ddice.testing import solver_error
 
@@ -30,7 +30,7 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for (name, solver), spacing, scale, count in product(SOLVERS.items(), SPACINGS, SCALES, COUNTS):
         rms, largest = solver_error(
-            solver(evaluations=count, spacing=spacing), scale, NoiseSchedule()
+            solver(evaluations=count, spacing=spacing), scale, VariancePreserving()
         )
         setting = {"solver": name, "spacing": spacing, "scale": scale, "evaluations": count}
         rows.append({**setting, "rms": float(f"{rms:.3g}"), "max": float(f"{largest:.3g}")})
@@ -62,7 +62,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             (PUBLISHED, "s", "PUBLISHED"),
             (FEW_STEPS, "o", "FEW_STEPS"),
         ):
-            error = solver_error(setting, scale, NoiseSchedule())[0]
+            error = solver_error(setting, scale, VariancePreserving())[0]
             axis.plot(
                 setting.evaluations,
                 error,
@@ -88,7 +88,7 @@ def main() -> None:
     plot(rows, ROOT / "docs" / "solver_error.png")
     for scale in SCALES:
         found = [
-            f"{name} {solver_error(s, scale, NoiseSchedule())[0]:.3f}"
+            f"{name} {solver_error(s, scale, VariancePreserving())[0]:.3f}"
             for name, s in (("FEW_STEPS", FEW_STEPS), ("PUBLISHED", PUBLISHED))
         ]
         print(f"scale {scale:g}: " + ", ".join(found))

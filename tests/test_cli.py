@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import small
 from test_options import leaves
-from test_recipe import kinds
 
 import ddice
 from ddice.cli import main
 from ddice.core import cache
+from ddice.core.plugins import members
 from ddice.dice_backends import AnyBackend
 from ddice.policies.evaluation import Evaluation, PairedEvaluation
 from ddice.runs.comparison import Comparison, Results
@@ -357,7 +357,7 @@ def whole_grid() -> list[str]:
     """Every backend with every extractor, tiny."""
     backends = {name: {"kind": name, **fields} for name, fields in small.BACKENDS.items()}
     extractors = {name: {"kind": name, **fields} for name, fields in small.EXTRACTORS.items()}
-    assert set(backends) == {cls.model_fields["kind"].default for cls in kinds(AnyBackend)}
+    assert set(backends) == {cls.model_fields["kind"].default for cls in members(AnyBackend)}
     return ["--backends", json.dumps(backends), "--extractors", json.dumps(extractors)]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import ddice
 from ddice.core.config import Config
+from ddice.core.plugins import members
 from ddice.data import Batch, Transitions
 from ddice.dice_backends import (
     AdvantageHead,
@@ -73,10 +74,6 @@ EXTRACTORS = {
     SelectOnly: SelectOnly(candidates=3),
 }
 PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16, ema=0.9)
-
-
-def members(union: typing.Any) -> tuple[type[Config], ...]:
-    return typing.get_args(typing.get_args(union)[0])
 
 
 def example(table: dict[typing.Any, Config], kind: type[Config]) -> typing.Any:

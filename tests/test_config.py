@@ -3,11 +3,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from abc import abstractmethod
+from typing import Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 
 from ddice.core.config import Config, unknown_name
+from ddice.diffusion.solvers import DDIM
 
 
 class Optimiser(Config):
@@ -96,18 +99,138 @@ def test_digest_ignores_the_order_of_writing() -> None:
 
 def test_digest_is_the_same_in_another_process() -> None:
     """Trained parts are found again by it: Python's own salted hash would not do."""
-    code = (
-        "from ddice.core.config import Config\nclass A(Config):\n    x: float = 0.1\n"
-        "print(A().digest(seed=3))"
-    )
+    code = "from ddice.diffusion.solvers import DDIM; print(DDIM(evaluations=5).digest(seed=3))"
     prints = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout.strip()
         for _ in range(2)
     }
+    assert prints == {DDIM(evaluations=5).digest(seed=3)}
 
-    class A(Config):
-        x: float = 0.1
 
-    assert prints == {A().digest(seed=3)}
+class Shape(Config, abstract=True):
+    kind: str
+    size: float = 1.0
+
+    @abstractmethod
+    def area(self) -> float:
+        """Of the whole."""
+
+
+class _Round(Shape, abstract=True):
+    def area(self) -> float:
+        return 3 * self.size**2
+
+
+class Square(Shape):
+    kind: Literal["square"] = "square"
+
+    def area(self) -> float:
+        return self.size**2
+
+
+class Disc(_Round):
+    kind: Literal["disc"] = "disc"
+
+
+class Drawing(Config):
+    shapes: tuple[Square | Disc, ...] = (Square(),)
+
+
+def test_a_final_class_has_no_subclass() -> None:
+    with pytest.raises(
+        TypeError,
+        match=(
+            r"Disc is final, got class Ring\(Disc\): .* saved and loaded as Disc\. Derive from "
+            r'Shape, class Mine\(Shape\), with a kind of its own, kind: Literal\["mine"\] = "mine"'
+        ),
+    ):
+
+        class Ring(Disc):
+            pass
+
+    with pytest.raises(
+        TypeError,
+        match=(
+            r"Optimiser is final, got class Mine\(Optimiser\): .*class Mine\(Config\), that holds "
+            "a Optimiser as a field"
+        ),
+    ):
+
+        class Mine(Optimiser):
+            momentum: float = 0.9
+
+    class Triangle(_Round):
+        kind: Literal["triangle"] = "triangle"
+
+    assert Triangle(size=2).area() == 12
+
+
+def test_an_abstract_class_is_not_made() -> None:
+    message = r"Shape is abstract: make one of Disc, Square.*, or of .* class Mine\(Shape\)"
+    with pytest.raises(TypeError, match=message):
+        Shape()  # type: ignore[abstract, call-arg]
+    with pytest.raises(TypeError, match=message):
+        Shape.model_validate({"kind": "square"})
+    with pytest.raises(TypeError, match=r"Config is abstract: make one of .*Drawing"):
+        Config()
+
+
+def test_a_final_class_is_complete() -> None:
+    with pytest.raises(
+        TypeError, match=r"class Line lacks area: define what Shape asks for, or say abstract=True"
+    ):
+
+        class Line(Shape):
+            kind: Literal["line"] = "line"
+
+    with pytest.raises(
+        TypeError, match=r'class Blob needs a kind of its own: kind: Literal\["a_name"\] = "a_name"'
+    ):
+
+        class Blob(_Round):
+            pass
+
+
+def test_digest_sees_the_class() -> None:
+    """Of two classes with the same fields, nested ones too."""
+
+    def made() -> type[Config]:
+        class Optimiser(Config):
+            learning_rate: float = 1e-3
+            steps: int = 10
+
+        return Optimiser
+
+    other = made()()
+    assert other.model_dump() == Optimiser().model_dump()
+    assert other.digest() != Optimiser().digest()
+
+    class Holder(Config):
+        inner: SerializeAsAny[Config]
+        more: tuple[SerializeAsAny[Config], ...] = ()
+        named: dict[str, SerializeAsAny[Config]] = Field(default_factory=dict)
+
+    mine = Optimiser()
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"inner": other}, {"inner": mine}),
+        ({"inner": mine, "more": (mine, other)}, {"inner": mine, "more": (mine, mine)}),
+        ({"inner": mine, "named": {"a": other}}, {"inner": mine, "named": {"a": mine}}),
+    ]
+    for one, two in pairs:
+        assert Holder(**one).model_dump() == Holder(**two).model_dump()
+        assert Holder(**one).digest() != Holder(**two).digest()
+        left_out = list(one)
+        assert Holder(**one).digest(without=left_out) == Holder(**two).digest(without=left_out)
+
+
+def test_digest_forgets_no_part_when_a_module_of_ours_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = DDIM().digest(), Disc().digest()
+    monkeypatch.setattr(DDIM, "__module__", "ddice.elsewhere")
+    monkeypatch.setattr(Disc, "__module__", "elsewhere")
+    after = DDIM().digest(), Disc().digest()
+    assert before[0] == after[0]
+    assert before[1] != after[1]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from opened import opened
 from torch import Tensor
 
 from ddice.dice_backends import AnyBackend
@@ -26,8 +27,8 @@ from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore, Score
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian
-from ddice.diffusion.schedule import NoiseSchedule
-from ddice.diffusion.solvers import DDIM, SingleStep, Solver
+from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
+from ddice.diffusion.solvers import DDIM, AnySolver, SingleStep
 from ddice.extractors import AnyExtractor
 from ddice.testing import (
     BACKEND_CHECKS,
@@ -72,7 +73,7 @@ UNIONS = {
     "BACKENDS": (AnyBackend, BACKENDS),
     "EXTRACTORS": (AnyExtractor, EXTRACTORS),
     "SAMPLERS": (AnySampler, SAMPLERS),
-    "SOLVERS": (Solver, SOLVERS),
+    "SOLVERS": (AnySolver, SOLVERS),
     "SCORES": (Score, SCORES),
 }
 
@@ -176,60 +177,56 @@ def test_more_divergences(divergence: FDivergence) -> None:
 # The suites notice what is broken.
 
 
-class NotNormalised(KL):
-    """x log x, as it is often written."""
+with opened(KL, Pearson, Piecewise):
 
-    def f(self, ratio: Tensor) -> Tensor:
-        return torch.xlogy(ratio, ratio)
+    class NotNormalised(KL):
+        """x log x, as it is often written."""
 
+        def f(self, ratio: Tensor) -> Tensor:
+            return torch.xlogy(ratio, ratio)
 
-class NotRestricted(Pearson):
-    """The ratio y/2 + 1 without its zero: negative, and its logarithm NaN."""
+    class NotRestricted(Pearson):
+        """The ratio y/2 + 1 without its zero: negative, and its logarithm NaN."""
 
-    def ratio(self, y: Tensor) -> Tensor:
-        return y / 2 + 1
+        def ratio(self, y: Tensor) -> Tensor:
+            return y / 2 + 1
 
-    def log_ratio(self, y: Tensor) -> Tensor:
-        return torch.log(y / 2 + 1)
+        def log_ratio(self, y: Tensor) -> Tensor:
+            return torch.log(y / 2 + 1)
 
+    class HalfTheConjugate(Piecewise):
+        """A factor that belongs into the temperature."""
 
-class HalfTheConjugate(Piecewise):
-    """A factor that belongs into the temperature."""
+        def conjugate(self, y: Tensor) -> Tensor:
+            return super().conjugate(y) / 2
 
-    def conjugate(self, y: Tensor) -> Tensor:
-        return super().conjugate(y) / 2
+    class TwoSlopes(Piecewise):
+        """clamp in place of relu: both branches pass their gradient at y = 0."""
 
+        def _conjugate(self, y: Tensor) -> Tensor:
+            above = torch.clamp(y, min=0)
+            return torch.expm1(torch.clamp(y, max=0)) + above + above * above / 4
 
-class TwoSlopes(Piecewise):
-    """clamp in place of relu: both branches pass their gradient at y = 0."""
+    class Exploding(KL):
+        """Without a cut."""
 
-    def _conjugate(self, y: Tensor) -> Tensor:
-        above = torch.clamp(y, min=0)
-        return torch.expm1(torch.clamp(y, max=0)) + above + above * above / 4
+        def cut(self, dtype: torch.dtype) -> float:
+            return math.inf
 
+    class SwappedBranches(Piecewise):
+        """The linear ratio below, the exponential above."""
 
-class Exploding(KL):
-    """Without a cut."""
+        def conjugate(self, y: Tensor) -> Tensor:
+            return torch.where(y < 0, Pearson().conjugate(y), KL().conjugate(y))
 
-    def cut(self, dtype: torch.dtype) -> float:
-        return math.inf
+        def log_ratio(self, y: Tensor) -> Tensor:
+            return torch.where(y < 0, Pearson().log_ratio(y), KL().log_ratio(y))
 
+    class WrongPrecision(Pearson):
+        """A float64 constant spreads."""
 
-class SwappedBranches(Piecewise):
-    """The linear ratio below, the exponential above."""
-
-    def conjugate(self, y: Tensor) -> Tensor:
-        return torch.where(y < 0, Pearson().conjugate(y), KL().conjugate(y))
-
-    def log_ratio(self, y: Tensor) -> Tensor:
-        return torch.where(y < 0, Pearson().log_ratio(y), KL().log_ratio(y))
-
-
-class WrongPrecision(Pearson):
-    """A float64 constant spreads."""
-
-    def _conjugate(self, y: Tensor) -> Tensor:
-        return super()._conjugate(y) * torch.ones(1, dtype=torch.float64)
+        def _conjugate(self, y: Tensor) -> Tensor:
+            return super()._conjugate(y) * torch.ones(1, dtype=torch.float64)
 
 
 BROKEN_DIVERGENCES = {
@@ -249,21 +246,22 @@ def test_a_broken_divergence_is_noticed(broken: type[FDivergence]) -> None:
         check_divergence(broken())
 
 
-class FirstOrder(SingleStep):
-    """DDIM under another name."""
+with opened(DDIM, SingleStep):
 
-    def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
-        return DDIM(evaluations=self.evaluations, spacing=self.spacing).integrate(
-            denoiser, x, schedule
-        )
+    class FirstOrder(SingleStep):
+        """DDIM under another name."""
 
+        def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
+            return DDIM(evaluations=self.evaluations, spacing=self.spacing).integrate(
+                denoiser, x, schedule
+            )
 
-class Wasteful(DDIM):
-    """One evaluation more than it says."""
+    class Wasteful(DDIM):
+        """One evaluation more than it says."""
 
-    def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
-        denoiser(x, torch.ones((), dtype=x.dtype))
-        return super().integrate(denoiser, x, schedule)
+        def integrate(self, denoiser: Any, x: Tensor, schedule: Any) -> Tensor:
+            denoiser(x, torch.ones((), dtype=x.dtype))
+            return super().integrate(denoiser, x, schedule)
 
 
 def test_a_broken_solver_is_noticed() -> None:
@@ -287,11 +285,13 @@ def patched(config: Any, **methods: Any) -> Any:
         built.__class__ = type(type(built).__name__, (type(built),), methods)
         return built
 
-    return type(
-        type(config).__name__,
-        (type(config),),
-        {"build": build, "__module__": __name__, "__annotations__": {}},
-    )(**dict(config))
+    with opened(type(config)):
+        changed = type(
+            type(config).__name__,
+            (type(config),),
+            {"build": build, "__module__": __name__, "__annotations__": {}},
+        )
+    return changed(**dict(config))
 
 
 def noisy_update(self: Any, batch: Any, **named: Any) -> Any:
@@ -399,16 +399,18 @@ def test_whole_suites_in_one_call() -> None:
 
 
 def test_a_broken_sampler_is_noticed() -> None:
-    class Mixing(Gaussian):
-        """Rows that look at one another."""
+    with opened(Gaussian):
 
-        def build(self, spec: Any, seed: Any = 0) -> Any:
-            sampler = super().build(spec, seed)
-            inner = sampler.forward
-            sampler.forward = lambda observations, noise: inner(
-                observations - observations.mean(0), noise
-            )
-            return sampler
+        class Mixing(Gaussian):
+            """Rows that look at one another."""
+
+            def build(self, spec: Any, seed: Any = 0) -> Any:
+                sampler = super().build(spec, seed)
+                inner = sampler.forward
+                sampler.forward = lambda observations, noise: inner(
+                    observations - observations.mean(0), noise
+                )
+                return sampler
 
     with pytest.raises(
         AssertionError,
@@ -417,18 +419,19 @@ def test_a_broken_sampler_is_noticed() -> None:
         check_sampler(Mixing(network=MLP(hidden=(8,))))
 
 
-class Backwards(NoiseSchedule):
-    """Its inverse is that of another schedule."""
+with opened(VariancePreserving):
 
-    def time(self, log_snr: Tensor) -> Tensor:
-        return super().time(log_snr) ** 1.1
+    class Backwards(VariancePreserving):
+        """Its inverse is that of another schedule."""
 
+        def time(self, log_snr: Tensor) -> Tensor:
+            return super().time(log_snr) ** 1.1
 
-class Louder(NoiseSchedule):
-    """The noise of an action is not what alpha and sigma say."""
+    class Louder(VariancePreserving):
+        """The noise of an action is not what alpha and sigma say."""
 
-    def noise(self, actions: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return super().noise(actions, t, 2 * noise)
+        def noise(self, actions: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+            return super().noise(actions, t, 2 * noise)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +439,7 @@ class Louder(NoiseSchedule):
     [
         (Backwards(), r"time_is_the_inverse_of_log_snr .*: time\(log_snr\(t\)\): expected"),
         (Louder(), "noised_actions_are_as_stated .*: alpha actions . sigma noise: expected"),
-        (NoiseSchedule(beta_max=2.0), r"it_ends_in_noise .*: alpha / sigma = 0\.7"),
+        (VariancePreserving(beta_max=2.0), r"it_ends_in_noise .*: alpha / sigma = 0\.7"),
     ],
     ids=["inverse", "noise", "end"],
 )
@@ -457,11 +460,13 @@ class _Blind(torch.nn.Module):
         return prediction
 
 
-class BlindScore(ResidualScore):
-    """Builds one."""
+with opened(ResidualScore):
 
-    def build(self, *arguments: Any, **named: Any) -> Any:
-        return _Blind(super().build(*arguments, **named))
+    class BlindScore(ResidualScore):
+        """Builds one."""
+
+        def build(self, *arguments: Any, **named: Any) -> Any:
+            return _Blind(super().build(*arguments, **named))
 
 
 def test_a_broken_score_is_noticed() -> None:

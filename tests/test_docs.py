@@ -21,7 +21,7 @@ from ddice.data import Transitions
 from ddice.dice_backends import PiecewiseF
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED
 from ddice.extractors import GuideThenSelect, SelectOnly
 
@@ -80,7 +80,7 @@ def test_the_defaults_of_the_concepts() -> None:
     """The numbers that docs/concepts.md gives for its symbols are those of the code."""
     page = (ROOT / "docs/concepts.md").read_text()
     guidance = Guidance()
-    assert f"[t_min, 1], t_min = {NoiseSchedule().t_min:g} |" in page
+    assert f"[t_min, 1], t_min = {VariancePreserving().t_min:g} |" in page
     assert f"[0, 1), {PiecewiseF().discount:g} |" in page
     assert f">= 1, {guidance.noises_per_action} | `Guidance` |" in page
     assert f">= 1, {GuideThenSelect().solver.evaluations} | solvers |" in page

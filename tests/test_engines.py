@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, FourierTime, Network, PublishedScore, ResidualScore, Score
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.policies.engines import NotCovered, products
 from ddice.policies.engines.decision import decision_program, solver_matrix
@@ -196,7 +197,7 @@ def test_clipping_acts_at_every_evaluation(engine: str) -> None:
 @pytest.mark.parametrize("clean", [False, True])
 def test_a_solver_is_its_matrix(solver: Solver, clean: bool) -> None:
     """Integrating a nonlinear denoiser step by step, and by the matrix: equal in float64."""
-    schedule = NoiseSchedule()
+    schedule = VariancePreserving()
     times, matrix = solver_matrix(solver, schedule, clean=clean)
     assert len(times) == solver.evaluations
     assert torch.equal(matrix, matrix.tril())
@@ -245,27 +246,17 @@ def test_an_output_without_candidates_is_not_covered(what: str) -> None:
     says that it cannot.
     """
 
-    class Blind(MLP):
-        def build(self, inputs, outputs, **settings):  # type: ignore[no-untyped-def]
-            network = Network(
-                inputs,
-                seed=settings["seed"],
-                stream=settings["stream"],
-                members=settings.get("members", ()),
-            )
-            network.linear("features", outputs)
-            return network
+    def blind(inputs: dict[str, int], outputs: int, members: tuple[int, ...] = ()) -> Network:
+        network = Network(inputs, seed=0, stream="blind", members=members)
+        network.linear("features", outputs)
+        return network
 
     policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
     size = SPEC.observations.size
     if what == "q":
-        policy.q.critic = Blind().build(
-            {"features": size, "actions": 2}, 1, seed=0, stream="critic", members=(3,)
-        )
+        policy.q.critic = blind({"features": size, "actions": 2}, 1, members=(3,))
     else:
-        policy.sampler.network = Blind().build(
-            {"features": size, "actions": 2, "time": 4}, 2, seed=0, stream="score"
-        )
+        policy.sampler.network = blind({"features": size, "actions": 2, "time": 4}, 2)
     assert policy.decide(*inputs(policy, 5)).actions.shape == (5, 2)
     with pytest.raises(
         NotCovered, match="not covered: an output that does not depend on the candidates"
@@ -302,13 +293,37 @@ def test_inputs_of_different_numbers_of_states(engine: str) -> None:
         policy.decide(observations, noise, uniform[:1])
 
 
-def test_a_solver_that_is_not_linear_is_not_covered() -> None:
-    class Clipped(DDIM):
-        def integrate(self, denoiser, x, schedule):  # type: ignore[no-untyped-def]
-            return super().integrate(denoiser, x, schedule).clamp(-1, 1)
+class Own(Solver):
+    """DDIM of which a test changes something."""
 
-    with pytest.raises(NotCovered, match="not covered: the solver 'ddim'"):
-        solver_matrix(Clipped(evaluations=4), NoiseSchedule(), clean=False)
+    kind: Literal["own"] = "own"
+    clips_action: bool = False
+    ignores_clip: bool = False
+    wasted: int = 0
+
+    def integrate(self, denoiser, x, schedule, clip=False):  # type: ignore[no-untyped-def]
+        for _ in range(self.wasted):
+            denoiser(x, torch.ones((), dtype=x.dtype))
+        steps = self.evaluations + min(self.wasted, 0)
+        clips = clip and not self.ignores_clip
+        action = DDIM(evaluations=steps).integrate(denoiser, x, schedule, clips)
+        return action.clamp(-1, 1) if self.clips_action else action
+
+
+@pytest.mark.parametrize(
+    ("changes", "clean", "reason"),
+    [
+        ({"clips_action": True}, False, "whose steps are not linear in noise and predictions"),
+        ({"ignores_clip": True}, True, "whose steps are not linear in noise and predictions"),
+        ({"wasted": 1}, False, "which evaluates more often than `evaluations` says"),
+        ({"wasted": -1}, False, "which evaluates less often than `evaluations` says"),
+    ],
+    ids=["not linear", "clip ignored", "too many", "too few"],
+)
+def test_what_a_solver_of_ones_own_must_be(changes: Any, clean: bool, reason: str) -> None:
+    solver_matrix(Own(evaluations=4), VariancePreserving(), clean=clean)
+    with pytest.raises(NotCovered, match=f"not covered: the solver test_engines:Own, {reason}"):
+        solver_matrix(Own(evaluations=4, **changes), VariancePreserving(), clean=clean)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -18,7 +18,7 @@ from ddice.diffusion.guidance import (
     network_gradient,
 )
 from ddice.diffusion.networks import MLP
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
 from ddice.extractors.guide_then_select import GuidedExtractor
@@ -231,7 +231,7 @@ def test_the_gradient_equals_that_of_autograd() -> None:
     network = Guidance(network=MLP(hidden=(16, 16), activation="silu", layer_norm=True)).build(
         3, 2, seed=0
     )
-    schedule, t = NoiseSchedule(), torch.tensor(0.4)
+    schedule, t = VariancePreserving(), torch.tensor(0.4)
     features = torch.randn(5, 1, 3, generator=torch.Generator().manual_seed(0))
     x = torch.randn(5, 7, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
     expected = torch.autograd.grad(
@@ -248,7 +248,7 @@ def test_the_gradient_equals_that_of_autograd() -> None:
 @pytest.mark.oracle
 def test_guidance_on_noise_and_on_the_clean_action_are_the_same() -> None:
     """noise - sigma k grad g is x0 + (sigma^2 / alpha) k grad g."""
-    schedule, x = NoiseSchedule(), torch.linspace(-2, 2, 9)[:, None]
+    schedule, x = VariancePreserving(), torch.linspace(-2, 2, 9)[:, None]
     for t in TIMES:
         alpha, sigma, scale = VP().alpha(t), VP().sigma(t), 1.7
         noise = guided(lambda x, t: x**2, lambda x, t: torch.sin(x), schedule, scale)(
@@ -268,9 +268,9 @@ def test_exact_guidance_samples_the_tilted_gaussian() -> None:
             x, SLOPE * VP().alpha(float(t)) * STD**2 / behaviour(1.0).deviation(float(t)) ** 2
         )
 
-    denoiser = guided(behaviour(1.0).noise_prediction, slope, NoiseSchedule(), 1.0)
+    denoiser = guided(behaviour(1.0).noise_prediction, slope, VariancePreserving(), 1.0)
     actions = MultiStep(evaluations=400, spacing="quadratic").integrate(
-        denoiser, CENTRAL.double(), NoiseSchedule()
+        denoiser, CENTRAL.double(), VariancePreserving()
     )
     expected = behaviour(1.0, SLOPE * STD**2).flow(CENTRAL.double(), 1.0, 1e-3)
     torch.testing.assert_close(actions, expected, rtol=0, atol=2e-4)

@@ -15,6 +15,7 @@ import pytest
 from pydantic import Field, TypeAdapter, create_model
 from torch import Tensor
 
+from ddice.core.plugins import members
 from ddice.data import Batch, Spec
 from ddice.dice_backends import (
     AnyBackend,
@@ -31,7 +32,6 @@ from ddice.testing.catalogue import (
     NETWORK,
     BackendExample,
     FixedPoint,
-    members,
     require_examples,
 )
 

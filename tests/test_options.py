@@ -172,7 +172,10 @@ def members(annotation: Any) -> list[type[BaseModel]]:
     return [
         option
         for option in options
-        if get_origin(option) is None and isinstance(option, type) and issubclass(option, BaseModel)
+        if get_origin(option) is None
+        and isinstance(option, type)
+        and issubclass(option, BaseModel)
+        and not getattr(option, "is_abstract", False)
     ]
 
 

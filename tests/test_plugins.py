@@ -173,8 +173,11 @@ BROKEN = {
     ),
     "another kind": (
         "from ddice.dice_backends import PiecewiseF as Bad",
-        r'needs build\(\.\.\.\) and a field kind: Literal\["bad"\] = "bad", got kind '
-        r"\'piecewise_f\'",
+        r'needs a field kind: Literal\["bad"\] = "bad", got kind \'piecewise_f\'',
+    ),
+    "abstract": (
+        "from ddice.dice_backends import BackendConfig as Bad",
+        r"must be a final subclass of ddice\.dice_backends\.base\.BackendConfig: this one is abs",
     ),
 }
 
@@ -254,7 +257,7 @@ def test_without_plugins(
     assert main(["plugins"]) == 0
     assert (
         capsys.readouterr().out
-        == "no package offers entry points ddice.backends or ddice.extractors\n"
+        == f"no package offers entry points of {', '.join(plugins.GROUPS)}\n"
     )
     with pytest.raises(ValidationError, match="unknown kind 'advantage_weighted'"):
         backend(BACKEND)

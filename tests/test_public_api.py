@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import small
 import torch
-from test_recipe import kinds
 
 import ddice
+from ddice.core.plugins import members
 from ddice.data import Transitions
 from ddice.dice_backends import AnyBackend, GivenRatio, PiecewiseF
 from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
@@ -92,7 +92,7 @@ def test_no_kind_is_forgotten_here() -> None:
     known = [
         cls.model_fields["kind"].default
         for union in (AnyBackend, AnyExtractor)
-        for cls in kinds(union)
+        for cls in members(union)
     ]
     assert ["diffusion", *known] == NAMES
 

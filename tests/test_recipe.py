@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import small
 from pydantic import ValidationError
 
+from ddice.core.plugins import members
 from ddice.dice_backends import AnyBackend, FDice, GivenRatio, OptiDice
 from ddice.dice_backends.divergences import KL
 from ddice.extractors import AnyExtractor, GaussianBC, SelectOnly, WeightedBC
@@ -17,10 +18,6 @@ from ddice.runs.presets import PRESETS
 from ddice.runs.recipe import DataSource, EvaluationSettings, Recipe, Steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
-
-
-def kinds(union: Any) -> list[Any]:
-    return list(get_args(get_args(union)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +32,8 @@ def test_presets_round_trip_through_json(name: str) -> None:
     assert Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json")))) == recipe
 
 
-@pytest.mark.parametrize("extractor", kinds(AnyExtractor), ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("backend", kinds(AnyBackend), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("extractor", members(AnyExtractor), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("backend", members(AnyBackend), ids=lambda cls: cls.__name__)
 def test_every_combination_round_trips_through_json(backend: Any, extractor: Any) -> None:
     made = GivenRatio(source="ratios.npy", q="mine:q") if backend is GivenRatio else backend()
     recipe = Recipe(backend=made, extractor=extractor(), seed=3)

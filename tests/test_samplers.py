@@ -27,7 +27,7 @@ from ddice.diffusion.samplers import (
     SoftmaxSelection,
 )
 from ddice.diffusion.samplers.reference import LOG_STD
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, PUBLISHED
 from ddice.extractors import SelectOnly
 from ddice.policies.policy import make_policy
@@ -285,4 +285,4 @@ def test_configurations_survive_json() -> None:
         Gaussian(network=MLP(hidden=(3,))),
     ):
         assert adapter.validate_json(config.model_dump_json()) == config
-    assert NoiseSchedule() == TINY.schedule
+    assert VariancePreserving() == TINY.schedule

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
 
 RATES = [
     (0.1, 20.0),
@@ -15,7 +15,7 @@ RATES = [
     (3.0, 3.0),
     (4.0, 1.0),
 ]  # rising, rising gently, constant, falling
-SCHEDULES = [NoiseSchedule(beta_min=low, beta_max=high) for low, high in RATES]
+SCHEDULES = [VariancePreserving(beta_min=low, beta_max=high) for low, high in RATES]
 every_schedule = pytest.mark.parametrize(
     "schedule", SCHEDULES, ids=lambda s: f"{s.beta_min:g}-{s.beta_max:g}"
 )
@@ -36,7 +36,7 @@ def exact(t: str) -> tuple[float, float, float]:
     ("dtype", "rtol"), [(torch.float32, 2e-6), (torch.float64, 1e-13)], ids=str
 )
 def test_known_numbers(t: str, dtype: torch.dtype, rtol: float) -> None:
-    schedule, time = NoiseSchedule(), torch.tensor(float(t), dtype=dtype)
+    schedule, time = VariancePreserving(), torch.tensor(float(t), dtype=dtype)
     got = torch.stack([schedule.alpha(time), schedule.sigma(time), schedule.log_snr(time)])
     torch.testing.assert_close(got, torch.tensor(exact(t), dtype=dtype), rtol=rtol, atol=0)
 
@@ -44,9 +44,9 @@ def test_known_numbers(t: str, dtype: torch.dtype, rtol: float) -> None:
 def test_log_alpha_at_the_ends() -> None:
     """-(20 - 0.1)/4 - 0.1/2 = -5.025 at t = 1; nothing is lost at t = 0."""
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert NoiseSchedule().log_alpha(ends).tolist() == pytest.approx([0, -5.025], rel=1e-14)
-    assert NoiseSchedule().alpha(ends)[0] == 1
-    assert NoiseSchedule().sigma(ends)[0] == 0
+    assert VariancePreserving().log_alpha(ends).tolist() == pytest.approx([0, -5.025], rel=1e-14)
+    assert VariancePreserving().alpha(ends)[0] == 1
+    assert VariancePreserving().sigma(ends)[0] == 0
 
 
 @every_schedule
@@ -89,7 +89,10 @@ def test_log_alpha_falls_at_half_the_noise_rate(schedule: NoiseSchedule) -> None
 
 
 def test_features() -> None:
-    schedule, t = NoiseSchedule(), torch.tensor([[0.001, 0.5], [0.9, 1.0]], dtype=torch.float64)
+    schedule, t = (
+        VariancePreserving(),
+        torch.tensor([[0.001, 0.5], [0.9, 1.0]], dtype=torch.float64),
+    )
     features = schedule.features(t)
     assert features.shape == (2, 2, 4)
     for index, time in (((0, 0), "0.001"), ((0, 1), "0.5"), ((1, 0), "0.9"), ((1, 1), "1")):
@@ -100,7 +103,7 @@ def test_features() -> None:
 
 
 def test_noise_mixes_each_row_at_its_own_time() -> None:
-    schedule = NoiseSchedule()
+    schedule = VariancePreserving()
     actions, noise = (
         torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double(),
         torch.tensor([[5.0, 6.0], [7.0, 8.0]]).double(),
@@ -117,7 +120,7 @@ def test_noise_mixes_each_row_at_its_own_time() -> None:
 
 def test_noise_broadcasts_several_draws_of_one_action() -> None:
     """(B, J) times beside (B, 1, A) actions and (B, J, A) noises, as in the guidance loss."""
-    schedule, generator = NoiseSchedule(), torch.Generator().manual_seed(0)
+    schedule, generator = VariancePreserving(), torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -133,7 +136,7 @@ def test_noise_broadcasts_several_draws_of_one_action() -> None:
 
 def test_training_times_stay_in_the_trained_range() -> None:
     """t_min + (1 - t_min) u^power: uniform times for power 1, a median of a quarter for power 2."""
-    schedule, u = NoiseSchedule(t_min=0.2), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    schedule, u = VariancePreserving(t_min=0.2), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     assert schedule.training_times(u).tolist() == pytest.approx([0.2, 0.6, 1.0])
     assert schedule.training_times(u, 2).tolist() == pytest.approx([0.2, 0.4, 1.0])
 
@@ -144,4 +147,4 @@ def test_training_times_stay_in_the_trained_range() -> None:
 def test_values_outside_the_range_are_refused(wrong: dict[str, float]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
-        NoiseSchedule(**wrong)
+        VariancePreserving(**wrong)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,8 +17,16 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ddice.diffusion.schedule import NoiseSchedule
-from ddice.diffusion.solvers import DDIM, PUBLISHED, MultiStep, SingleStep, Solver, Spacing
+from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
+from ddice.diffusion.solvers import (
+    DDIM,
+    PUBLISHED,
+    AnySolver,
+    MultiStep,
+    SingleStep,
+    Solver,
+    Spacing,
+)
 from ddice.testing import check_solver
 
 KINDS = [DDIM, SingleStep, MultiStep]
@@ -120,7 +128,7 @@ def test_clipping_by_hand(kind: Any, evaluations: int) -> None:
         return (x - alpha(float(t)) * 1.7) / sigma(float(t))
 
     free, kept = (
-        kind(evaluations=evaluations).integrate(denoiser, NOISE, NoiseSchedule(), clip=clip)
+        kind(evaluations=evaluations).integrate(denoiser, NOISE, VariancePreserving(), clip=clip)
         for clip in (False, True)
     )
     for got, mass in ((free, 1.7), (kept, 1.0)):
@@ -142,7 +150,7 @@ def test_clipping_leaves_an_exact_denoiser_as_it_is(solver: Solver) -> None:
     """Actions -1, 0.2 and 0.9, equally likely: the exact clean action is their mean with softmax
     weights.
     """
-    schedule, actions = NoiseSchedule(), torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64)
+    schedule, actions = VariancePreserving(), torch.tensor([-1.0, 0.2, 0.9], dtype=torch.float64)
 
     def exact(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -156,7 +164,7 @@ def test_clipping_leaves_an_exact_denoiser_as_it_is(solver: Solver) -> None:
 @pytest.mark.oracle
 def test_the_published_sampler_written_out() -> None:
     assert SingleStep(evaluations=15, spacing="uniform") == PUBLISHED
-    got = PUBLISHED.integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    got = PUBLISHED.integrate(PEAKS.noise_prediction, NOISE, VariancePreserving())
     torch.testing.assert_close(
         got, straight_line_2s(NOISE, uniform_times(15, 1e-3)), rtol=1e-9, atol=1e-11
     )
@@ -167,7 +175,7 @@ def test_the_published_sampler_written_out() -> None:
 @pytest.mark.parametrize("evaluations", [3, 8, 15])
 def test_multi_step_written_out(evaluations: int, spacing: Spacing) -> None:
     solver = MultiStep(evaluations=evaluations, spacing=spacing)
-    got = solver.integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    got = solver.integrate(PEAKS.noise_prediction, NOISE, VariancePreserving())
     torch.testing.assert_close(
         got, straight_line_2m(NOISE, TIMES[spacing](evaluations, 1e-3)), rtol=1e-9, atol=1e-11
     )
@@ -182,14 +190,19 @@ def halving(kind: Any, evaluations: int, answers: list[float]) -> tuple[float, l
     """
 
     class Halving(NoiseSchedule):
-        def alpha(self, t: Tensor) -> Tensor:
-            return torch.ones_like(t)
+        kind: Literal["halving"] = "halving"
+
+        def log_alpha(self, t: Tensor) -> Tensor:
+            return torch.zeros_like(t)
 
         def sigma(self, t: Tensor) -> Tensor:
             return torch.exp(-self.log_snr(t))
 
         def log_snr(self, t: Tensor) -> Tensor:
             return (1 - t) * evaluations * math.log(2) / (1 - self.t_min)
+
+        def time(self, log_snr: Tensor) -> Tensor:
+            return 1 - log_snr * (1 - self.t_min) / (evaluations * math.log(2))
 
     schedule, seen, rest = Halving(t_min=0.5), list[float](), list(answers)
 
@@ -249,7 +262,7 @@ def test_ddim_in_its_own_words() -> None:
     for s, t in pairwise(uniform_times(10, 1e-3)):
         noise = PEAKS.noise_prediction(x, torch.tensor(s, dtype=torch.float64))
         x = VP().alpha(t) * (x - VP().sigma(s) * noise) / VP().alpha(s) + VP().sigma(t) * noise
-    got = DDIM(evaluations=10).integrate(PEAKS.noise_prediction, NOISE, NoiseSchedule())
+    got = DDIM(evaluations=10).integrate(PEAKS.noise_prediction, NOISE, VariancePreserving())
     torch.testing.assert_close(got, x, rtol=1e-9, atol=1e-11)
 
 
@@ -280,7 +293,7 @@ def test_order_of_convergence(kind, order: int, data, spacing: Spacing) -> None:
     grid that ends at 1e-3 the last, first-order step is long in log-SNR until there are thousands
     of evaluations.
     """
-    schedule, counts = NoiseSchedule(t_min=0.1), [65, 129, 257, 513]
+    schedule, counts = VariancePreserving(t_min=0.1), [65, 129, 257, 513]
     truth = exact(data, 0.1)
     errors = [
         (
@@ -305,7 +318,7 @@ def test_many_evaluations_reach_the_exact_map(
 ) -> None:
     """From t = 1 to the default end of 1e-3."""
     got = kind(evaluations=evaluations, spacing=spacing).integrate(
-        data.noise_prediction, NOISE, NoiseSchedule()
+        data.noise_prediction, NOISE, VariancePreserving()
     )
     torch.testing.assert_close(got, exact(data, 1e-3), rtol=0, atol=4e-3 if kind is DDIM else 5e-5)
 
@@ -323,7 +336,9 @@ def test_exact_for_a_constant_clean_action(kind, evaluations: int, spacing: str)
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         return (x - schedule.alpha(float(t)) * point) / schedule.sigma(float(t))
 
-    got = kind(evaluations=evaluations, spacing=spacing).integrate(denoiser, NOISE, NoiseSchedule())
+    got = kind(evaluations=evaluations, spacing=spacing).integrate(
+        denoiser, NOISE, VariancePreserving()
+    )
     expected = schedule.alpha(1e-3) * point + schedule.sigma(1e-3) / schedule.sigma(1.0) * (
         NOISE - schedule.alpha(1.0) * point
     )
@@ -334,7 +349,7 @@ def test_exact_for_a_constant_clean_action(kind, evaluations: int, spacing: str)
 @pytest.mark.parametrize("kind", [SingleStep, MultiStep], ids=lambda k: k.__name__)
 def test_first_order_is_ddim(kind, evaluations: int) -> None:
     """With one or two evaluations there is room for first-order steps only."""
-    arguments = PEAKS.noise_prediction, NOISE, NoiseSchedule()
+    arguments = PEAKS.noise_prediction, NOISE, VariancePreserving()
     assert torch.equal(
         kind(evaluations=evaluations).integrate(*arguments),
         DDIM(evaluations=evaluations).integrate(*arguments),
@@ -347,7 +362,7 @@ def test_first_order_is_ddim(kind, evaluations: int) -> None:
 @every_spacing
 @pytest.mark.parametrize("evaluations", [1, 2, 7, 8])
 def test_order_one_is_ddim(evaluations: int, spacing: Spacing) -> None:
-    arguments = PEAKS.noise_prediction, NOISE, NoiseSchedule()
+    arguments = PEAKS.noise_prediction, NOISE, VariancePreserving()
     got = MultiStep(evaluations=evaluations, spacing=spacing, order=1).integrate(*arguments)
     assert torch.equal(got, DDIM(evaluations=evaluations, spacing=spacing).integrate(*arguments))
 
@@ -359,13 +374,19 @@ def test_each_evaluation_is_one_call_at_its_grid_time(
     kind, evaluations: int, spacing: Spacing
 ) -> None:
     spy, t_min = Spy(GAUSSIAN.noise_prediction), 0.02
-    kind(evaluations=evaluations, spacing=spacing).integrate(spy, NOISE, NoiseSchedule(t_min=t_min))
+    kind(evaluations=evaluations, spacing=spacing).integrate(
+        spy, NOISE, VariancePreserving(t_min=t_min)
+    )
     assert spy.times == pytest.approx(TIMES[spacing](evaluations, t_min)[:-1], rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [NoiseSchedule(), NoiseSchedule(t_min=1e-6), NoiseSchedule(beta_min=1, beta_max=3, t_min=0.1)],
+    [
+        VariancePreserving(),
+        VariancePreserving(t_min=1e-6),
+        VariancePreserving(beta_min=1, beta_max=3, t_min=0.1),
+    ],
     ids=str,
 )
 @every_spacing
@@ -454,8 +475,8 @@ def test_solvers_add_and_scale_and_nothing_else(solver, spacing: Spacing) -> Non
         answers.append(PEAKS.noise_prediction(x, t))
         return answers[-1]
 
-    terms = solver.integrate(symbolic, Sum({"0": 1.0}), NoiseSchedule()).terms
-    got = solver.integrate(numeric, NOISE, NoiseSchedule())
+    terms = solver.integrate(symbolic, Sum({"0": 1.0}), VariancePreserving()).terms
+    got = solver.integrate(numeric, NOISE, VariancePreserving())
     torch.testing.assert_close(
         sum(terms[str(i)] * value for i, value in enumerate([NOISE, *answers])),
         got,
@@ -494,7 +515,7 @@ def test_an_even_count_ends_with_two_first_order_steps() -> None:
     """Six evaluations: two second-order steps over four grid points, then the rest as DDIM takes
     it.
     """
-    schedule, times = NoiseSchedule(), uniform_times(6, 1e-3)
+    schedule, times = VariancePreserving(), uniform_times(6, 1e-3)
     x = SingleStep(evaluations=6).integrate(PEAKS.noise_prediction, NOISE, schedule)
     middle: list[Tensor] = []
 
@@ -514,7 +535,7 @@ def test_an_even_count_ends_with_two_first_order_steps() -> None:
 @every_solver
 def test_any_batch_shape_and_single_precision(kind) -> None:
     x = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    solver, schedule = kind(), NoiseSchedule()
+    solver, schedule = kind(), VariancePreserving()
     together = solver.integrate(PEAKS.noise_prediction, x, schedule)
     torch.testing.assert_close(
         together[1, 2],
@@ -528,7 +549,7 @@ def test_any_batch_shape_and_single_precision(kind) -> None:
 
 
 def test_by_kind() -> None:
-    adapter: TypeAdapter = TypeAdapter(Solver)
+    adapter: TypeAdapter = TypeAdapter(AnySolver)
     assert adapter.validate_python(
         {"kind": "multi_step", "evaluations": 8, "spacing": "quadratic"}
     ) == MultiStep(evaluations=8, spacing="quadratic", order=2)

@@ -18,7 +18,7 @@ from ddice.dice_backends import GivenRatio
 from ddice.diffusion.guidance import Guidance, guided, in_sample_loss, network_gradient
 from ddice.diffusion.networks import MLP
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
 from ddice.extractors.guide_then_select import GuidedExtractor
@@ -38,7 +38,7 @@ from ddice.testing.order import noise_grid
 
 pytestmark = pytest.mark.oracle
 
-SCHEDULE, TIMES = NoiseSchedule(), (0.02, 0.1, 0.3, 0.6, 0.9)
+SCHEDULE, TIMES = VariancePreserving(), (0.02, 0.1, 0.3, 0.6, 0.9)
 GAUSSIAN = GaussianMixture.of([1], [[0.3]], [[0.4]])
 PEAKS = GaussianMixture.of([0.7, 0.3], [[-0.5], [0.4]], [[0.2], [0.15]])
 PLANE = GaussianMixture.of([1, 2], [[-0.5, 0.2], [0.4, -0.3]], [[0.2, 0.3], [0.3, 0.15]])
@@ -238,7 +238,7 @@ def test_a_scale_takes_the_geometric_mean_of_variances_where_the_power_takes_the
         GaussianMixture.of([1], [[0.0]], [[1.0]]),
         ExponentialRatio.quadratic([0.0], [1.0]),
     )
-    schedule = NoiseSchedule(t_min=1e-6)
+    schedule = VariancePreserving(t_min=1e-6)
     denoiser = guided(prior.denoiser(schedule), prior.gradient(ratio, schedule), schedule, scale)
     end = exact_flow(denoiser, torch.ones(1, 1), schedule, steps=400)
     assert float(end) ** 2 == pytest.approx(0.5**scale, rel=1e-3)

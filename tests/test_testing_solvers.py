@@ -10,7 +10,7 @@ import torch
 from oracles import GaussianData
 
 from ddice.diffusion.samplers import Diffusion
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, FEW_STEPS, PUBLISHED, MultiStep, SingleStep
 from ddice.extractors import GuideThenSelect, SelectOnly, WeightedBC
 from ddice.testing import (
@@ -40,7 +40,7 @@ def test_the_measured_order_is_the_declared_one(solver, spacing: str) -> None:
 
 def test_the_exact_flow_is_exact() -> None:
     """On Gaussian data the flow is affine and known; a linear ratio shifts its mean."""
-    schedule, x = NoiseSchedule(), noise_grid(21)
+    schedule, x = VariancePreserving(), noise_grid(21)
     prior = GaussianMixture.of([1], [[0.3]], [[0.4]])
     torch.testing.assert_close(
         exact_flow(prior.denoiser(schedule), x, schedule),
@@ -61,7 +61,8 @@ def test_few_steps_are_nearer_to_the_flow_than_the_published_setting() -> None:
     expected = {0.0: (0.039, 0.052), 1.0: (0.034, 0.066), 2.0: (0.034, 0.065), 4.0: (0.064, 0.094)}
     for scale, numbers in expected.items():
         errors = [
-            solver_error(solver, scale, NoiseSchedule())[0] for solver in (FEW_STEPS, PUBLISHED)
+            solver_error(solver, scale, VariancePreserving())[0]
+            for solver in (FEW_STEPS, PUBLISHED)
         ]
         assert errors == pytest.approx(numbers, rel=0.02)
 
@@ -78,7 +79,7 @@ def test_the_committed_table_is_that_of_the_code() -> None:
     ):
         for spacing in ("uniform", "quadratic", "log_snr"):
             rms, largest = solver_error(
-                solver(evaluations=15, spacing=spacing), 1.0, NoiseSchedule()
+                solver(evaluations=15, spacing=spacing), 1.0, VariancePreserving()
             )
             row = rows[name, spacing, 1.0, 15]
             assert (row["rms"], row["max"]) == pytest.approx((rms, largest), rel=0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ddice.cli.command import add_command
+from ddice.cli.command import add_command, add_trust
 from ddice.core.reading import parse_json
 
 TEXT = """\
@@ -87,6 +87,7 @@ def register(actions: Any) -> None:
         action="store_true",
         help="load a .zip although that runs code its author put in",
     )
+    add_trust(command)
     command.add_argument("--device", default="auto", help="of ddice policies")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
 
@@ -109,6 +110,7 @@ def _collect(options: argparse.Namespace, rest: list[str]) -> None:
         if options.reference is None
         else (options.reference[0], options.reference[1]),
         trust_pickle=options.trust_pickle,
+        trust=options.trust,
         device=options.device,
         progress=not options.no_progress,
     )

@@ -79,6 +79,15 @@ def read_fields(
     return dict(merge(merge(base, config), flags))
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """--trust, of commands that read what may be made of somebody's own classes."""
+    text = (
+        "a module whose classes may be imported, because the policy or the recipe is made of them; "
+        "again for another one"
+    )
+    command.add_argument("--trust", metavar="MODULE", action="append", default=[], help=text)
+
+
 def add_listeners(command: argparse.ArgumentParser) -> None:
     """The options of `listeners`."""
     command.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, add_listeners, listeners, plot, read_fields
+from ddice.cli.command import add_command, add_listeners, add_trust, listeners, plot, read_fields
 from ddice.core.storage import write_bytes
 from ddice.runs.comparison import Comparison, compare, render_table
 from ddice.runs.comparison.scores_plot import plot_scores
@@ -35,12 +35,14 @@ def register(commands: Any) -> None:
         help="steps of training that a killed run can lose",
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_trust(command)
     add_listeners(command)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     base = {"recipe": PRESETS[options.preset].model_dump(mode="json")}
-    comparison = Comparison.model_validate(read_fields(options, rest, base, Comparison))
+    fields = read_fields(options, rest, base, Comparison)
+    comparison = Comparison.read(fields, trust=options.trust)
     folder = Path(options.run)
     listeners(options, folder)  # what is missing is said before anything is trained
     results = compare(

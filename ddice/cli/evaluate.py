@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ddice.cli.acting import acting, add_acting_options
-from ddice.cli.command import add_command
+from ddice.cli.command import add_command, add_trust
 from ddice.core.config import import_function
 from ddice.core.storage import write_bytes
 from ddice.pictures import (
@@ -60,6 +60,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
     add_acting_options(command)
+    add_trust(command)
     command.add_argument(
         "--q",
         help='"module:function" of the critic, for a policy that selects by a callable of your own',
@@ -119,7 +120,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 def _policy(name: str, options: argparse.Namespace) -> Policy:
     """The policy in a folder, acting as the options say."""
     critic = None if options.q is None else import_function(options.q, "--q")
-    policy = acting(load_policy(name, device=options.device, q=critic), options)
+    policy = acting(
+        load_policy(name, device=options.device, q=critic, trust=options.trust), options
+    )
     if options.engine == "reference":
         return policy
     together = min(options.parallel, options.episodes)

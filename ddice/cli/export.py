@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddice.cli.acting import acting, add_acting_options
-from ddice.cli.command import add_command
+from ddice.cli.command import add_command, add_trust
 from ddice.policies.export import export
 from ddice.policies.policy import load_policy
 from ddice.policies.saved import policy_folder
@@ -33,6 +33,7 @@ def register(commands: Any) -> None:
         ),
     )
     add_acting_options(command)
+    add_trust(command)
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
@@ -40,7 +41,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"expected --batch of at least 1, got {options.batch}")
     folder = policy_folder(options.path)
     out = folder.parent / "export" if options.out is None else Path(options.out)
-    policy = acting(load_policy(folder, device="cpu"), options)
+    policy = acting(load_policy(folder, device="cpu", trust=options.trust), options)
     report = export(policy, out, batch=options.batch)
     print(f"{out / 'policy.onnx'}: {report.bytes / 2**20:.1f} MiB; {report}")
     print(f"run it without torch: python {out / 'act.py'} observations.npy")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ddice.cli.command import add_command
+from ddice.cli.command import add_command, add_trust
 from ddice.core.reading import read_json
 from ddice.data import Transitions
 from ddice.pictures import Maze, Recording, decision, ratio_map, read_maze, record, trajectories
@@ -51,6 +51,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--device", default="auto")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_trust(command)
 
 
 @dataclass
@@ -65,7 +66,7 @@ class _Subject:
     _recordings: list[Recording] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.policy = load_policy(self.path, device=self.options.device)
+        self.policy = load_policy(self.path, device=self.options.device, trust=self.options.trust)
         if self.policy.spec.env is not None:
             self.maze = read_maze(self.policy.spec.env)
 
@@ -77,7 +78,7 @@ class _Subject:
                 f"{self.path} holds no recipe.json, which names the data and the backend: "
                 "expected the run folder of ddice train"
             )
-        return Recipe.model_validate(read_json(path))
+        return Recipe.read(read_json(path), trust=self.options.trust)
 
     @property
     def data(self) -> Transitions:

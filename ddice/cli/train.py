@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, add_listeners, duration, listeners, plot, read_fields
+from ddice.cli.command import (
+    add_command,
+    add_listeners,
+    add_trust,
+    duration,
+    listeners,
+    plot,
+    read_fields,
+)
 from ddice.runs.forecast import forecast
 from ddice.runs.metrics import plot_metrics
 from ddice.runs.presets import PRESETS, unpublished
@@ -45,13 +53,13 @@ def register(commands: Any) -> None:
         help="steps of training that a killed run can lose",
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_trust(command)
     add_listeners(command)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    recipe = Recipe.model_validate(
-        read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe)
-    )
+    preset = PRESETS[options.preset].model_dump(mode="json")
+    recipe = Recipe.read(read_fields(options, rest, preset, Recipe), trust=options.trust)
     for line in unpublished(options.preset, recipe):
         print(line, file=sys.stderr)
     if options.dry_run:

@@ -59,6 +59,7 @@ class Loading:
     deterministic: bool
     device: str
     trust_pickle: bool
+    trust: tuple[str, ...] = ()
 
 
 def load_behaviours(
@@ -103,7 +104,7 @@ def _named(name: str, share: float, loading: Loading) -> Behaviour:
             name, share, _begin_seeded(model, loading.seed), _digest(path.read_bytes())
         )
     if path.is_dir():
-        policy = load_policy(path, device=loading.device)
+        policy = load_policy(path, device=loading.device, trust=loading.trust)
         return Behaviour(name, share, _begin_policy(policy, loading), _weights(policy))
     if ":" not in name:
         raise ValueError(

@@ -90,6 +90,7 @@ def collect(
     deterministic: bool = False,
     reference: tuple[float, float] | None = None,
     trust_pickle: bool = False,
+    trust: Sequence[str] = (),
     device: str = "auto",
     progress: bool = True,
 ) -> str:
@@ -107,7 +108,8 @@ def collect(
         its share, so that no policy plays more than its share of the steps and one episode, at any
         time.
     noise, epsilon: a uniform action with probability epsilon, else action + noise * half width of
-    the bounds * N(0, 1), clipped into them. deterministic: for ddice policies and those of
+    the bounds * N(0, 1), clipped into them. trust: as for `ddice.load_policy`, of policies that are
+    given by their folder. deterministic: for ddice policies and those of
     Stable-Baselines3. reference: the returns of (random, expert); None: the bundled ones, if any.
     Episode i is a function of (seed, i, its policy) alone: it is reset with its own seed, which the
     dataset records, and its policy and its noise draw from their own generators. Finished episodes
@@ -132,7 +134,10 @@ def collect(
         if remembered := memory_of(environment):
             raise ValueError(f"expected an environment that forgets: {words(remembered)}")
         behaviours = load_behaviours(
-            policies, Loading(seed, environment.action_space, deterministic, device, trust_pickle)
+            policies,
+            Loading(
+                seed, environment.action_space, deterministic, device, trust_pickle, tuple(trust)
+            ),
         )
         plan = Collection(
             env=record,

@@ -1,4 +1,6 @@
-"""The base of every configuration: frozen, strict, and helpful about misspelt names."""
+"""The base of every configuration: frozen, strict, abstract or final, and helpful about misspelt
+names.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,14 @@ import difflib
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from typing_extensions import Self
+
+# the context in which pydantic reads: the modules whose classes may be imported, see `core.plugins`
+TRUST = "trust"
 
 
 def unknown_name(name: str, known: Iterable[str], noun: str) -> str:
@@ -66,16 +72,83 @@ def merge(base: Any, changes: Any) -> Any:
     }
 
 
+def class_name(cls: type) -> str:
+    """ "module:Class", by which a class is found again."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _identity(cls: type) -> str:
+    """What a digest knows of a class: of our own not the module, so that a move inside of the
+    package forgets no trained part.
+    """
+    own = cls.__module__.partition(".")[0] == "ddice"
+    return f"ddice:{cls.__qualname__}" if own else class_name(cls)
+
+
+def _classes(value: Any) -> Any:
+    """The class of every configuration in a tree of values, in the shape of the tree."""
+    if isinstance(value, Config):
+        inner = {name: _classes(getattr(value, name)) for name in type(value).model_fields}
+        return [_identity(type(value)), inner]
+    if isinstance(value, Mapping):
+        return {str(key): _classes(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_classes(item) for item in value]
+    return None
+
+
 class Config(BaseModel):
     """A frozen value object; unknown keys are errors that name the nearest key.
 
     A dict that gives some fields of a nested configuration changes the default of that place: what
     it does not name stays as documented there.
+
+    A class is abstract, `class NoiseSchedule(Config, abstract=True)`, and then never made, or
+    final, and then never subclassed: what is saved names its class, and a subclass of a final one
+    would come back as its parent.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+    is_abstract: ClassVar[bool] = True
+
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        super().__init_subclass__()
+        cls.is_abstract = abstract
+        for base in cls.__mro__[1:]:
+            if issubclass(base, Config) and not base.is_abstract:
+                raise TypeError(
+                    f"{base.__name__} is final, got class {cls.__name__}({base.__name__}): "
+                    f"{_instead(base)}"
+                )
+        if abstract:
+            return
+        if missing := _missing(cls):
+            raise TypeError(
+                f"class {cls.__name__} lacks {', '.join(missing)}: define what "
+                f"{_public_base(cls).__name__} asks for, or say abstract=True"
+            )
+        if _lacks_kind(cls):
+            raise TypeError(
+                f'class {cls.__name__} needs a kind of its own: kind: Literal["a_name"] = "a_name"'
+            )
+
+    def __new__(cls, *_: Any, **fields: Any) -> Self:
+        if cls.is_abstract:
+            raise TypeError(
+                f"{cls.__name__} is abstract: make one of {', '.join(_members(cls))}, or of a "
+                f"class of your own, class Mine({cls.__name__})"
+            )
+        return super().__new__(cls)
+
+    @classmethod
+    def read(cls, content: Any, *, trust: Sequence[str] = ()) -> Self:
+        """From what `model_dump(mode="json")` gave. Of the classes that it names "module:Class",
+        those of installed plugins and of the modules in `trust` are imported; ValueError for
+        others.
+        """
+        return cls.model_validate(content, context={TRUST: tuple(trust)})
 
     @model_validator(mode="before")
     @classmethod
@@ -96,11 +169,63 @@ class Config(BaseModel):
         }
 
     def digest(self, *, without: Iterable[str] = (), **extra: Any) -> str:
-        """32 hexadecimal digits that change whenever a field that is not among `without`, or one
-        of `extra`, changes.
+        """32 hexadecimal digits that change whenever the class, a field that is not among
+        `without` or the class of a configuration in it, or one of `extra`, changes.
         """
-        text = json.dumps(
-            {"config": self.model_dump(mode="json", exclude=set(without)), "extra": extra},
-            sort_keys=True,
-        )
+        own, fields = _classes(self)
+        left_out = set(without)
+        content = {
+            "class": own,
+            "fields": self.model_dump(mode="json", exclude=left_out),
+            "classes": {name: fields[name] for name in fields if name not in left_out},
+            "extra": extra,
+        }
+        text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _lineage(cls: type[Config]) -> list[type[Config]]:
+    """The configurations that a class derives from, nearest first, without `Config`."""
+    return [base for base in cls.__mro__[1:] if issubclass(base, Config) and base is not Config]
+
+
+def _public_base(cls: type[Config]) -> type[Config]:
+    """The nearest base with a name for others."""
+    named = [base for base in _lineage(cls) if not base.__name__.startswith("_")]
+    return named[0] if named else Config
+
+
+def _instead(final: type[Config]) -> str:
+    """What to do in place of a subclass of a final class."""
+    base = _public_base(final)
+    if base is Config:
+        return (
+            "nothing else can stand in its place. Write a configuration of your own, "
+            f"class Mine(Config), that holds a {final.__name__} as a field"
+        )
+    return (
+        f"a subclass would be saved and loaded as {final.__name__}. Derive from {base.__name__}, "
+        f'class Mine({base.__name__}), with a kind of its own, kind: Literal["mine"] = "mine"'
+    )
+
+
+def _missing(cls: type[Config]) -> list[str]:
+    """The abstract methods that a class has not defined."""
+    asked = {name for base in cls.__bases__ for name in getattr(base, "__abstractmethods__", ())}
+    return sorted(
+        name for name in asked if getattr(getattr(cls, name), "__isabstractmethod__", False)
+    )
+
+
+def _lacks_kind(cls: type[Config]) -> bool:
+    """Whether the bases of a class ask for a kind, and nobody gives it."""
+    asked = [base.model_fields["kind"] for base in _lineage(cls) if "kind" in base.model_fields]
+    return bool(asked) and "kind" not in vars(cls) and all(f.is_required() for f in asked)
+
+
+def _members(cls: type[Config]) -> list[str]:
+    """The names of the final classes that derive from an abstract one."""
+    names: list[str] = []
+    for member in cls.__subclasses__():
+        names += _members(member) if member.is_abstract else [member.__name__]
+    return sorted(set(names))

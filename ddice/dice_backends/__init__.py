@@ -2,9 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
-from ddice.core.plugins import BACKENDS, PluginKinds
+from ddice.core.plugins import Door
 from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.base import Backend, BackendConfig
 from ddice.dice_backends.diagnostics import ratio_metrics
@@ -17,9 +15,8 @@ from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
 
 AnyBackend = Annotated[
-    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio,
-    Field(discriminator="kind"),
-    PluginKinds(BACKENDS, BackendConfig),
+    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio | BackendConfig,
+    Door("ddice.backends"),
 ]
 
 __all__ = [

@@ -17,9 +17,9 @@ from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.diagnostics import ratio_metrics as ratio_metrics  # found here before
 from ddice.dice_backends.q_function import QFunction
-from ddice.dice_backends.rewards import Rewards, RewardTransform
+from ddice.dice_backends.rewards import AnyReward, Rewards, RewardTransform
 from ddice.dice_backends.temperature import Temperature
-from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder
 from ddice.parts.fitting import Fits
 from ddice.parts.part import Optimizer, Part
 from ddice.parts.ratio_source import FlowStart, RatioSource
@@ -32,8 +32,10 @@ CHECKED_ROWS = 4096
 VALUE_MARGIN = 0.05
 
 
-class BackendConfig(Config, Fits["Backend"]):
-    """The fields that all trained backends share."""
+class BackendConfig(Config, Fits["Backend"], abstract=True):
+    """The fields that all trained backends share. One of your own gives a `kind` and `build`."""
+
+    kind: str
 
     temperature: Temperature = Field(
         1.0,
@@ -42,11 +44,11 @@ class BackendConfig(Config, Fits["Backend"]):
         ),
     )
     discount: float = Field(0.99, ge=0, lt=1)
-    rewards: tuple[RewardTransform, ...] = Field(
+    rewards: tuple[AnyReward, ...] = Field(
         (), description="ordered: return_range, minus_one_zero, standardize, scale"
     )
     value: MLP = Field(MLP(layer_norm=True), description="network of V(s)")
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
     polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
@@ -57,7 +59,7 @@ class BackendConfig(Config, Fits["Backend"]):
     @field_validator("rewards", mode="before")
     @classmethod
     def _one_transform(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | dict) else value
+        return (value,) if isinstance(value, str | dict | RewardTransform) else value
 
 
 class Backend(Part):

@@ -15,7 +15,7 @@ from ddice.data import Batch, Spec
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.divergences import Divergence, FDivergence, SoftChi2
 from ddice.dice_backends.q_function import QFunction
-from ddice.dice_backends.rewards import RewardTransform, Scale, Standardize
+from ddice.dice_backends.rewards import AnyReward, Scale, Standardize
 from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
 from ddice.diffusion.networks import MLP
 from ddice.parts import loop
@@ -31,7 +31,7 @@ class OptiDice(ValueOnlyConfig):
     divergence: Divergence = Field(
         SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices"
     )
-    rewards: tuple[RewardTransform, ...] = (Standardize(), Scale(factor=0.1))
+    rewards: tuple[AnyReward, ...] = (Standardize(), Scale(factor=0.1))
     value: MLP = Field(MLP(), description="network of V(s)")
     expectation: Literal["network", "sample"] = Field(
         "network",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Spec
-from ddice.diffusion.networks import MLP, Encoder, FlattenEncoder, Network
+from ddice.diffusion.networks import MLP, AnyEncoder, Encoder, FlattenEncoder, Network
 
 
 class QFunction(nn.Module):
@@ -46,7 +46,7 @@ class QConfig(Config):
     critic: MLP = MLP()
     members: int = Field(2, ge=1)
     value: MLP | None = None
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
 
     def build(self, spec: Spec, seed: Seed = 0, stream: str = "q") -> QFunction:
         encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)

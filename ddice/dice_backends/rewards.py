@@ -13,10 +13,17 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from ddice.core.config import Config, unknown_name
+from ddice.core.plugins import Door
 from ddice.data.spec import RewardSummary
 
 
-class _Transform(Config):
+class RewardTransform(Config, abstract=True):
+    """A map of rewards. One of your own gives a `kind`, `apply` and `summarise`, and `absorbing`
+    where a termination leads to another reward than `apply` says.
+    """
+
+    kind: str
+
     @abstractmethod
     def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
         """Rewards of any shape -> transformed rewards; `summary` describes the rewards that
@@ -51,7 +58,7 @@ def _affine_summary(summary: RewardSummary, factor: float, shift: float) -> Rewa
     )
 
 
-class Scale(_Transform):
+class Scale(RewardTransform):
     """r * factor."""
 
     kind: Literal["scale"] = "scale"
@@ -64,7 +71,7 @@ class Scale(_Transform):
         return _affine_summary(summary, self.factor, 0)
 
 
-class ReturnRange(_Transform):
+class ReturnRange(RewardTransform):
     """r * 1000 / (max return - min return) over the episodes of the data (the published choice
     for locomotion).
     """
@@ -91,7 +98,7 @@ class ReturnRange(_Transform):
         return _affine_summary(summary, self._factor(summary), 0)
 
 
-class Standardize(_Transform):
+class Standardize(RewardTransform):
     """(r - mean) / std over the transitions of the data."""
 
     kind: Literal["standardize"] = "standardize"
@@ -109,7 +116,7 @@ class Standardize(_Transform):
         return _affine_summary(summary, 1 / std, -summary.mean / std)
 
 
-class MinusOneZero(_Transform):
+class MinusOneZero(RewardTransform):
     """0 where r > 0, else -1 (the published choice for AntMaze): must come first. Reaching the
     goal ends the cost, so absorption costs 0.
     """
@@ -151,8 +158,9 @@ def _from_name(value: Any) -> Any:
     return {"kind": value}
 
 
-RewardTransform = Annotated[
-    Annotated[Scale | ReturnRange | Standardize | MinusOneZero, Field(discriminator="kind")],
+AnyReward = Annotated[
+    Scale | ReturnRange | Standardize | MinusOneZero | RewardTransform,
+    Door("ddice.rewards"),
     BeforeValidator(_from_name),
 ]
 
@@ -160,8 +168,8 @@ RewardTransform = Annotated[
 class Rewards:
     """An ordered list of transforms with the constants of one dataset."""
 
-    def __init__(self, transforms: Sequence[_Transform], summary: RewardSummary):
-        self._steps: list[tuple[_Transform, RewardSummary]] = []
+    def __init__(self, transforms: Sequence[RewardTransform], summary: RewardSummary):
+        self._steps: list[tuple[RewardTransform, RewardSummary]] = []
         absorbing = 0.0
         for transform in transforms:
             self._steps.append((transform, summary))

@@ -47,7 +47,7 @@ def value_loss(
     )
 
 
-class _SemiGradientConfig(BackendConfig):
+class _SemiGradientConfig(BackendConfig, abstract=True):
     value_weight: float | Literal["one_minus_discount"] = Field(
         1.0,
         description=(
@@ -71,7 +71,7 @@ class _SemiGradientConfig(BackendConfig):
         )
 
 
-class _PairConfig(_SemiGradientConfig):
+class _PairConfig(_SemiGradientConfig, abstract=True):
     critic: MLP = Field(MLP(), description="network of Q(s, a)")
     critic_members: int = Field(2, ge=1, description="Q networks whose minimum enters the ratio")
     selector: Literal["critic", "ensemble", "advantage"] = Field(

@@ -22,7 +22,7 @@ from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, SoftChi2
-from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, weighted_mean
 from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
@@ -63,7 +63,7 @@ class StateCorrection(Config):
     factor: MLP = Field(
         MLP(), description="network of (f')(eta(s)), regressed on the advantage of U"
     )
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
 

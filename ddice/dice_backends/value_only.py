@@ -23,7 +23,7 @@ from ddice.parts import loop
 from ddice.parts.part import average, weighted_mean
 
 
-class ValueOnlyConfig(BackendConfig):
+class ValueOnlyConfig(BackendConfig, abstract=True):
     """The fields of the backends that learn V alone."""
 
     divergence: Divergence = Field(

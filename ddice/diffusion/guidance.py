@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddice.core.config import Config
 from ddice.core.randomness import Seed
-from ddice.diffusion.networks import MLP, TIME_FEATURES, Network, SmoothTime, Time
+from ddice.diffusion.networks import MLP, TIME_FEATURES, AnyTime, Network, SmoothTime
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Denoiser
 from ddice.parts.part import Optimizer
@@ -25,7 +25,7 @@ class Guidance(Config):
     """The guidance network and how it is trained."""
 
     network: MLP = MLP(hidden=(128, 128, 128), activation="silu", initialisation="kaiming")
-    time: Time = SmoothTime()
+    time: AnyTime = SmoothTime()
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
     noises_per_action: int = Field(

@@ -5,16 +5,25 @@ every extractor.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from abc import abstractmethod
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from ddice.core.config import Config
+from ddice.core.plugins import Door
 from ddice.core.randomness import Seed, rand, randn
 from ddice.data import Batch, Spec, Transitions
-from ddice.diffusion.networks import Encoder, FlattenEncoder, Network, ResidualScore, Score
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.networks import (
+    AnyEncoder,
+    AnyScore,
+    Encoder,
+    FlattenEncoder,
+    Network,
+    ResidualScore,
+)
+from ddice.diffusion.schedule import AnySchedule, NoiseSchedule, VariancePreserving
 from ddice.diffusion.solvers import Denoiser
 from ddice.parts import loop
 from ddice.parts.fitting import Fits
@@ -31,15 +40,16 @@ def denoising_loss(
     return weighted_mean(error if factors is None else factors * error, weights)
 
 
-class DiffusionPrior(Config, Fits["Prior"]):
-    """Configuration of the diffusion model: noise prediction on a variance-preserving schedule
-    (Song et al., arXiv 2011.13456).
+class PriorConfig(Config, Fits["Prior"], abstract=True):
+    """The fields that all diffusion priors share.
+
+    One of your own gives a `kind`, `modules` and `build`, which returns a `Prior`, or a subclass of
+    it with another loss.
     """
 
-    kind: Literal["diffusion"] = "diffusion"
-    network: Score = ResidualScore()
-    schedule: NoiseSchedule = NoiseSchedule()
-    encoder: FlattenEncoder = FlattenEncoder()
+    kind: str
+    schedule: AnySchedule = VariancePreserving()
+    encoder: AnyEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
     ema: float = Field(
@@ -50,6 +60,21 @@ class DiffusionPrior(Config, Fits["Prior"]):
             "decay of the averaged weights that are used after training; 0 uses the last ones"
         ),
     )
+
+    @abstractmethod
+    def modules(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> tuple[Encoder, Network]:
+        """The encoder and the score network, untrained."""
+
+    @abstractmethod
+    def build(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> Prior:
+        """The trainable part; `stream` names its random numbers."""
+
+
+class DiffusionPrior(PriorConfig):
+    """Noise prediction (Song et al., arXiv 2011.13456)."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    network: AnyScore = ResidualScore()
 
     def modules(self, spec: Spec, seed: Seed = 0, stream: str = "prior") -> tuple[Encoder, Network]:
         """The encoder and the score network, untrained."""
@@ -66,9 +91,9 @@ class DiffusionPrior(Config, Fits["Prior"]):
 class Prior(Part):
     """The trainable diffusion model; `denoiser` is what samplers and extractors use."""
 
-    config: DiffusionPrior
+    config: PriorConfig
 
-    def __init__(self, config: DiffusionPrior, spec: Spec, seed: Seed, stream: str = "prior"):
+    def __init__(self, config: PriorConfig, spec: Spec, seed: Seed, stream: str = "prior"):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.stream = stream
         self.encoder, self.network = config.modules(spec, seed, stream)
@@ -123,3 +148,6 @@ def network_denoiser(network: Network, features: Tensor, schedule: NoiseSchedule
         return network(features, x, schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1))
 
     return denoise
+
+
+AnyPrior = Annotated[DiffusionPrior | PriorConfig, Door("ddice.priors")]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.config import Config
+from ddice.core.plugins import Door
 from ddice.diffusion.schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -56,7 +58,15 @@ def _advance(x: Tensor, clean: Tensor, start: _Point, end: _Point) -> Tensor:
     ) * clean
 
 
-class _Solver(Config):
+class Solver(Config, abstract=True):
+    """A solver of the diffusion ODE.
+
+    One of your own gives a `kind` and `integrate`, which calls the denoiser `evaluations` times, at
+    times t () of x's dtype, and reads alpha, sigma and log_snr of the schedule. Engines take apart
+    a solver that is linear in x and in the predictions, and refuse others by name.
+    """
+
+    kind: str
     evaluations: int = Field(15, ge=1, description="network evaluations per action (NFE)")
     spacing: Spacing = Field(
         "uniform",
@@ -66,6 +76,14 @@ class _Solver(Config):
             "actions by 0.390 with 5 evaluations and 0.141 with 8, quadratic by 0.125 and 0.064"
         ),
     )
+
+    @abstractmethod
+    def integrate(
+        self, denoiser: Denoiser, x: Tensor, schedule: NoiseSchedule, clip: bool = False
+    ) -> Tensor:
+        """Noise x (..., A) at t = 1 -> action (..., A) at t_min; `clip` keeps the clean action
+        of every evaluation in [-1, 1].
+        """
 
     def _grid(self, schedule: NoiseSchedule) -> list[_Point]:
         """`evaluations` + 1 times, falling from 1 to t_min."""
@@ -91,7 +109,7 @@ class _Solver(Config):
         return [_Point(schedule, t) for t in times]
 
 
-class DDIM(_Solver):
+class DDIM(Solver):
     """First order: x' = (sigma'/sigma) x - alpha' (e^{-h} - 1) x0 (arXiv 2010.02502)."""
 
     kind: Literal["ddim"] = "ddim"
@@ -108,7 +126,7 @@ class DDIM(_Solver):
         return x
 
 
-class SingleStep(_Solver):
+class SingleStep(Solver):
     """DPM-Solver++(2S), exponential form: pairs of grid points, the inner one at its own log-SNR,
     so r1 is not 1/2 in general.
 
@@ -137,7 +155,7 @@ class SingleStep(_Solver):
         return x
 
 
-class MultiStep(_Solver):
+class MultiStep(Solver):
     """DPM-Solver++(2M): extrapolates with the previous evaluation; the first and the last step are
     first order.
 
@@ -167,7 +185,7 @@ class MultiStep(_Solver):
         return x
 
 
-Solver = Annotated[DDIM | SingleStep | MultiStep, Field(discriminator="kind")]
+AnySolver = Annotated[DDIM | SingleStep | MultiStep | Solver, Door("ddice.solvers")]
 PUBLISHED = SingleStep(evaluations=15)
 FEW_STEPS = MultiStep(evaluations=8, spacing="quadratic")
 """Eight evaluations instead of the fifteen of `PUBLISHED`, and nearer to the exact flow at every

@@ -2,18 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
-from ddice.core.plugins import EXTRACTORS, PluginKinds
+from ddice.core.plugins import Door
 from ddice.extractors.base import Extractor, ExtractorConfig
 from ddice.extractors.guide_then_select import GuideThenSelect
 from ddice.extractors.select_only import SelectOnly
 from ddice.extractors.weighted_bc import GaussianBC, WeightedBC
 
 AnyExtractor = Annotated[
-    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly,
-    Field(discriminator="kind"),
-    PluginKinds(EXTRACTORS, ExtractorConfig),
+    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly | ExtractorConfig,
+    Door("ddice.extractors"),
 ]
 
 __all__ = [

@@ -20,7 +20,7 @@ from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import AnySelection, Diffusion, MeanSelection, Sampler
-from ddice.diffusion.solvers import PUBLISHED, Solver
+from ddice.diffusion.solvers import PUBLISHED, AnySolver
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import RatioSource
@@ -28,8 +28,10 @@ from ddice.parts.stage import Stage, Update, alone, run_stage
 from ddice.policies.policy import Clipping, Policy, QCallable, check_q, check_selection, make_policy
 
 
-class ExtractorConfig(Config):
-    """The fields that all extractors share."""
+class ExtractorConfig(Config, abstract=True):
+    """The fields that all extractors share. One of your own gives a `kind` and `build`."""
+
+    kind: str
 
     candidates: int = Field(
         1, ge=1, description="K, actions sampled per decision; more than one needs a Q"
@@ -115,10 +117,10 @@ class ExtractorConfig(Config):
         return policies
 
 
-class DiffusionConfig(ExtractorConfig):
+class DiffusionConfig(ExtractorConfig, abstract=True):
     """The fields of extractors whose policy is a diffusion model."""
 
-    solver: Solver = Field(PUBLISHED, description="sampler of the diffusion ODE")
+    solver: AnySolver = Field(PUBLISHED, description="sampler of the diffusion ODE")
     clip_denoised: bool = Field(
         True,
         description=(

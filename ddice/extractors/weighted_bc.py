@@ -13,7 +13,7 @@ from torch import Tensor
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.diffusion.guidance import bounded_log_ratio
-from ddice.diffusion.networks import MLP, FlattenEncoder
+from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import DiffusionSampler, Gaussian, GaussianSampler
 from ddice.extractors.base import DiffusionConfig, Extractor, ExtractorConfig, relative_metrics
@@ -21,7 +21,7 @@ from ddice.parts import loop
 from ddice.parts.part import Optimizer, weighted_mean
 
 
-class _WeightedConfig(ExtractorConfig):
+class _WeightedConfig(ExtractorConfig, abstract=True):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
     log_cap: float = Field(
@@ -57,7 +57,7 @@ class GaussianBC(_WeightedConfig):
 
     kind: Literal["gaussian_bc"] = "gaussian_bc"
     network: MLP = MLP()
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
 
     needs_prior = False
 

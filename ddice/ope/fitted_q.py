@@ -20,7 +20,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed, rand, randn
 from ddice.core.statistics import check_level
 from ddice.data import Batch, Spec, Transitions
-from ddice.diffusion.networks import MLP, FlattenEncoder, Network
+from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder, Network
 from ddice.ope.intervals import Estimate, bootstrap, interval
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, average, weighted_mean
@@ -129,7 +129,7 @@ class FittedQEvaluation(Config):
     critic: MLP = Field(MLP(layer_norm=True), description="network of Q(s, a)")
     members: int = Field(3, ge=1, description="Q networks, each with a target of its own")
     samples: int = Field(8, ge=1, description="J, actions kept per next state")
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(512, ge=1)
     polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")

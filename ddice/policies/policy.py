@@ -171,7 +171,7 @@ class Policy:
                 raise ValueError(
                     f"this policy has no {next(reversed(sampling))} to change: it samples without"
                 )
-            sampler.config = Diffusion.model_validate(sampler.config.model_dump() | sampling)
+            sampler.config = Diffusion.model_validate({**dict(sampler.config), **sampling})
         config = PolicyConfig.model_validate(
             {**dict(self.config), **acting, "sampler": sampler.config}
         )
@@ -395,16 +395,19 @@ def load_policy(
     device: str | torch.device = "auto",
     q: QCallable | None = None,
     engine: EngineName = "reference",
+    trust: Sequence[str] = (),
 ) -> Policy:
     """Read a policy that `Policy.save` wrote, from its folder or that of its run; nothing is
     unpickled. `q` is needed where the saved one was the user's own callable.
 
-    engine: as for `Policy.compile`.
+    engine: as for `Policy.compile`. trust: modules of your own whose classes the policy is made of;
+    they are imported. Those of installed plugins are trusted.
 
-    Raises FileNotFoundError without the files, ValueError for truncated, foreign or newer ones.
+    Raises FileNotFoundError without the files, ValueError for truncated, foreign or newer ones,
+    and for classes of modules that are not trusted.
     """
     folder = policy_folder(path)
-    policy = _made(read_policy(folder), folder / WHOLE, q).to(device)
+    policy = _made(read_policy(folder), folder / WHOLE, q, trust).to(device)
     return policy if engine == "reference" else policy.compile(engine)
 
 
@@ -416,8 +419,8 @@ def _from_bytes(
     return Policy(policy.config, policy.spec, policy.sampler, policy.q, settings)
 
 
-def _made(saved: SavedPolicy, path: Path, q: QCallable | None) -> Policy:
-    config = PolicyConfig.model_validate(saved.description["policy"])
+def _made(saved: SavedPolicy, path: Path, q: QCallable | None, trust: Sequence[str] = ()) -> Policy:
+    config = PolicyConfig.read(saved.description["policy"], trust=trust)
     spec = Spec.model_validate(saved.description["spec"])
     sampler = config.sampler.build(spec)
     _load(sampler, saved.tensors, "sampler.", path)

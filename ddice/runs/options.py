@@ -205,11 +205,9 @@ def _models(annotation: Any, inside: bool = False) -> list[type[BaseModel]]:
     if origin in (Union, types.UnionType) or (inside and origin is not None):
         return [model for member in get_args(annotation) for model in _models(member, inside)]
     # list[int] is an instance of type before Python 3.11.
-    return (
-        [annotation]
-        if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        else []
-    )
+    if origin is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [] if getattr(annotation, "is_abstract", False) else [annotation]
+    return []
 
 
 def _show(value: Any) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ddice.core.config import Config
 from ddice.data import Transitions, load_dataset
 from ddice.dice_backends import AnyBackend, PiecewiseF
-from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.extractors import AnyExtractor, GuideThenSelect
 from ddice.policies import evaluation
 from ddice.policies.policy import Policy
@@ -101,7 +101,7 @@ class Recipe(Config):
     """A whole experiment: data, parts, steps, seed and evaluation."""
 
     data: DataSource = DataSource()
-    prior: DiffusionPrior = DiffusionPrior()
+    prior: AnyPrior = DiffusionPrior()
     backend: AnyBackend = PiecewiseF()
     extractor: AnyExtractor = GuideThenSelect()
     steps: Steps = Steps()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from ddice.core.config import Config
+from ddice.core.plugins import members
 from ddice.data import Batch
 from ddice.dice_backends import (
     DeterministicDice,
@@ -25,7 +26,7 @@ from ddice.dice_backends import (
 )
 from ddice.diffusion.networks import FlattenEncoder, PublishedScore, ResidualScore
 from ddice.diffusion.samplers import Diffusion, Gaussian
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
 from ddice.extractors import GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
 from ddice.testing.exact import KINDS, Solution, dual, orthogonal_dual, semi_gradient
@@ -179,15 +180,8 @@ SCORES: tuple[Example, ...] = (
     Example(ResidualScore, {"width": 8, "blocks": 1}),
     Example(PublishedScore, {"widths": [16, 8, 8]}),
 )
-SCHEDULES: tuple[Example, ...] = (Example(NoiseSchedule),)
+SCHEDULES: tuple[Example, ...] = (Example(VariancePreserving),)
 ENCODERS: tuple[Example, ...] = (Example(FlattenEncoder),)
-
-
-def members(union: Any) -> list[type[Config]]:
-    """The configurations of a union that have a kind, in order."""
-    if isinstance(union, type):
-        return [union] if "kind" in getattr(union, "model_fields", {}) else []
-    return [member for argument in get_args(union) for member in members(argument)]
 
 
 def require_examples(union: Any, examples: Iterable[Example], table: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddice.diffusion.guidance import guided
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
 from ddice.diffusion.solvers import Denoiser, Spacing
 from ddice.testing.gaussian import ExponentialRatio, GaussianMixture, exact_flow
 
@@ -75,7 +75,7 @@ def measured_order(
     1 for a first-order solver, 2 for a second-order one. `solver_class(evaluations=, spacing=)` has
     integrate(denoiser, x, schedule).
     """
-    schedule = NoiseSchedule(t_min=END)
+    schedule = VariancePreserving(t_min=END)
     errors = [
         solver_error(solver_class(evaluations=n, spacing=spacing), scale, schedule, 21)[1]
         for n in COUNTS

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddice.diffusion.schedule import NoiseSchedule
+from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
 from ddice.testing.expect import (
     expect,
     expect_close,
@@ -74,7 +74,7 @@ def _with(config: Any, evaluations: int) -> Any:
 def evaluations_are_counted(config: Any, order: int) -> None:
     """`evaluations` calls of the denoiser, at falling times from 1, none below t_min."""
     for count in (1, 2, 3, 8, 15):
-        denoiser = _Gaussian(NoiseSchedule())
+        denoiser = _Gaussian(VariancePreserving())
         config.model_copy(update={"evaluations": count}).integrate(
             denoiser, _noise(), denoiser.schedule
         )
@@ -93,7 +93,7 @@ def evaluations_are_counted(config: Any, order: int) -> None:
 def a_single_clean_action_is_exact(config: Any, order: int) -> None:
     """Data of one point: every number of evaluations is exact."""
     for count in (1, 2, 5, 15):
-        denoiser = _Gaussian(NoiseSchedule(), std=0.0)
+        denoiser = _Gaussian(VariancePreserving(), std=0.0)
         got = config.model_copy(update={"evaluations": count}).integrate(
             denoiser, _noise(), denoiser.schedule
         )
@@ -108,7 +108,7 @@ def a_single_clean_action_is_exact(config: Any, order: int) -> None:
 
 def gaussian_data_are_reached(config: Any, order: int) -> None:
     """Many evaluations end where the exact flow does."""
-    denoiser = _Gaussian(NoiseSchedule())
+    denoiser = _Gaussian(VariancePreserving())
     got = _with(config, 401).integrate(denoiser, _noise(), denoiser.schedule)
     expect_close(
         got, denoiser.flow(_noise()), "401 evaluations on Gaussian data", rtol=0, atol=1e-2
@@ -119,8 +119,7 @@ def order_is_as_declared(config: Any, order: int) -> None:
     """Minus the slope of log(largest error) against log(evaluations), 65 to 257 of them down to
     t = 0.1.
     """
-    denoiser = _Gaussian(NoiseSchedule(t_min=0.1))
-    exact = denoiser.flow(_noise())
+    denoiser = _Gaussian(VariancePreserving(t_min=0.1))
     exact = denoiser.flow(_noise())
     errors = []
     for count in COUNTS:
@@ -136,7 +135,7 @@ def order_is_as_declared(config: Any, order: int) -> None:
 
 def rows_are_independent(config: Any, order: int) -> None:
     """Any batch shape, and float32 in gives float32 out."""
-    denoiser = _Gaussian(NoiseSchedule())
+    denoiser = _Gaussian(VariancePreserving())
     together = config.integrate(denoiser, _noise().reshape(7, 3, 1), denoiser.schedule)
     alone = config.integrate(denoiser, _noise()[7], denoiser.schedule)
     expect_close(together[2, 1], alone, "one row alone", rtol=1e-9, atol=1e-12)

@@ -31,14 +31,17 @@ def log_where_positive(x: Tensor) -> Tensor:
     return torch.where(positive, torch.log(torch.where(positive, x, 1)), -math.inf)
 
 
-class FDivergence(Config):
+class FDivergence(Config, abstract=True):
     """One convex f. Elementwise on tensors of any shape; valid for every finite y in float32 and
     float64.
 
-    A member states f, its conjugate and its log ratio up to the cut; what lies beyond is the same
-    for all. At a kink only one branch of a formula may have a slope (relu has none at 0, clamp
-    has), or the gradient there is a sum of both.
+    One of your own gives a `kind`, `f`, its `_conjugate` and its `_log_ratio` up to the `cut`; what
+    lies beyond is the same for all. `NumericDivergence` needs f alone. At a kink only one branch of
+    a formula may have a slope (relu has none at 0, clamp has), or the gradient there is a sum of
+    both.
     """
+
+    kind: str
 
     @abstractmethod
     def f(self, ratio: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddice.dice_backends.divergences.divergence import FDivergence
 
 
-class _KLBelow(FDivergence):
+class _KLBelow(FDivergence, abstract=True):
     """x log x - x + 1 below 1 and curvature * (x - 1)^2 / 2 above: positive ratios that grow
     only linearly.
     """

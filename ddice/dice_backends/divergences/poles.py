@@ -22,7 +22,7 @@ def pole_cut(pole: float, dtype: torch.dtype) -> float:
     return pole * (1 - 64 * torch.finfo(dtype).eps)
 
 
-class _WithPole(FDivergence):
+class _WithPole(FDivergence, abstract=True):
     """A ratio that grows beyond all bounds at a finite y: the tangent takes over where it reaches
     `max_ratio`.
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from ddice.core.config import unknown_name
+from ddice.core.plugins import Door
 from ddice.dice_backends.divergences.alpha import Alpha
 from ddice.dice_backends.divergences.divergence import FDivergence
 from ddice.dice_backends.divergences.kl_below import Piecewise, SoftChi2
@@ -65,5 +66,7 @@ _Member = (
 
 
 Divergence = Annotated[
-    Annotated[_Member | NumericDivergence, Field(discriminator="kind")], BeforeValidator(_from_name)
+    _Member | NumericDivergence | FDivergence,
+    Door("ddice.divergences"),
+    BeforeValidator(_from_name),
 ]

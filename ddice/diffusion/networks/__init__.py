@@ -1,12 +1,12 @@
 """Networks as plans: lists of layers that run forwards, backwards by hand, and inside engines."""
 
-from ddice.diffusion.networks.encoder import Encoder, FlattenEncoder
+from ddice.diffusion.networks.encoder import AnyEncoder, Encoder, EncoderConfig, FlattenEncoder
 from ddice.diffusion.networks.mlp import MLP, Activation
 from ddice.diffusion.networks.network import Initialisation, Network
 from ddice.diffusion.networks.operations import NORM_EPS, OPERATIONS, Operation
 from ddice.diffusion.networks.plan import Layer
-from ddice.diffusion.networks.scores import PublishedScore, ResidualScore, Score
-from ddice.diffusion.networks.time import TIME_FEATURES, FourierTime, SmoothTime, Time
+from ddice.diffusion.networks.scores import AnyScore, PublishedScore, ResidualScore, Score
+from ddice.diffusion.networks.time import TIME_FEATURES, AnyTime, FourierTime, SmoothTime, Time
 
 __all__ = [
     "MLP",
@@ -14,7 +14,11 @@ __all__ = [
     "OPERATIONS",
     "TIME_FEATURES",
     "Activation",
+    "AnyEncoder",
+    "AnyScore",
+    "AnyTime",
     "Encoder",
+    "EncoderConfig",
     "FlattenEncoder",
     "FourierTime",
     "Initialisation",

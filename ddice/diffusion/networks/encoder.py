@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ddice.core.config import Config
+from ddice.core.plugins import Door
 from ddice.diffusion.networks.operations import standardize
 
 
-class FlattenEncoder(Config):
+class EncoderConfig(Config, abstract=True):
+    """How observations become features. One of your own gives a `kind` and `build`."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self, mean: Sequence[float], std: Sequence[float]) -> Encoder:
+        """The encoder of flat observations with these statistics: an `Encoder` whose `size` is the
+        number of features, and whose parameters, if any, are always the same at first.
+        """
+
+
+class FlattenEncoder(EncoderConfig):
     """Features = (flat observation - mean) / std with the dataset's frozen statistics, or the
     flat observation itself.
     """
@@ -46,3 +60,6 @@ class Encoder(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         return standardize(observations, self.mean, self.std)
+
+
+AnyEncoder = Annotated[FlattenEncoder | EncoderConfig, Door("ddice.encoders")]

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ddice.core.config import Config
+from ddice.core.plugins import Door
 from ddice.core.randomness import Seed
 from ddice.diffusion.networks.network import Network
-from ddice.diffusion.networks.time import TIME_FEATURES, FourierTime, SmoothTime, Time
+from ddice.diffusion.networks.time import TIME_FEATURES, AnyTime, FourierTime, SmoothTime
 
 
-class ResidualScore(Config):
+class Score(Config, abstract=True):
+    """A network that predicts the noise in actions. One of your own gives a `kind` and `build`."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
+        """The network of the inputs "features", "actions" and "time" (`TIME_FEATURES` numbers), in
+        this order, with `actions` outputs; its weights a function of seed and stream.
+        """
+
+
+class ResidualScore(Score):
     """A noise predictor of residual blocks x + W2 silu(W1 norm(x)) over an affine map of
     (actions, features, time).
     """
@@ -20,7 +34,7 @@ class ResidualScore(Config):
     kind: Literal["residual"] = "residual"
     width: int = Field(128, ge=1)
     blocks: int = Field(3, ge=1)
-    time: Time = SmoothTime()
+    time: AnyTime = SmoothTime()
 
     def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
         network = Network(
@@ -36,7 +50,7 @@ class ResidualScore(Config):
         return network
 
 
-class PublishedScore(Config):
+class PublishedScore(Score):
     """The noise predictor of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over
     actions, given state and time; 1.63 M parameters.
     """
@@ -45,7 +59,7 @@ class PublishedScore(Config):
     widths: tuple[int, int, int] = (512, 256, 128)
     condition: int = Field(128, ge=1)
     embedding: int = Field(32, ge=1, description="size of the embeddings of state and of time")
-    time: Time = FourierTime()
+    time: AnyTime = FourierTime()
 
     def build(self, features: int, actions: int, *, seed: Seed, stream: str) -> Network:
         network = Network(
@@ -77,4 +91,4 @@ class PublishedScore(Config):
         return network
 
 
-Score = Annotated[ResidualScore | PublishedScore, Field(discriminator="kind")]
+AnyScore = Annotated[ResidualScore | PublishedScore | Score, Door("ddice.scores")]

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ddice.core.config import Config
+from ddice.core.plugins import Door
 from ddice.diffusion.networks.network import Network
 
 TIME_FEATURES = 4  # (t, log_snr / 5, alpha, sigma): what a noise schedule tells a network
 
 
-class SmoothTime(Config):
+class Time(Config, abstract=True):
+    """How a network reads the noise level. One of your own gives a `kind` and `layers`."""
+
+    kind: str
+
+    @abstractmethod
+    def layers(self, network: Network, time: str) -> str:
+        """Append layers that read the input `time`, `TIME_FEATURES` numbers, to a network; the name
+        of their output.
+        """
+
+
+class SmoothTime(Time):
     """The four smooth features of the noise level as they are: no frequencies, so a network can
     learn to ignore time at first.
     """
@@ -23,7 +37,7 @@ class SmoothTime(Config):
         return time
 
 
-class FourierTime(Config):
+class FourierTime(Time):
     """Random Fourier features of t with frozen frequencies (the published choice)."""
 
     kind: Literal["fourier"] = "fourier"
@@ -34,4 +48,4 @@ class FourierTime(Config):
         return network.fourier(time, self.size, self.scale)
 
 
-Time = Annotated[SmoothTime | FourierTime, Field(discriminator="kind")]
+AnyTime = Annotated[SmoothTime | FourierTime | Time, Door("ddice.times")]

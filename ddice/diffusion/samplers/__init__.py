@@ -2,8 +2,8 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from ddice.core.plugins import Door
+from ddice.diffusion.samplers.base import Sampler, SamplerConfig
 from ddice.diffusion.samplers.reference import (
     Diffusion,
     DiffusionSampler,
@@ -19,8 +19,7 @@ from ddice.diffusion.samplers.selection import (
     SoftmaxSelection,
 )
 
-AnySampler = Annotated[Diffusion | Gaussian, Field(discriminator="kind")]
-Sampler = DiffusionSampler | GaussianSampler
+AnySampler = Annotated[Diffusion | Gaussian | SamplerConfig, Door("ddice.samplers")]
 
 __all__ = [
     "AnySampler",
@@ -33,6 +32,7 @@ __all__ = [
     "MeanSelection",
     "MinimumSelection",
     "Sampler",
+    "SamplerConfig",
     "Selection",
     "SoftmaxSelection",
 ]

@@ -8,15 +8,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Spec
 from ddice.diffusion.guidance import Guidance, guided, network_gradient
-from ddice.diffusion.networks import MLP, Encoder, FlattenEncoder, Network
-from ddice.diffusion.prior import DiffusionPrior, network_denoiser
-from ddice.diffusion.solvers import PUBLISHED, Solver
+from ddice.diffusion.networks import MLP, AnyEncoder, Encoder, FlattenEncoder, Network
+from ddice.diffusion.prior import AnyPrior, network_denoiser
+from ddice.diffusion.samplers.base import Sampler, SamplerConfig
+from ddice.diffusion.solvers import PUBLISHED, AnySolver
 
 LOG_STD = (
     -5.0,
@@ -26,16 +26,16 @@ LOG_STD = (
 )
 
 
-class Diffusion(Config):
+class Diffusion(SamplerConfig):
     """How to build a diffusion sampler: kept with every saved policy."""
 
     kind: Literal["diffusion"] = "diffusion"
-    prior: DiffusionPrior
+    prior: AnyPrior
     guidance: Guidance | None = None
     guidance_scale: float = Field(
         1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
     )
-    solver: Solver = PUBLISHED
+    solver: AnySolver = PUBLISHED
     clip_denoised: bool = Field(
         False,
         description=(
@@ -53,8 +53,10 @@ class Diffusion(Config):
         return DiffusionSampler(self, encoder, network, guidance)
 
 
-class DiffusionSampler(nn.Module):
+class DiffusionSampler(Sampler):
     """Integrates the diffusion ODE of the prior, guided where there is a guidance network."""
+
+    config: Diffusion
 
     def __init__(
         self, config: Diffusion, encoder: Encoder, network: Network, guidance: Network | None
@@ -77,23 +79,13 @@ class DiffusionSampler(nn.Module):
             denoiser, noise, schedule, clip=self.config.clip_denoised
         )
 
-    def latents(self, candidates: int, actions: int) -> Tensor:
-        """The fixed noise (K, A) of deterministic acting."""
-        return torch.randn(
-            candidates,
-            actions,
-            generator=torch.Generator("cpu").manual_seed(0),
-            dtype=torch.float32,
-            device="cpu",
-        )
 
-
-class Gaussian(Config):
+class Gaussian(SamplerConfig):
     """A Gaussian with state-dependent mean, within the bounds by tanh, and diagonal deviation."""
 
     kind: Literal["gaussian"] = "gaussian"
     network: MLP = MLP()
-    encoder: FlattenEncoder = FlattenEncoder()
+    encoder: AnyEncoder = FlattenEncoder()
 
     def build(self, spec: Spec, seed: Seed = 0) -> GaussianSampler:
         encoder = self.encoder.build(spec.normalizer.mean, spec.normalizer.std)
@@ -115,8 +107,10 @@ def gaussian_mean_and_log_std(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)
 
 
-class GaussianSampler(nn.Module):
+class GaussianSampler(Sampler):
     """mean(s) + std(s) * noise."""
+
+    config: Gaussian
 
     def __init__(self, config: Gaussian, encoder: Encoder, network: Network):
         super().__init__()

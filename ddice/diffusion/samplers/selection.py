@@ -12,7 +12,7 @@ from torch import Tensor
 from ddice.core.config import Config, unknown_name
 
 
-class Selection(Config):
+class Selection(Config, abstract=True):
     """How one of K candidates is chosen by the members of a critic.
 
     Abstract, but it can be called: `Selection(rule="lcb", coefficient=0.5)` is the member of

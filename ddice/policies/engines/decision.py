@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddice.core.config import class_name
 from ddice.dice_backends.q_function import QFunction
 from ddice.diffusion.networks import Encoder, Layer, Network
 from ddice.diffusion.networks.operations import operation
@@ -75,6 +76,8 @@ def add_network(
     """Append a network whose inputs are these values; where each of its values is found in the
     program, and its plan.
     """
+    if type(network) is not Network:  # a subclass may compute something else than its plan
+        raise NotCovered(f"not covered: the network {class_name(type(network))}")
     plan = network.plan()
     return run_forward(plan, inputs, Instructions(program)), plan
 
@@ -105,6 +108,7 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     times: list[Tensor] = []
     rows: list[Tensor] = []
     size = solver.evaluations + 1
+    refusal = f"not covered: the solver {class_name(type(solver))}"
 
     def coordinate(index: int) -> Tensor:
         return torch.eye(size, dtype=torch.float64, device="cpu")[index]
@@ -115,23 +119,24 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     def record(x: Tensor, t: Tensor) -> Tensor:
         times.append(t)
         rows.append(x)
+        if len(rows) == size:
+            raise NotCovered(f"{refusal}, which evaluates more often than `evaluations` says")
         return noise(x, coordinate(len(rows)), t)
 
     rows.append(solver.integrate(record, coordinate(0), schedule))
+    if len(rows) != size:
+        raise NotCovered(f"{refusal}, which evaluates less often than `evaluations` says")
     matrix = torch.stack(rows)
-    known = torch.randn(
-        size, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu"
-    )
+    # Deviation 2: some clean predictions lie outside of the bounds, so that clipping acts.
+    source = torch.Generator("cpu").manual_seed(0)
+    known = 2 * torch.randn(size, generator=source, dtype=torch.float64, device="cpu")
     answers = iter(known[1:])
-    if not torch.allclose(
-        solver.integrate(lambda x, t: noise(x, next(answers), t), known[0], schedule),
-        matrix[-1] @ known,
-        rtol=CHECK_TOLERANCE,
-    ):
-        raise NotCovered(
-            f"not covered: the solver {solver.kind!r}, whose steps are not linear in noise and "
-            "predictions"
-        )
+    action = solver.integrate(
+        lambda x, t: noise(x, next(answers), t), known[0], schedule, clip=clean
+    )
+    used = torch.cat([known[:1], known[1:].clamp(-1, 1)]) if clean else known
+    if not torch.allclose(action, matrix[-1] @ used, rtol=CHECK_TOLERANCE):
+        raise NotCovered(f"{refusal}, whose steps are not linear in noise and predictions")
     return torch.stack(times), matrix
 
 
@@ -140,6 +145,8 @@ def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
     program = Program(in_body={"x"})
     features = {}
     for name, encoder in encoders.items():
+        if type(encoder) is not Encoder:
+            raise NotCovered(f"not covered: the encoder {class_name(type(encoder))}")
         program.sizes["observations"] = encoder.size
         features[name] = program.emit(
             "standardize", ("observations",), encoder.size, weights=(encoder.mean, encoder.std)
@@ -241,9 +248,11 @@ def decision_program(procedure: Procedure) -> DecisionProgram:
     generator: DiffusionProgram | GaussianProgram
     if isinstance(sampler, DiffusionSampler):
         generator, actions = diffusion_program(sampler), sampler.network.sizes["actions"]
-    else:
+    elif isinstance(sampler, GaussianSampler):
         generator = gaussian_program(sampler)
         actions = generator.network.sizes[generator.network.output] // 2
+    else:
+        raise NotCovered(f"not covered: the sampler {class_name(type(sampler.config))}")
     program = q_program(q) if candidates > 1 and isinstance(q, QFunction) else None
     return DecisionProgram(
         generator,

@@ -61,7 +61,7 @@ _OFFICIAL = Recipe(
 
 
 def _paper() -> Recipe:
-    guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": "none"})  # type: ignore[union-attr]
+    guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": "none"})  # type: ignore[attr-defined]
     return _OFFICIAL.model_copy(
         update={
             "backend": _OFFICIAL.backend.model_copy(update={"value_weight": "one_minus_discount"}),

@@ -1,0 +1,45 @@
+"""What every sampler is: observations and noise in, K candidate actions out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ddice.core.config import Config
+from ddice.data import Spec
+
+
+class SamplerConfig(Config, abstract=True):
+    """How to build a sampler: kept with every saved policy. One of your own gives a `kind` and
+    `build`.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def build(self, spec: Spec) -> Sampler:
+        """The sampler, untrained: its tensors are those of a saved policy's."""
+
+
+class Sampler(nn.Module, ABC):
+    """Candidates of a state. One of your own gives `config` and `forward`; the engine "reference"
+    plays it, and the others refuse it by name.
+    """
+
+    config: SamplerConfig
+
+    @abstractmethod
+    def forward(
+        self,
+        observations: Tensor,  # (B, S)
+        noise: Tensor,  # (B, K, A)
+    ) -> Tensor:  # (B, K, A)
+        """Candidates, not yet mapped into the bounds; each from its own noise alone."""
+
+    def latents(self, candidates: int, actions: int) -> Tensor:
+        """The fixed noise (K, A) of deterministic acting."""
+        source = torch.Generator("cpu").manual_seed(0)
+        shape = (candidates, actions)
+        return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
