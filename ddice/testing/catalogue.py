@@ -168,7 +168,10 @@ EXTRACTORS: tuple[Example, ...] = (
     Example(SelectOnly, {"candidates": 2, "solver": SOLVER}),
 )
 SAMPLERS: tuple[Example, ...] = (
-    Example(Diffusion, {"prior": SCORE, "solver": {"kind": "ddim", "evaluations": 3}}),
+    Example(
+        Diffusion,
+        {"prior": {"kind": "diffusion", **SCORE}, "solver": {"kind": "ddim", "evaluations": 3}},
+    ),
     Example(Gaussian, {"network": NETWORK}),
 )
 SOLVERS: tuple[SolverExample, ...] = (
