@@ -52,7 +52,7 @@ def make_policy(networks: str, solver: str, candidates: int, device: str = "cpu"
     )
     score, guidance, q = NETWORKS[networks]
     prior = DiffusionPrior(network=score, encoder=FlattenEncoder(normalize=False))
-    sampler = Diffusion(prior=prior, guidance=guidance, solver=SOLVERS[solver])
+    sampler = Diffusion(prior=prior, guidance=guidance, solver=SOLVERS[solver], clip_denoised=False)
     config = PolicyConfig(sampler=sampler, candidates=candidates, q=q)
     torch.manual_seed(0)
     return Policy(config, spec, sampler.build(spec), q.build(spec)).to(device)

@@ -52,6 +52,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
                 guidance=config,
                 guidance_scale=1.5,
                 solver=DDIM(evaluations=2),
+                clip_denoised=False,
             )
             yield (
                 f"{score} score, {guidance} guidance",

@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     Mutant(
         "the least g for the largest",
-        "update",
+        "BatchMaximum.rescaled",
         "X.flatten(-2).amax(-1)",
         "X.flatten(-2).amin(-1)",
         IGL,

@@ -22,6 +22,7 @@ from ddice.data import Batch, Transitions
 from ddice.dice_backends import (
     AdvantageHead,
     AnyBackend,
+    CriticEnsemble,
     DeterministicDice,
     FDice,
     GivenRatio,
@@ -50,19 +51,18 @@ def critic(observations: Tensor, actions: Tensor) -> Tensor:
 
 BACKENDS = {
     PiecewiseF: PiecewiseF(
-        critic=NET, selector="ensemble", ensemble_members=3, temperature="ess:0.5", **SHARED
+        critic=NET, selector=CriticEnsemble(members=3), temperature="ess:0.5", **SHARED
     ),
     FDice: FDice(
         critic=NET,
         divergence="pearson",
-        selector="advantage",
-        advantage=HEAD,
+        selector=HEAD,
         warm_start_steps=4,
         **SHARED,
     ),
     DeterministicDice: DeterministicDice(advantage=HEAD, **SHARED),
     OrthogonalDice: OrthogonalDice(advantage=HEAD, **SHARED),
-    OptiDice: OptiDice(advantage=HEAD, warm_start_steps=2, **SHARED),
+    OptiDice: OptiDice(advantage=HEAD, warm_start_steps=2, value=NET, batch_size=16),
     GivenRatio: GivenRatio(source=weights, q=critic),
 }
 EXTRACTORS = {

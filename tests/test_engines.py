@@ -100,12 +100,17 @@ def cases() -> Iterator[tuple[str, Policy]]:
             f"{score} score, {guidance} guidance",
             make(
                 Diffusion(
-                    prior=DiffusionPrior(network=network), guidance=config, guidance_scale=1.5
+                    prior=DiffusionPrior(network=network),
+                    guidance=config,
+                    guidance_scale=1.5,
+                    clip_denoised=False,
                 )
             ),
         )
     sampler = Diffusion(
-        prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"]
+        prior=DiffusionPrior(network=SCORES["residual"]),
+        guidance=GUIDANCES["silu"],
+        clip_denoised=False,
     )
     for solver in SOLVERS:
         yield (
@@ -182,6 +187,7 @@ def test_clipping_acts_at_every_evaluation(engine: str) -> None:
         prior=DiffusionPrior(network=SCORES["residual"]),
         guidance=GUIDANCES["silu"],
         guidance_scale=1.5,
+        clip_denoised=False,
     )
     free, kept = (
         make(sampler.model_copy(update={"clip_denoised": clip})) for clip in (False, True)
@@ -226,6 +232,7 @@ def test_a_scale_of_0_is_no_guidance() -> None:
         prior=DiffusionPrior(network=SCORES["residual"]),
         guidance=GUIDANCES["silu"],
         guidance_scale=0.0,
+        clip_denoised=False,
     )
     scaled, free = make(sampler), make(sampler.model_copy(update={"guidance": None}))
     given = inputs(scaled, 5)
@@ -251,7 +258,7 @@ def test_an_output_without_candidates_is_not_covered(what: str) -> None:
         network.linear("features", outputs)
         return network
 
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False))
     size = SPEC.observations.size
     if what == "q":
         policy.q.critic = blind({"features": size, "actions": 2}, 1, members=(3,))
@@ -271,7 +278,7 @@ def test_a_q_may_learn_from_decisions(engine: str) -> None:
     """They are ordinary tensors, in one chunk and in several."""
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False))
     for rows in (8, 1000):
         actions = policy.compile(engine, rows_per_call=rows).decide(*inputs(policy, 5)).actions  # type: ignore[arg-type]
         weight = torch.ones(2, requires_grad=True)
@@ -283,9 +290,9 @@ def test_a_q_may_learn_from_decisions(engine: str) -> None:
 def test_inputs_of_different_numbers_of_states(engine: str) -> None:
     if engine == "onnx":
         pytest.importorskip("onnxruntime")
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))).compile(
-        engine, rows_per_call=8
-    )  # type: ignore[arg-type]
+    policy = make(
+        Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False)
+    ).compile(engine, rows_per_call=8)  # type: ignore[arg-type]
     observations, noise, uniform = inputs(policy, 7)
     with pytest.raises(ValueError, match="expected noise for 7 states, got them for 4"):
         policy.decide(observations, noise[:4])
@@ -338,6 +345,7 @@ def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(
             prior=DiffusionPrior(network=SCORES[score]),
             guidance=GUIDANCES[guidance],
             guidance_scale=1.5,
+            clip_denoised=False,
         )
         policy = make(sampler, after=after)
         observations, noise, _ = inputs(policy, 7)
@@ -350,7 +358,7 @@ def test_the_baseline_of_the_benchmarks_makes_the_same_decisions(
 
 def test_auto_is_the_fastest_engine_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert policy.compile().engine.name == "onnx"
@@ -365,14 +373,14 @@ def test_auto_is_the_fastest_engine_that_is_installed(monkeypatch: pytest.Monkey
 
 
 def test_numbers_of_states_that_cannot_be() -> None:
-    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"])))
+    policy = make(Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False))
     for sizes in ((), (4, 0), (-3,)):
         with pytest.raises(ValueError, match="batch_sizes"):
             policy.compile("eager", batch_sizes=sizes)
 
 
 def test_auto_is_the_reference_for_what_cannot_be_taken_apart() -> None:
-    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]))
+    sampler = Diffusion(prior=DiffusionPrior(network=SCORES["residual"]), clip_denoised=False)
     policy = Policy(
         PolicyConfig(sampler=sampler, candidates=2, q="given"),
         SPEC,

@@ -29,7 +29,9 @@ pytest.importorskip("onnxruntime")
 
 def policy(**changes: object) -> Policy:
     sampler = Diffusion(
-        prior=DiffusionPrior(network=SCORES["residual"]), guidance=GUIDANCES["silu"]
+        prior=DiffusionPrior(network=SCORES["residual"]),
+        guidance=GUIDANCES["silu"],
+        clip_denoised=False,
     )
     made = make(sampler, **changes)  # type: ignore[arg-type]
     box = made.spec.actions.model_copy(update={"low": (-2.0, 0.5), "high": (4.0, 0.75)})

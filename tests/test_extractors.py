@@ -16,7 +16,7 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 from ddice.data import Batch
-from ddice.dice_backends import Given, GivenRatio
+from ddice.dice_backends import GivenRatio, GivenRatioBackend
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
@@ -47,15 +47,15 @@ def q_function(observations: Tensor, actions: Tensor) -> Tensor:
 
 def given(
     ratio: Callable[[Batch], Tensor], q: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Given:
+) -> GivenRatioBackend:
     return GivenRatio(source=ratio, q=q).fit(data())
 
 
-def peaked() -> Given:
+def peaked() -> GivenRatioBackend:
     return given(lambda batch: torch.exp(reward(batch.actions) / TEMPERATURE), q_function)
 
 
-def ranked() -> Given:
+def ranked() -> GivenRatioBackend:
     return given(
         lambda batch: torch.ones_like(batch.rewards),
         lambda observations, actions: actions[:, 0][None],

@@ -22,7 +22,7 @@ import ddice
 import ddice.diffusion.prior
 import ddice.extractors.guide_then_select
 from ddice.data import Batch, Transitions
-from ddice.dice_backends.semi_gradient import SemiGradient
+from ddice.dice_backends.semi_gradient import PairBackend
 from ddice.diffusion.networks import Network
 from ddice.diffusion.prior import Prior
 from ddice.extractors.guide_then_select import GuidedExtractor
@@ -245,7 +245,7 @@ def prior() -> Prior:
     return part
 
 
-def backend() -> SemiGradient:
+def backend() -> PairBackend:
     part = OFFICIAL.backend.build(data().spec).double()
     for seed, network in enumerate((part.value_network, part.critic, part.target, part.head)):
         fill(network, 20 + seed)
@@ -343,7 +343,7 @@ def test_the_loss_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(live, used)
 
 
-def by_hand(part: SemiGradient) -> dict[str, Array]:
+def by_hand(part: PairBackend) -> dict[str, Array]:
     """The numbers of one update of Q and V, before any step."""
     s, a, following = (
         numbers(batch().observations),

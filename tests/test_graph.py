@@ -40,6 +40,7 @@ GUIDED = Diffusion(
     prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)),
     guidance=Guidance(network=MLP(hidden=(8,), activation="silu")),
     solver=DDIM(evaluations=3),
+    clip_denoised=False,
 )
 
 

@@ -11,7 +11,9 @@ from oracles import VP
 from torch import Tensor
 
 from ddice.diffusion.guidance import (
+    BatchMaximum,
     Guidance,
+    Unscaled,
     bounded_log_ratio,
     guided,
     in_sample_loss,
@@ -211,7 +213,7 @@ def test_without_normalisation_g_is_the_log_ratio_itself() -> None:
 def test_rescaling_by_the_batch_maximum() -> None:
     """The loss of a batch is multiplied by exp(-max(-g)): so is every gradient."""
     gradients = []
-    for rescale in ("none", "batch_max"):
+    for rescale in (Unscaled(), BatchMaximum()):
         extractor = GuideThenSelect(
             candidates=1, guidance=SMALL.model_copy(update={"rescale": rescale})
         ).build(data().spec, prior=prior())

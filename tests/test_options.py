@@ -199,7 +199,8 @@ def leaves(
             yield from leaves(inner[0], value, f"{prefix}{name}.", kinds)
         else:
             (tag,) = {tag for tag in TAGS for member in inner if tag in member.model_fields}
-            yield f"{prefix}{name}.{tag}", kinds, getattr(value, tag)
+            shown = value if value == "required" else getattr(value, tag)
+            yield f"{prefix}{name}.{tag}", kinds, shown
             for member in inner:
                 kind = member.model_fields[tag].default
                 yield from leaves(
@@ -383,7 +384,7 @@ MISTAKES = [
     (
         {"backend": {"value_weight": "x"}},
         "backend.value_weight: Input should be a valid number, unable to parse string as a "
-        "number; or Input should be 'one_minus_discount' (got 'x')",
+        "number (got 'x')",
     ),
     (
         {"backend": {"rewards": [{"kind": "scale", "factor": -1}]}},

@@ -14,7 +14,7 @@ from tabular import RAW, TABLE, Problem, conjugate, deviations, error, quick, ra
 
 from ddice.data import Batch
 from ddice.dice_backends import AdvantageHead, OrthogonalDice
-from ddice.dice_backends.orthogonal import Orthogonal, orthogonal_gradient
+from ddice.dice_backends.orthogonal import OrthogonalDiceBackend, orthogonal_gradient
 
 TEMPERATURE, DISCOUNT, TRADE_OFF = 0.7, 0.9, 0.6
 CONFIG = OrthogonalDice(
@@ -44,7 +44,9 @@ def helmert(states: int) -> np.ndarray:
     return np.sqrt(states) * basis[:, 1:]
 
 
-def orthogonal(problem: Problem, table: np.ndarray, seeds: int = 0) -> tuple[Orthogonal, Batch]:
+def orthogonal(
+    problem: Problem, table: np.ndarray, seeds: int = 0
+) -> tuple[OrthogonalDiceBackend, Batch]:
     """The backend on Helmert features with the value function `table`, eta = 1 and polyak = 1,
     and all outcomes as a batch.
     """
@@ -83,7 +85,7 @@ def single(batch: Batch, index: int | list[list[int]]) -> Batch:
     )
 
 
-def gradient(backend: Orthogonal) -> torch.Tensor:
+def gradient(backend: OrthogonalDiceBackend) -> torch.Tensor:
     return torch.cat(
         [
             backend.value_network.linear_0_weight.grad.squeeze(-1),

@@ -141,6 +141,7 @@ def test_the_published_networks_in_thirteen_phases() -> None:
         prior=DiffusionPrior(network=SCORES["published"]),
         guidance=GUIDANCES["published"],
         solver=DDIM(evaluations=2),
+        clip_denoised=False,
     )
     found = phases(programs(make(sampler))[0])
     assert [[text(task) for task in phase] for phase in found.phases] == [

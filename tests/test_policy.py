@@ -99,7 +99,9 @@ def whole(
     config = (
         Gaussian(network=small)
         if kind == "gaussian"
-        else Diffusion(prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)))
+        else Diffusion(
+            prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)), clip_denoised=False
+        )
     )
     sampler = config.build(spec)
     return make_policy(
@@ -393,7 +395,9 @@ def test_settings_of_acting_need_no_training() -> None:
     """The same networks with another solver, scale and K are a policy that was built with these."""
     guidance = Guidance(network=MLP(hidden=(8,), activation="silu"))
     sampler = Diffusion(
-        prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)), guidance=guidance
+        prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)),
+        guidance=guidance,
+        clip_denoised=False,
     )
     built, q = (
         sampler.build(SPEC),

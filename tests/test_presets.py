@@ -70,8 +70,8 @@ PUBLISHED: dict[str, Any] = {
     "backend.value.hidden": (256, 256),
     "backend.value.activation": "relu",
     "backend.value.layer_norm": True,
-    "backend.selector": "ensemble",
-    "backend.ensemble_members": 10,
+    "backend.selector.kind": "ensemble",
+    "backend.selector.members": 10,
     "extractor.guidance.network.hidden": (256, 256, 256, 256),
     "extractor.guidance.network.activation": "silu",
     "extractor.guidance.network.layer_norm": False,
@@ -84,7 +84,7 @@ PUBLISHED: dict[str, Any] = {
     "extractor.guidance.normalize": False,
     "extractor.guidance.noises_per_action": 16,
     "extractor.guidance.time_power": 1.0,
-    "extractor.guidance.rescale": "batch_max",
+    "extractor.guidance.rescale.kind": "batch_max",
     "extractor.guidance.exponent_cut": 80.0,
     # acting: temperature 0.5 and K = 1 of the command line, scale 4 (medium), argmax of the mean,
     # candidates not clipped before scoring
@@ -126,11 +126,11 @@ def test_paper_differs_from_official_in_the_printed_equations_only() -> None:
     found = differences(OFFICIAL.model_dump(mode="json"), PAPER.model_dump(mode="json"))
     assert found == [
         "backend.value_weight",
-        "extractor.guidance.rescale",
+        "extractor.guidance.rescale.kind",
         "extractor.guidance_scale",
     ]
-    assert PAPER.backend.value_weight == "one_minus_discount"
-    assert PAPER.extractor.guidance.rescale == "none"
+    assert PAPER.backend.value_weight == 1 - PAPER.backend.discount == 1 - 0.99
+    assert PAPER.extractor.guidance.rescale.kind == "none"
     assert PAPER.extractor.guidance_scale == 1.0
 
 
@@ -189,7 +189,7 @@ def test_a_task_has_its_published_settings_and_nothing_else(task: str) -> None:
         "noises": recipe.extractor.guidance.noises_per_action,
         "rewards": recipe.backend.rewards[0].kind,
         "rule": recipe.extractor.selection.rule,
-        "selector": recipe.backend.selector,
+        "selector": recipe.backend.selector.kind,
         "episodes": recipe.evaluation.episodes,
     }
     assert (recipe.extractor.guidance_scale, got) == (scale, expected)
@@ -279,9 +279,9 @@ def test_a_diff_says_every_field_both_values_and_why(run: Run) -> None:
         for block in output.removeprefix("official -> paper\n").strip().split("\n\n")
     ]
     assert [block[:-1] for block in blocks] == [
-        ['backend.value_weight: 1.0 -> "one_minus_discount"'],
+        ["backend.value_weight: 1.0 -> 0.010000000000000009"],
         ["extractor.guidance_scale: 4.0 -> 1.0"],
-        ['extractor.guidance.rescale: "batch_max" -> "none"'],
+        ['extractor.guidance.rescale.kind: "batch_max" -> "none"'],
     ]
     assert [block[-1].strip() for block in blocks] == [
         REASONS[name]
@@ -377,7 +377,8 @@ def test_presets_train_a_few_steps_with_their_own_networks(
     about_value_weight = [str(one.message) for one in caught if "value_weight" in str(one.message)]
     assert len(about_value_weight) == (1 if name == "paper" else 0)
     assert all(
-        "value_weight 1 - discount forces a mean ratio of 0.01 in every state" in message
+        "value_weight 0.01 forces a mean ratio of 0.01 in every state and adds about" in message
+        and "here 461: values are then no returns" in message
         for message in about_value_weight
     )
     assert (trained.prior.step, trained.backend.step, trained.extractor.step) == (1, 2, 2)

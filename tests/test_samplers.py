@@ -204,6 +204,7 @@ def test_a_row_does_not_depend_on_its_batch(guided: bool) -> None:
     config = Diffusion(
         prior=TINY,
         guidance=Guidance(network=MLP(hidden=(8,), activation="silu")) if guided else None,
+        clip_denoised=False,
     )
     sampler = config.build(data().spec)
     observations = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
@@ -225,6 +226,7 @@ def test_guidance_enters_with_its_scale() -> None:
         guidance=Guidance(network=MLP(hidden=())),
         guidance_scale=2.0,
         solver=DDIM(evaluations=1),
+        clip_denoised=False,
     )
     sampler = config.build(data().spec)
     plain = DiffusionSampler(config, sampler.encoder, sampler.network, None)
@@ -241,7 +243,7 @@ def test_guidance_enters_with_its_scale() -> None:
 
 @pytest.mark.parametrize("kind", ["diffusion", "gaussian"])
 def test_fixed_latents_start_alike_for_every_number_of_candidates(kind: str) -> None:
-    config = Diffusion(prior=TINY) if kind == "diffusion" else Gaussian()
+    config = Diffusion(prior=TINY, clip_denoised=False) if kind == "diffusion" else Gaussian()
     sampler = config.build(data().spec)
     latents = sampler.latents(6, 2)
     assert latents.shape == (6, 2)
@@ -281,7 +283,7 @@ def test_candidates_of_the_gaussian() -> None:
 def test_configurations_survive_json() -> None:
     adapter = TypeAdapter(AnySampler)
     for config in (
-        Diffusion(prior=TINY, guidance=Guidance(), solver=FINE),
+        Diffusion(prior=TINY, guidance=Guidance(), solver=FINE, clip_denoised=False),
         Gaussian(network=MLP(hidden=(3,))),
     ):
         assert adapter.validate_json(config.model_dump_json()) == config

@@ -324,17 +324,17 @@ def test_a_run_killed_between_its_last_step_and_its_state(
 def test_a_diverging_run_stops_with_its_cause_and_keeps_the_last_good_checkpoint(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ddice.dice_backends.semi_gradient import SemiGradient
+    from ddice.dice_backends.semi_gradient import PairBackend
 
     recipe = small.recipe(npz, evaluation={"episodes": 0}, steps={"backend": 50})
-    update = SemiGradient.update
+    update = PairBackend.update
 
     def poisoned(self: Any, batch: Any, *, step: int) -> Any:
         metrics = update(self, batch, step=step)
         return {**metrics, "q_loss": torch.tensor(torch.nan)} if step >= 33 else metrics
 
     with monkeypatch.context() as patch:
-        patch.setattr(SemiGradient, "update", poisoned)
+        patch.setattr(PairBackend, "update", poisoned)
         with pytest.raises(loop.TrainingDiverged) as caught:
             go(recipe, tmp_path / "run", checkpoint_every=10)
     (checkpoint,) = cache.cache_folder().glob("backend/*/checkpoint.safetensors")

@@ -56,6 +56,11 @@ def kind_of(config: type[BaseModel]) -> Any:
     return None if tag is None else config.model_fields[tag].default
 
 
+def from_kind(value: Any) -> Any:
+    """The bare name of a kind, in place of its fields, stands for the kind with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def merge(base: Any, changes: Any) -> Any:
     """`changes` over `base`, key by key; where they name different kinds, nothing of the base's
     kind is kept.

@@ -6,10 +6,11 @@ from ddice.core.plugins import Door
 from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.base import Backend, BackendConfig
 from ddice.dice_backends.diagnostics import ratio_metrics
-from ddice.dice_backends.given import Given, GivenRatio
-from ddice.dice_backends.optidice import OptiDice
+from ddice.dice_backends.given import GivenRatio, GivenRatioBackend
+from ddice.dice_backends.optidice import OptiDice, RegressedExpectation, SampledExpectation
 from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.q_function import QConfig, QFunction
+from ddice.dice_backends.selector import AveragedCritic, CriticEnsemble
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
 from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
@@ -22,18 +23,22 @@ AnyBackend = Annotated[
 __all__ = [
     "AdvantageHead",
     "AnyBackend",
+    "AveragedCritic",
     "Backend",
     "BackendConfig",
     "CorrectedRatio",
+    "CriticEnsemble",
     "DeterministicDice",
     "FDice",
-    "Given",
     "GivenRatio",
+    "GivenRatioBackend",
     "OptiDice",
     "OrthogonalDice",
     "PiecewiseF",
     "QConfig",
     "QFunction",
+    "RegressedExpectation",
+    "SampledExpectation",
     "StateCorrection",
     "ratio_metrics",
 ]

@@ -1,12 +1,12 @@
-"""What all trained backends share: the fields of their configurations, the transformed rewards, V,
-the temperature and the warm start.
+"""What all trained backends share: the fields of their configurations, the transformed rewards, V
+and the temperature.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, field_validator
@@ -30,6 +30,7 @@ from ddice.parts.ratio_source import RatioKind as RatioKind  # found here before
 TEMPERATURE_RATE = 0.01
 CHECKED_ROWS = 4096
 VALUE_MARGIN = 0.05
+Polyak = Annotated[float, Field(gt=0, le=1, description="rate of the target networks")]
 
 
 class BackendConfig(Config, Fits["Backend"], abstract=True):
@@ -51,10 +52,6 @@ class BackendConfig(Config, Fits["Backend"], abstract=True):
     encoder: AnyEncoder = FlattenEncoder()
     optimizer: Optimizer = Optimizer(learning_rate=1e-3)
     batch_size: int = Field(512, ge=1)
-    polyak: float = Field(0.005, gt=0, le=1, description="rate of the target networks")
-    warm_start_steps: int = Field(
-        0, ge=0, description="first steps that regress values on observed returns-to-go instead"
-    )
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -92,7 +89,6 @@ class Backend(Part):
             "log_temperature",
             torch.full(self.seed_shape, start, dtype=torch.float32, device="cpu").log(),
         )
-        self._returns: Tensor | None = None
 
     @property
     def discount(self) -> float:
@@ -101,8 +97,8 @@ class Backend(Part):
 
     @property
     def warm_up(self) -> int:
-        """The steps of the warm start."""
-        return self.config.warm_start_steps
+        """The steps of a warm start; none here."""
+        return 0
 
     @property
     def temperature(self) -> Tensor:
@@ -139,14 +135,9 @@ class Backend(Part):
         )
 
     def prepare(self, data: Transitions) -> None:
-        """Compute returns-to-go for a warm start. `fit` calls it; a hand-written loop must, when
-        warm_start_steps > 0.
+        """What must be known of the whole dataset before the first update; nothing here. `fit`
+        calls it; a hand-written loop must.
         """
-        if self.config.warm_start_steps:
-            returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
-            self._returns = torch.zeros(
-                data.spec.source_rows, device=self.device, dtype=torch.float32
-            ).index_put_((data.rows,), returns.to(self.device))
 
     def check_trained(self, data: Transitions) -> None:
         """Warn when values average beyond every return that is possible, max(0, largest reward) /
@@ -180,17 +171,6 @@ class Backend(Part):
                 'temperature="ess:0.3"',
                 stacklevel=2,
             )
-
-    def warm_start_target(self, batch: Batch, step: int) -> Tensor | None:
-        """Returns-to-go of the batch (*seeds, B) while the warm start lasts, else None."""
-        if step >= self.config.warm_start_steps:
-            return None
-        if self._returns is None:
-            raise ValueError(
-                "warm_start_steps > 0 needs the whole dataset first: call "
-                "backend.prepare(data) before backend.update(...)"
-            )
-        return self._returns[batch.rows]
 
     @torch.no_grad()
     def adapt_temperature(self, effective_size: Tensor) -> None:

@@ -38,7 +38,7 @@ def _digest(value: Any) -> str:
     return f"callable:{module}:{name}"
 
 
-class GivenRatio(Config, Fits["Given"]):
+class GivenRatio(Config, Fits["GivenRatioBackend"]):
     """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch
     -> w (B,) (or its "module:function").
 
@@ -76,11 +76,11 @@ class GivenRatio(Config, Fits["Given"]):
     def _serialise(self, value: Any) -> Any:
         return None if value is None else _digest(value)
 
-    def build(self, spec: Spec, seed: Seed = 0) -> Given:
-        return Given(self, spec, seed)
+    def build(self, spec: Spec, seed: Seed = 0) -> GivenRatioBackend:
+        return GivenRatioBackend(self, spec, seed)
 
 
-class Given(GoesOn):
+class GivenRatioBackend(GoesOn):
     """Given ratios behind the interface of a backend. Nothing is trained: `fit` needs no steps, and
     `update` gives diagnostics only.
     """
@@ -231,5 +231,5 @@ def _check_weights(weights: NDArray[Any], rows: int) -> Tensor:
 
 if TYPE_CHECKING:  # read by mypy: given ratios are a source of ratios
 
-    def _as_a_source(given: Given) -> RatioSource:
+    def _as_a_source(given: GivenRatioBackend) -> RatioSource:
         return given

@@ -4,50 +4,25 @@ terminations that lead to an absorbing state.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from ddice.core.config import Config, from_kind
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.divergences import Divergence, FDivergence, SoftChi2
 from ddice.dice_backends.q_function import QFunction
 from ddice.dice_backends.rewards import AnyReward, Scale, Standardize
-from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
+from ddice.dice_backends.value_only import ValueOnlyBackend, ValueOnlyConfig
 from ddice.diffusion.networks import MLP
 from ddice.parts import loop
 from ddice.parts.part import weighted_mean
-
-
-class OptiDice(ValueOnlyConfig):
-    """min over V and lam of (1 - gamma) E_mu0[V] + E_D[temperature f*((e - lam) / temperature)]
-    + lam, with e = r + gamma V(s') - V(s).
-    """
-
-    kind: Literal["optidice"] = "optidice"
-    divergence: Divergence = Field(
-        SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices"
-    )
-    rewards: tuple[AnyReward, ...] = (Standardize(), Scale(factor=0.1))
-    value: MLP = Field(MLP(), description="network of V(s)")
-    expectation: Literal["network", "sample"] = Field(
-        "network",
-        description=(
-            "whether w sees E[e | s, a], regressed by a network, or the sampled e, which is "
-            "biased in stochastic dynamics"
-        ),
-    )
-
-    def build(self, spec: Spec, seed: Seed = 0) -> Opti:
-        if not spec.has_initial:
-            raise ValueError(
-                "OptiDice needs initial observations: give whole episodes, or the array "
-                "`initial_observations`"
-            )
-        return Opti(self, spec, seed)
 
 
 def dual_loss(
@@ -77,7 +52,120 @@ def envelope_loss(
     return initial + weighted_mean(ratio * (advantage - lam[..., None]), weights) + lam
 
 
-class Opti(ValueOnly):
+class Expectation(Config, abstract=True):
+    """Which advantage e(s, a) the ratio w = (f*)'((e - lam) / temperature) sees, and the loss of V
+    and lam that belongs to it.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def expected(
+        self,
+        sampled: Tensor,  # (*seeds, 2 B), e of every transition, then of the absorbing loops
+        predict: Callable[[], Tensor],  # -> (*seeds, M, B), the advantage head at the transitions
+    ) -> Tensor:
+        """The e that w sees, (*seeds, 2 B)."""
+
+    @abstractmethod
+    def loss(
+        self,
+        sampled: Tensor,  # (*seeds, 2 B), differentiable in V
+        y: Tensor,  # (*seeds, 2 B), (expected e - lam) / temperature, detached
+        lam: Tensor,  # (*seeds)
+        initial: Tensor,  # (*seeds), (1 - gamma) E_mu0[V]
+        weights: Tensor,  # (*seeds, 2 B)
+        *,
+        divergence: FDivergence,
+        temperature: Tensor,  # (*seeds)
+    ) -> Tensor:
+        """The loss of V and lam, (*seeds)."""
+
+
+class RegressedExpectation(Expectation):
+    """w sees E[e | s, a], the advantage head's mean over members: right in stochastic dynamics.
+
+    The loops of the absorbing state are not random: they need no head.
+    """
+
+    kind: Literal["network"] = "network"
+
+    def expected(self, sampled: Tensor, predict: Callable[[], Tensor]) -> Tensor:
+        rows = predict().mean(-2)
+        loops = sampled[..., rows.shape[-1] :]
+        return torch.cat([rows, loops], -1)
+
+    def loss(
+        self,
+        sampled: Tensor,
+        y: Tensor,
+        lam: Tensor,
+        initial: Tensor,
+        weights: Tensor,
+        *,
+        divergence: FDivergence,
+        temperature: Tensor,
+    ) -> Tensor:
+        return envelope_loss(sampled, divergence.ratio(y), lam, initial, weights)
+
+
+class SampledExpectation(Expectation):
+    """w sees the e of the one transition that was sampled: biased in stochastic dynamics, where E
+    w((e - lam) / temperature) is not w at E e.
+    """
+
+    kind: Literal["sample"] = "sample"
+
+    def expected(self, sampled: Tensor, predict: Callable[[], Tensor]) -> Tensor:
+        return sampled
+
+    def loss(
+        self,
+        sampled: Tensor,
+        y: Tensor,
+        lam: Tensor,
+        initial: Tensor,
+        weights: Tensor,
+        *,
+        divergence: FDivergence,
+        temperature: Tensor,
+    ) -> Tensor:
+        return dual_loss(
+            sampled, lam, initial, weights, divergence=divergence, temperature=temperature
+        )
+
+
+AnyExpectation = Annotated[
+    Annotated[RegressedExpectation | SampledExpectation, Field(discriminator="kind")],
+    BeforeValidator(from_kind),
+]
+
+
+class OptiDice(ValueOnlyConfig):
+    """min over V and lam of (1 - gamma) E_mu0[V] + E_D[temperature f*((e - lam) / temperature)]
+    + lam, with e = r + gamma V(s') - V(s).
+    """
+
+    kind: Literal["optidice"] = "optidice"
+    divergence: Divergence = Field(
+        SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices"
+    )
+    rewards: tuple[AnyReward, ...] = (Standardize(), Scale(factor=0.1))
+    value: MLP = Field(MLP(), description="network of V(s)")
+    expectation: AnyExpectation = Field(
+        RegressedExpectation(), description="which advantage e the ratio w sees"
+    )
+
+    def build(self, spec: Spec, seed: Seed = 0) -> OptiDiceBackend:
+        if not spec.has_initial:
+            raise ValueError(
+                "OptiDice needs initial observations: give whole episodes, or the array "
+                "`initial_observations`"
+            )
+        return OptiDiceBackend(self, spec, seed)
+
+
+class OptiDiceBackend(ValueOnlyBackend):
     """The trainable V, lam, value of the absorbing state, and e(s, a). Ratios are state-action
     ratios with mean 1 over the rows of the data and one self-loop of the absorbing state per
     termination.
@@ -126,11 +214,10 @@ class Opti(ValueOnly):
         return torch.cat([rows, loop_advantage[..., None].expand_as(rows)], -1)
 
     def _expected(self, features: Tensor, actions: Tensor, sampled: Tensor) -> Tensor:
-        """The same with the head's mean over members for the rows."""
-        if self.config.expectation == "sample":
-            return sampled
-        rows = self.predicted_advantage(features, actions).mean(-2)
-        return torch.cat([rows, sampled[..., rows.shape[-1] :]], -1)
+        """The e that the ratio sees, (*seeds, 2 B)."""
+        return self.config.expectation.expected(
+            sampled, lambda: self.predicted_advantage(features, actions)
+        )
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
@@ -163,19 +250,15 @@ class Opti(ValueOnly):
         weights = torch.cat([batch.weights, batch.weights * batch.terminations], -1)
         expected = self._expected(features, batch.actions, sampled)
         y = self.scaled((expected - self.lam[..., None]).detach())
-        if self.config.expectation == "sample":
-            v_loss = dual_loss(
-                sampled,
-                self.lam,
-                initial,
-                weights,
-                divergence=self.config.divergence,
-                temperature=self.temperature,
-            )
-        else:
-            v_loss = envelope_loss(
-                sampled, self.config.divergence.ratio(y), self.lam, initial, weights
-            )
+        v_loss = self.config.expectation.loss(
+            sampled,
+            y,
+            self.lam,
+            initial,
+            weights,
+            divergence=self.config.divergence,
+            temperature=self.temperature,
+        )
         head_loss, metrics = self.head_loss(
             features, batch.actions, sampled[..., : values.shape[-1]], batch.weights
         )

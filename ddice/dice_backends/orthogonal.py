@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.base import RatioKind
-from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
+from ddice.dice_backends.value_only import AveragedValueBackend, AveragedValueConfig
 from ddice.parts import loop
 from ddice.parts.part import average, weighted_mean
 
 
-class OrthogonalDice(ValueOnlyConfig):
+class OrthogonalDice(AveragedValueConfig):
     """L = (1 - lam) V(s) + lam temperature f*((r + gamma V(s') - V(s)) / temperature), in which
     the gradient through V(s') is orthogonalised.
     """
@@ -34,8 +34,8 @@ class OrthogonalDice(ValueOnlyConfig):
         description="eta: weight of the projected backward gradient; 0 is the semi-gradient",
     )
 
-    def build(self, spec: Spec, seed: Seed = 0) -> Orthogonal:
-        return Orthogonal(self, spec, seed)
+    def build(self, spec: Spec, seed: Seed = 0) -> OrthogonalDiceBackend:
+        return OrthogonalDiceBackend(self, spec, seed)
 
 
 def orthogonal_gradient(
@@ -59,7 +59,7 @@ def orthogonal_gradient(
     ]
 
 
-class Orthogonal(ValueOnly):
+class OrthogonalDiceBackend(AveragedValueBackend):
     """The trainable V. Ratios (f*)'((r + gamma V(s') - V(s)) / temperature) are state-action
     ratios, unnormalised.
 

@@ -8,21 +8,25 @@ another divergence.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from ddice.core.config import from_kind
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
-from ddice.dice_backends.advantage import AdvantageHead, clipped_targets
-from ddice.dice_backends.base import Backend, BackendConfig, RatioKind
+from ddice.dice_backends.advantage import AdvantageHead
+from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise
 from ddice.dice_backends.q_function import QConfig, QFunction
+from ddice.dice_backends.selector import AveragedCritic, CriticEnsemble
+from ddice.dice_backends.warm_start import WarmStartBackend, WarmStartConfig
 from ddice.diffusion.networks import MLP
 from ddice.parts import loop
 from ddice.parts.part import average, weighted_mean
@@ -47,48 +51,30 @@ def value_loss(
     )
 
 
-class _SemiGradientConfig(BackendConfig, abstract=True):
-    value_weight: float | Literal["one_minus_discount"] = Field(
-        1.0,
-        description=(
-            'coefficient of V, and the mean ratio of every state; "one_minus_discount" follows '
-            "the printed equation"
-        ),
+AnySelector = Annotated[
+    Annotated[AveragedCritic | CriticEnsemble | AdvantageHead, Field(discriminator="kind")],
+    BeforeValidator(from_kind),
+]
+
+
+class PairConfig(WarmStartConfig, abstract=True):
+    """The fields of a (Q, V) pair."""
+
+    polyak: Polyak = 0.005
+    value_weight: float = Field(
+        1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
     )
+    critic: MLP = Field(MLP(), description="network of Q(s, a)")
+    critic_members: int = Field(2, ge=1, description="Q networks whose minimum enters the ratio")
+    selector: AnySelector = Field(AveragedCritic(), description="which Q ranks candidates")
 
     @property
     @abstractmethod
     def f(self) -> FDivergence:
         """The divergence."""
 
-    @property
-    def expected_ratio(self) -> float:
-        """What E[w | s] must be."""
-        return (
-            1 - self.discount
-            if self.value_weight == "one_minus_discount"
-            else float(self.value_weight)
-        )
 
-
-class _PairConfig(_SemiGradientConfig, abstract=True):
-    critic: MLP = Field(MLP(), description="network of Q(s, a)")
-    critic_members: int = Field(2, ge=1, description="Q networks whose minimum enters the ratio")
-    selector: Literal["critic", "ensemble", "advantage"] = Field(
-        "critic",
-        description=(
-            "which Q ranks candidates: the averaged critic, a separate ensemble of it, or V "
-            "plus a regressed advantage"
-        ),
-    )
-    ensemble_members: int = Field(10, ge=1, description='members of the "ensemble" selector')
-    advantage: AdvantageHead = Field(AdvantageHead(), description='the "advantage" selector')
-
-    def build(self, spec: Spec, seed: Seed = 0) -> SemiGradient:
-        return SemiGradient(self, spec, seed)
-
-
-class PiecewiseF(_PairConfig):
+class PiecewiseF(PairConfig):
     """Diffusion-DICE's backend: f = x log x - x + 1 below 1 and (x - 1)^2 above, so ratios are
     positive and grow linearly.
     """
@@ -99,63 +85,65 @@ class PiecewiseF(_PairConfig):
     def f(self) -> FDivergence:
         return Piecewise()
 
+    def build(self, spec: Spec, seed: Seed = 0) -> PiecewiseFBackend:
+        return PiecewiseFBackend(self, spec, seed)
 
-class FDice(_PairConfig):
+
+class FDice(PairConfig):
     """The same pair with any divergence."""
 
     kind: Literal["f_dice"] = "f_dice"
     divergence: Divergence = Field(
-        Piecewise(), description='a name, such as "kl", or "module:function" of your own f'
+        description='a name, such as "kl", or "module:function" of your own f'
     )
 
     @property
     def f(self) -> FDivergence:
         return self.divergence
 
+    def build(self, spec: Spec, seed: Seed = 0) -> FDiceBackend:
+        return FDiceBackend(self, spec, seed)
 
-class SemiGradient(Backend):
+
+class PairBackend(WarmStartBackend):
     """The trainable (Q, V) pair: min over V of E[f*((Q - V) / temperature) + c V / temperature],
     min over Q of E[(r + gamma V(s') - Q)^2].
     """
 
-    config: _PairConfig
+    config: PairConfig
     ratio_kind: ClassVar[RatioKind] = "action"
 
-    def __init__(self, config: _PairConfig, spec: Spec, seed: Seed):
+    def __init__(self, config: PairConfig, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
-        if config.value_weight == "one_minus_discount":
+        self.values_are_returns = config.value_weight == 1
+        if not self.values_are_returns:
+            weight = config.value_weight
+            shift = -math.log(weight) / (1 - config.discount)
             warnings.warn(
-                f"value_weight 1 - discount forces a mean ratio of {config.expected_ratio:.3g} "
-                "in every state and adds about -temperature * log(1 - discount) / (1 - "
-                "discount) to every value: values are then no returns",
+                f"value_weight {weight:.3g} forces a mean ratio of {weight:.3g} in every state and "
+                "adds about -log(value_weight) / (1 - discount) temperatures to every value, here "
+                f"{shift:.3g}: values are then no returns",
                 stacklevel=4,
             )
-        self.values_are_returns = config.expected_ratio == 1
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
         self.critic = config.critic.build(
             inputs, 1, seed=seed, stream="critic", members=(config.critic_members,)
         )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.head = None
-        if config.selector == "ensemble":
-            self.head = config.critic.build(
-                inputs, 1, seed=seed, stream="ensemble", members=(config.ensemble_members,)
-            )
-        elif config.selector == "advantage":
-            self.head = config.advantage.network.build(
-                inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,)
-            )
+        self.head = config.selector.build(config.critic, inputs, seed)
 
     @property
     def q(self) -> QFunction:
-        advantage = self.config.selector == "advantage"
-        critic = self.head or self.target
-        network = self.config.advantage.network if advantage else self.config.critic
-        value = self.config.value if advantage else None
+        config, selector = self.config, self.config.selector
+        network = self.head or self.target
         settings = QConfig(
-            critic=network, members=critic.members[-1], value=value, encoder=self.config.encoder
+            critic=selector.network_of(config.critic),
+            members=network.members[-1],
+            value=config.value if selector.adds_value else None,
+            encoder=config.encoder,
         )
-        return QFunction(settings, self.encoder, critic, self.value_network if advantage else None)
+        value = self.value_network if selector.adds_value else None
+        return QFunction(settings, self.encoder, network, value)
 
     def _members(self, x: Tensor) -> Tensor:
         """Add the axis of the ensemble members behind that of the seeds."""
@@ -191,7 +179,7 @@ class SemiGradient(Backend):
                 values,
                 self.temperature,
                 self.config.f,
-                self.config.expected_ratio,
+                self.config.value_weight,
                 batch.weights,
             )
         else:
@@ -201,11 +189,10 @@ class SemiGradient(Backend):
         q_loss = weighted_mean(errors.square(), self._members(batch.weights)).sum(-1)
         loss, metrics = v_loss + q_loss, {"v_loss": v_loss.detach(), "q_loss": q_loss.detach()}
         if self.head is not None:
-            head_targets = targets
-            if self.config.selector == "advantage":
-                head_targets, metrics["advantage_clip_rate"] = clipped_targets(
-                    targets - values.detach(), batch.weights, self.config.advantage.clip_deviations
-                )
+            head_targets, head_metrics = self.config.selector.targets(
+                targets, values.detach(), batch.weights
+            )
+            metrics |= head_metrics
             head_errors = self.head(*inputs).squeeze(-1) - self._members(head_targets)
             head_loss = weighted_mean(head_errors.square(), self._members(batch.weights)).sum(-1)
             loss, metrics["selector_loss"] = loss + head_loss, head_loss.detach()
@@ -222,11 +209,21 @@ class SemiGradient(Backend):
         if adapt:
             self.adapt_temperature(metrics["effective_sample_size"])
         return metrics | {
-            "mean_ratio_expected": torch.full_like(
-                metrics["mean_ratio"], self.config.expected_ratio
-            ),
+            "mean_ratio_expected": torch.full_like(metrics["mean_ratio"], self.config.value_weight),
             "cut_rate": weighted_mean(self.config.f.past_cut(y).to(y.dtype), batch.weights),
             "td_error": weighted_mean(errors.abs(), self._members(batch.weights)).mean(-1),
             "value": weighted_mean(values, batch.weights),
             "temperature": self.temperature.detach().clone(),
         }
+
+
+class PiecewiseFBackend(PairBackend):
+    """The trainable pair of Diffusion-DICE."""
+
+    config: PiecewiseF
+
+
+class FDiceBackend(PairBackend):
+    """The trainable pair with a divergence of choice."""
+
+    config: FDice

@@ -14,16 +14,17 @@ from torch import Tensor
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends.advantage import AdvantageHead, clipped_targets
-from ddice.dice_backends.base import Backend, BackendConfig, RatioKind
+from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, Piecewise
 from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.dice_backends.semi_gradient import value_loss
+from ddice.dice_backends.warm_start import WarmStartBackend, WarmStartConfig
 from ddice.parts import loop
 from ddice.parts.part import average, weighted_mean
 
 
-class ValueOnlyConfig(BackendConfig, abstract=True):
+class ValueOnlyConfig(WarmStartConfig, abstract=True):
     """The fields of the backends that learn V alone."""
 
     divergence: Divergence = Field(
@@ -34,18 +35,21 @@ class ValueOnlyConfig(BackendConfig, abstract=True):
     )
 
 
-class ValueOnly(Backend):
-    """V, its averaged copy, and the advantage head."""
+class AveragedValueConfig(ValueOnlyConfig, abstract=True):
+    """The fields of those among them that bootstrap from an averaged copy of V."""
+
+    polyak: Polyak = 0.005
+
+
+class ValueOnlyBackend(WarmStartBackend):
+    """V and the advantage head."""
 
     config: ValueOnlyConfig
 
     def __init__(self, config: ValueOnlyConfig, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
-        self.target = copy.deepcopy(self.value_network).requires_grad_(False)
         inputs = {"features": self.encoder.size, "actions": spec.actions.size}
-        self.head = config.advantage.network.build(
-            inputs, 1, seed=seed, stream="advantage", members=(config.advantage.members,)
-        )
+        self.head = config.advantage.head(inputs, seed)
 
     @property
     def q(self) -> QFunction:
@@ -77,10 +81,9 @@ class ValueOnly(Backend):
         return loss, {"selector_loss": loss.detach(), "advantage_clip_rate": clip_rate}
 
     def warm_start(self, batch: Batch, returns: Tensor, *, step: int) -> loop.Metrics:
-        """One step of regressing V on returns-to-go; its averaged copy follows at once."""
+        """One step of regressing V on returns-to-go."""
         loss = weighted_mean((self.value(batch.observations) - returns).square(), batch.weights)
         self.descend(loss, step)
-        average(self.target, self.value_network, 1.0)
         return {"warm_start_loss": loss.detach()}
 
     def diagnostics(
@@ -99,7 +102,23 @@ class ValueOnly(Backend):
         }
 
 
-class DeterministicDice(ValueOnlyConfig):
+class AveragedValueBackend(ValueOnlyBackend):
+    """V, its averaged copy, and the advantage head."""
+
+    config: AveragedValueConfig
+
+    def __init__(self, config: AveragedValueConfig, spec: Spec, seed: Seed):
+        super().__init__(config, spec, seed)
+        self.target = copy.deepcopy(self.value_network).requires_grad_(False)
+
+    def warm_start(self, batch: Batch, returns: Tensor, *, step: int) -> loop.Metrics:
+        """One step of regressing V on returns-to-go; its averaged copy follows at once."""
+        metrics = super().warm_start(batch, returns, step=step)
+        average(self.target, self.value_network, 1.0)
+        return metrics
+
+
+class DeterministicDice(AveragedValueConfig):
     """Semi-gradient DICE on V alone, r + gamma V(s') in place of Q: right for deterministic
     dynamics only, where it learns far quicker.
     """
@@ -109,11 +128,11 @@ class DeterministicDice(ValueOnlyConfig):
         1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
     )
 
-    def build(self, spec: Spec, seed: Seed = 0) -> Deterministic:
-        return Deterministic(self, spec, seed)
+    def build(self, spec: Spec, seed: Seed = 0) -> DeterministicDiceBackend:
+        return DeterministicDiceBackend(self, spec, seed)
 
 
-class Deterministic(ValueOnly):
+class DeterministicDiceBackend(AveragedValueBackend):
     """min over V of E[f*(y) + c V / temperature], y = (r + gamma V_target(s') - V(s)) /
     temperature. Action ratio.
 

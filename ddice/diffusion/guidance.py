@@ -6,19 +6,59 @@ Source: Diffusion-DICE, arXiv 2407.20109, theorem 1.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ddice.core.config import Config
+from ddice.core.config import Config, from_kind
 from ddice.core.randomness import Seed
 from ddice.diffusion.networks import MLP, TIME_FEATURES, AnyTime, Network, SmoothTime
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Denoiser
 from ddice.parts.part import Optimizer
+
+
+class Rescaling(Config, abstract=True):
+    """A factor on the loss of a whole batch, which under Adam is an adaptive learning rate."""
+
+    kind: str
+
+    @abstractmethod
+    def rescaled(
+        self,
+        loss: Tensor,  # (*seeds)
+        g: Tensor,  # (*seeds, B, J), detached
+        exponent_cut: float,
+    ) -> Tensor:
+        """The loss that is descended, (*seeds)."""
+
+
+class Unscaled(Rescaling):
+    """The loss as it is printed."""
+
+    kind: Literal["none"] = "none"
+
+    def rescaled(self, loss: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
+        return loss
+
+
+class BatchMaximum(Rescaling):
+    """The loss times exp(-max(-g)) of its batch, as published: no exp(-g) in it is above 1."""
+
+    kind: Literal["batch_max"] = "batch_max"
+
+    def rescaled(self, loss: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
+        largest = torch.clamp((-g).flatten(-2).amax(-1), max=exponent_cut)
+        return loss * torch.exp(-largest)
+
+
+AnyRescaling = Annotated[
+    Annotated[Unscaled | BatchMaximum, Field(discriminator="kind")], BeforeValidator(from_kind)
+]
 
 
 class Guidance(Config):
@@ -46,9 +86,8 @@ class Guidance(Config):
     exponent_cut: float = Field(
         6.0, gt=0, description="past this, exp(log w - g) goes on along its tangent"
     )
-    rescale: Literal["none", "batch_max"] = Field(
-        "none",
-        description='"batch_max" multiplies the loss of a batch by exp(-max(-g)), as published',
+    rescale: AnyRescaling = Field(
+        Unscaled(), description="what the loss of a batch is multiplied by"
     )
 
     def build(self, features: int, actions: int, *, seed: Seed) -> Network:

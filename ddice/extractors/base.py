@@ -20,6 +20,7 @@ from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import AnySelection, Diffusion, MeanSelection, Sampler
+from ddice.diffusion.samplers.reference import ABOUT_CLIPPING, CLIP_DENOISED
 from ddice.diffusion.solvers import PUBLISHED, AnySolver
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
@@ -121,13 +122,7 @@ class DiffusionConfig(ExtractorConfig, abstract=True):
     """The fields of extractors whose policy is a diffusion model."""
 
     solver: AnySolver = Field(PUBLISHED, description="sampler of the diffusion ODE")
-    clip_denoised: bool = Field(
-        True,
-        description=(
-            "keep the clean action that is predicted at every evaluation within the action "
-            "bounds; an exact model is not changed by it"
-        ),
-    )
+    clip_denoised: bool = Field(CLIP_DENOISED, description=ABOUT_CLIPPING)
 
     def diffusion(
         self, prior: Prior, guidance: Guidance | None = None, guidance_scale: float = 1.0

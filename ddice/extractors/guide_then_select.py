@@ -99,10 +99,7 @@ class GuidedExtractor(Extractor):
         ).squeeze(-1)
         losses = in_sample_loss(relative.unsqueeze(-1), g, config.exponent_cut)
         loss = weighted_mean(losses.mean(-1), batch.weights)
-        if config.rescale == "batch_max":
-            loss = loss * torch.exp(
-                -torch.clamp((-g.detach()).flatten(-2).amax(-1), max=config.exponent_cut)
-            )
+        loss = config.rescale.rescaled(loss, g.detach(), config.exponent_cut)
         self.descend(loss, step)
         metrics = relative_metrics(relative, floored, capped, batch.weights)
         self.deviation.copy_(g.detach().flatten(-2).std(-1))

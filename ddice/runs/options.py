@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from ddice.core.config import kind_of, tag_of, unknown_name
 from ddice.core.reading import MOST_NESTED, parse_json, read_bytes
@@ -178,10 +179,11 @@ def _describe_kinds(models: list[type[BaseModel]], prefix: str, default: Any) ->
     tag = tag_of(models[0])
     assert tag is not None
     kinds = [str(kind_of(member)) for member in models]
-    lines = [
-        f"{prefix}{tag}  {{{','.join(kinds)}}}"
-        + (f" = {getattr(default, tag)}" if default is not None else "")
-    ]
+    if default is PydanticUndefined:
+        shown = " (required)"
+    else:
+        shown = "" if default is None else f" = {getattr(default, tag)}"
+    lines = [f"{prefix}{tag}  {{{','.join(kinds)}}}{shown}"]
     seen: set[str] = set()
     for member, kind in zip(models, kinds, strict=True):
         lines.append(f"  {kind}: {_first_line(member)}")

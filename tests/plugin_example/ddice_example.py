@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, Literal
 
 import torch
@@ -10,30 +11,47 @@ from torch import Tensor
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
+from ddice.dice_backends import AdvantageHead, Backend, BackendConfig, QConfig, QFunction
+from ddice.dice_backends.advantage import clipped_targets
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
-from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Gaussian, GaussianSampler
 from ddice.extractors import Extractor, ExtractorConfig
 from ddice.parts.part import Optimizer, average, weighted_mean
 
 
-class AdvantageWeighted(ValueOnlyConfig):
+class AdvantageWeighted(BackendConfig):
     """V by temporal differences, ratio exp(advantage / temperature): advantage-weighted
     regression behind ddice's interface.
     """
 
     kind: Literal["advantage_weighted"] = "advantage_weighted"
     clip: float = Field(5.0, gt=0, description="largest log ratio")
+    polyak: float = Field(0.005, gt=0, le=1, description="rate of the averaged copy of V")
+    advantage: AdvantageHead = Field(AdvantageHead(), description="what makes Q = V + e(s, a)")
 
-    def build(self, spec: Spec, seed: Seed = 0) -> _Weighted:
-        return _Weighted(self, spec, seed)
+    def build(self, spec: Spec, seed: Seed = 0) -> AdvantageWeightedBackend:
+        return AdvantageWeightedBackend(self, spec, seed)
 
 
-class _Weighted(ValueOnly):
+class AdvantageWeightedBackend(Backend):
     config: AdvantageWeighted
     ratio_kind: ClassVar[RatioKind] = "action"
+
+    def __init__(self, config: AdvantageWeighted, spec: Spec, seed: Seed):
+        super().__init__(config, spec, seed)
+        self.target = copy.deepcopy(self.value_network).requires_grad_(False)
+        inputs = {"features": self.encoder.size, "actions": spec.actions.size}
+        self.head = config.advantage.head(inputs, seed)
+
+    @property
+    def q(self) -> QFunction:
+        head, value = self.config.advantage, self.config.value
+        settings = QConfig(
+            critic=head.network, members=head.members, value=value, encoder=self.config.encoder
+        )
+        return QFunction(settings, self.encoder, self.head, self.value_network)
 
     def _advantage(self, batch: Batch) -> Tensor:
         following = self.target(self.encoder(batch.next_observations)).squeeze(-1).detach()
@@ -45,18 +63,28 @@ class _Weighted(ValueOnly):
     def log_ratio(self, batch: Batch) -> Tensor:
         return self._log_ratio(self._advantage(batch))
 
+    def _members(self, x: Tensor) -> Tensor:
+        """With the axis of the members behind that of the seeds."""
+        return x.unsqueeze(len(self.seed_shape))
+
     def update(self, batch: Batch, *, step: int) -> dict[str, Tensor]:
+        features = self._members(self.encoder(batch.observations))
         advantage = self._advantage(batch)
         v_loss = weighted_mean(advantage.square(), batch.weights)
-        head_loss, metrics = self.head_loss(
-            self.encoder(batch.observations), batch.actions, advantage, batch.weights
+        targets, clip_rate = clipped_targets(
+            advantage.detach(), batch.weights, self.config.advantage.clip_deviations
         )
+        predicted = self.head(features, self._members(batch.actions)).squeeze(-1)
+        errors = predicted - self._members(targets)
+        head_loss = weighted_mean(errors.square(), self._members(batch.weights)).sum(-1)
         self.descend(v_loss + head_loss, step)
         average(self.target, self.value_network, self.config.polyak)
+        metrics = ratio_metrics(self._log_ratio(advantage), batch.weights)
+        self.adapt_temperature(metrics["effective_sample_size"])
         return {
             "v_loss": v_loss.detach(),
+            "advantage_clip_rate": clip_rate,
             **metrics,
-            **ratio_metrics(self._log_ratio(advantage), batch.weights),
         }
 
 
@@ -69,11 +97,11 @@ class FilteredBC(ExtractorConfig):
 
     needs_prior = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> _Filtered:
-        return _Filtered(self, spec, seed)
+    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> FilteredBCExtractor:
+        return FilteredBCExtractor(self, spec, seed)
 
 
-class _Filtered(Extractor):
+class FilteredBCExtractor(Extractor):
     config: FilteredBC
 
     def __init__(self, config: FilteredBC, spec: Spec, seed: Seed):

@@ -25,6 +25,13 @@ LOG_STD = (
     # the box
 )
 
+# The default of everything that samples, and what it says of itself.
+CLIP_DENOISED = True
+ABOUT_CLIPPING = (
+    "keep the clean action that is predicted at every evaluation within the action bounds; an "
+    "exact model is not changed by it"
+)
+
 
 class Diffusion(SamplerConfig):
     """How to build a diffusion sampler: kept with every saved policy."""
@@ -36,12 +43,7 @@ class Diffusion(SamplerConfig):
         1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
     )
     solver: AnySolver = PUBLISHED
-    clip_denoised: bool = Field(
-        False,
-        description=(
-            "keep the clean action that is predicted at every evaluation within the action bounds"
-        ),
-    )
+    clip_denoised: bool = Field(CLIP_DENOISED, description=ABOUT_CLIPPING)
 
     def build(self, spec: Spec) -> DiffusionSampler:
         encoder, network = self.prior.modules(spec)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from ddice.core.config import merge
-from ddice.dice_backends import PiecewiseF
+from ddice.dice_backends import CriticEnsemble, PiecewiseF
 from ddice.dice_backends.rewards import ReturnRange
-from ddice.diffusion.guidance import Guidance
+from ddice.diffusion.guidance import BatchMaximum, Guidance, Unscaled
 from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.solvers import PUBLISHED
@@ -32,8 +32,7 @@ _OFFICIAL = Recipe(
         rewards=(ReturnRange(),),
         encoder=_RAW,
         optimizer=_PUBLISHED_OPTIMIZER,
-        selector="ensemble",
-        ensemble_members=10,
+        selector=CriticEnsemble(members=10),
     ),
     extractor=GuideThenSelect(
         candidates=1,
@@ -51,7 +50,7 @@ _OFFICIAL = Recipe(
             log_cap=math.log(100),
             normalize=False,
             exponent_cut=80.0,
-            rescale="batch_max",
+            rescale=BatchMaximum(),
         ),
     ),
     steps=Steps(prior=600_000, backend=1_000_000, extractor=1_000_000),
@@ -61,10 +60,11 @@ _OFFICIAL = Recipe(
 
 
 def _paper() -> Recipe:
-    guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": "none"})  # type: ignore[attr-defined]
+    guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": Unscaled()})  # type: ignore[attr-defined]
+    printed = 1 - _OFFICIAL.backend.discount  # type: ignore[union-attr]
     return _OFFICIAL.model_copy(
         update={
-            "backend": _OFFICIAL.backend.model_copy(update={"value_weight": "one_minus_discount"}),
+            "backend": _OFFICIAL.backend.model_copy(update={"value_weight": printed}),
             "extractor": _OFFICIAL.extractor.model_copy(
                 update={"guidance": guidance, "guidance_scale": 1.0}
             ),
