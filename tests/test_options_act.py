@@ -200,7 +200,7 @@ def fields() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("cls", "name", "outcome"), fields())
+@pytest.mark.parametrize(("cls", "name", "outcome"), list(fields()))
 def test_a_field_acts(cls: type[Config], name: str, outcome: Any) -> None:
     key = f"{kind_of(cls)}.{name}"
     if key in REASONS:
