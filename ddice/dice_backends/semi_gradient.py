@@ -23,7 +23,7 @@ from ddice.data import Batch, Spec
 from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
-from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise
+from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise, SoftChi2
 from ddice.dice_backends.q_function import QConfig, QFunction
 from ddice.dice_backends.selector import AveragedCritic, CriticEnsemble
 from ddice.dice_backends.warm_start import WarmStartBackend, WarmStartConfig
@@ -90,11 +90,11 @@ class PiecewiseF(PairConfig):
 
 
 class FDice(PairConfig):
-    """The same pair with any divergence."""
+    """The same pair with any divergence; soft chi^2 unless said, the default of OptiDICE too."""
 
     kind: Literal["f_dice"] = "f_dice"
     divergence: Divergence = Field(
-        description='a name, such as "kl", or "module:function" of your own f'
+        SoftChi2(), description='a name, such as "kl", or "module:function" of your own f'
     )
 
     @property
