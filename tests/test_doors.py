@@ -41,6 +41,7 @@ from ddice.diffusion.networks import (
     Network,
     ResidualScore,
     SmoothTime,
+    StandardEncoder,
 )
 from ddice.diffusion.prior import DiffusionPrior, Prior, PriorConfig
 from ddice.diffusion.samplers import Diffusion, Gaussian
@@ -427,11 +428,12 @@ class DoubledEncoder(Encoder):
     """Features and their squares."""
 
     def __init__(self, mean: Tensor, std: Tensor):
-        super().__init__(mean, std)
-        self.size = 2 * mean.shape[-1]
+        super().__init__()
+        self.standard = StandardEncoder(mean, std)
+        self.size = 2 * self.standard.size
 
     def forward(self, observations: Tensor) -> Tensor:
-        features = super().forward(observations)
+        features = self.standard(observations)
         return torch.cat([features, features.square()], -1)
 
 

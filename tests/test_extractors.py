@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
@@ -14,14 +15,24 @@ import torch
 from gaussian import FINE, SMALL, STATES, STD, data, mean_of, prior
 from scipy.stats import kstest, norm
 from torch import Tensor
+from typing_extensions import Self, get_protocol_members
 
-from ddice.data import Batch
+from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends import GivenRatio, GivenRatioBackend
 from ddice.diffusion.guidance import Guidance
-from ddice.diffusion.networks import MLP, ResidualScore
-from ddice.diffusion.prior import DiffusionPrior
+from ddice.diffusion.networks import MLP, Encoder, Network, ResidualScore
+from ddice.diffusion.prior import DiffusionPrior, PriorConfig, network_denoiser
 from ddice.diffusion.samplers import Selection
-from ddice.extractors import Extractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.diffusion.solvers import Denoiser
+from ddice.diffusion.trained_prior import TrainedPrior
+from ddice.extractors import (
+    AnyExtractor,
+    Extractor,
+    GaussianBC,
+    GuideThenSelect,
+    SelectOnly,
+    WeightedBC,
+)
 from ddice.parts.part import Optimizer
 from ddice.policies.policy import Policy, make_policy
 
@@ -448,3 +459,65 @@ def test_the_policy_remembers_its_extractor_and_its_rule() -> None:
     assert policy.config.selection == config.selection
     assert policy.config.sampler.prior == SMALL
     assert policy.config.sampler.solver == config.solver
+
+
+# -- a prior that was trained elsewhere
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """All that is asked of a trained prior and nothing else: neither a `Part` nor a `Prior`."""
+
+    spec: Spec
+    config: PriorConfig
+    encoder: Encoder
+    averaged: Network
+    seed: int = 0
+    seed_shape: tuple[int, ...] = ()
+    step: int = 1500
+    batch_size: int = 512
+
+    def denoiser(self, features: Tensor) -> Denoiser:
+        return network_denoiser(self.averaged, features, self.config.schedule)
+
+    def identity(self, data: Transitions) -> str:
+        return f"elsewhere:{data.spec.behaviour_fingerprint}"
+
+    def select(self, index: int) -> Self:
+        raise ValueError("one seed alone")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GuideThenSelect(guidance=GUIDANCE, candidates=4),
+        WeightedBC(candidates=2, batch_size=64),
+        SelectOnly(candidates=4),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_a_prior_of_ones_own_is_as_good_as_ours(config: AnyExtractor) -> None:
+    """The same networks in the two give the same policies, bit for bit."""
+    ours = prior()
+    own: TrainedPrior = Elsewhere(ours.spec, ours.config, ours.encoder, ours.averaged)
+    methods = {"denoiser", "identity", "select"}
+    assert {field.name for field in fields(Elsewhere)} | methods == get_protocol_members(
+        TrainedPrior
+    )
+    policies = [
+        config.fit(
+            data(), prior=given, backend=peaked(), steps=5, seed=0, device="cpu", progress=False
+        )
+        for given in (ours, own)
+    ]
+    first, second = (policy.act(STATES.numpy(), deterministic=True, seed=0) for policy in policies)
+    assert np.isfinite(first).all()
+    assert np.ptp(first) > 0
+    assert (first == second).all()
+
+
+def test_the_identity_of_an_extractor_has_that_of_its_prior() -> None:
+    ours = prior()
+    own = Elsewhere(ours.spec, ours.config, ours.encoder, ours.averaged)
+    part = GuideThenSelect(guidance=GUIDANCE).build(data().spec, seed=0, prior=own)
+    assert part.identity(data()).endswith(f"+{own.identity(data())}@1500")

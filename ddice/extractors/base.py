@@ -18,10 +18,10 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.diffusion.guidance import Guidance
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import AnySelection, Diffusion, MeanSelection, Sampler
 from ddice.diffusion.samplers.reference import ABOUT_CLIPPING, CLIP_DENOISED
 from ddice.diffusion.solvers import PUBLISHED, AnySolver
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import RatioSource
@@ -51,10 +51,10 @@ class ExtractorConfig(Config, abstract=True):
     )  # fmt: skip
 
     @abstractmethod
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> Extractor:
+    def build(self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None) -> Extractor:
         """The trainable part."""
 
-    def check(self, prior: Prior | None, backend: RatioSource | None) -> None:
+    def check(self, prior: TrainedPrior | None, backend: RatioSource | None) -> None:
         """Raise ValueError, before any training, when prior and backend cannot be put together with
         this extractor.
 
@@ -84,7 +84,7 @@ class ExtractorConfig(Config, abstract=True):
         self,
         data: Transitions,
         *,
-        prior: Prior | None = None,
+        prior: TrainedPrior | None = None,
         backend: RatioSource | None = None,
         steps: int | None = None,
         seed: Seed = 0,
@@ -125,7 +125,7 @@ class DiffusionConfig(ExtractorConfig, abstract=True):
     clip_denoised: bool = Field(CLIP_DENOISED, description=ABOUT_CLIPPING)
 
     def diffusion(
-        self, prior: Prior, guidance: Guidance | None = None, guidance_scale: float = 1.0
+        self, prior: TrainedPrior, guidance: Guidance | None = None, guidance_scale: float = 1.0
     ) -> Diffusion:
         """The configuration of the policy's sampler."""
         return Diffusion(
@@ -154,7 +154,7 @@ class Extractor(Part):
     """
 
     config: ExtractorConfig
-    prior: Prior | None
+    prior: TrainedPrior | None
     log_mean: Tensor
 
     def __init__(
@@ -164,7 +164,7 @@ class Extractor(Part):
         batch_size: int,
         spec: Spec,
         seed: Seed,
-        prior: Prior | None,
+        prior: TrainedPrior | None,
     ):
         super().__init__(config, optimizer, batch_size, spec, seed)
         if prior is not None and prior.seed_shape != self.seed_shape:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ddice.core.randomness import Seed, rand, randn
 from ddice.data import Batch, Spec
 from ddice.diffusion.guidance import Guidance, bounded_log_ratio, in_sample_loss
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import DiffusionSampler
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors.base import DiffusionConfig, Extractor, relative_metrics
 from ddice.parts import loop
 from ddice.parts.part import weighted_mean
@@ -41,7 +41,9 @@ class GuideThenSelect(DiffusionConfig):
     )
     guidance: Guidance = Guidance()
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> GuidedExtractor:
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> GuidedExtractor:
         if prior is None:
             raise ValueError("GuideThenSelect needs a prior: build(spec, seed=..., prior=...)")
         return GuidedExtractor(self, spec, seed, prior)
@@ -51,11 +53,11 @@ class GuidedExtractor(Extractor):
     """The trainable guidance network."""
 
     config: GuideThenSelect
-    prior: Prior
+    prior: TrainedPrior
     deviation: Tensor
     evenness: Tensor
 
-    def __init__(self, config: GuideThenSelect, spec: Spec, seed: Seed, prior: Prior):
+    def __init__(self, config: GuideThenSelect, spec: Spec, seed: Seed, prior: TrainedPrior):
         super().__init__(
             config, config.guidance.optimizer, config.guidance.batch_size, spec, seed, prior
         )

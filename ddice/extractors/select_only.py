@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import DiffusionSampler
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors.base import DiffusionConfig, Extractor
 from ddice.parts import loop
 from ddice.parts.part import Optimizer
@@ -32,7 +32,9 @@ class SelectOnly(DiffusionConfig):
 
     needs_ratio = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> SelectExtractor:
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> SelectExtractor:
         if prior is None:
             raise ValueError("SelectOnly needs a prior: build(spec, seed=..., prior=...)")
         return SelectExtractor(self, spec, seed, prior)
@@ -42,10 +44,10 @@ class SelectExtractor(Extractor):
     """The prior as it is."""
 
     config: SelectOnly
-    prior: Prior
+    prior: TrainedPrior
     trains: ClassVar[bool] = False
 
-    def __init__(self, config: SelectOnly, spec: Spec, seed: Seed, prior: Prior):
+    def __init__(self, config: SelectOnly, spec: Spec, seed: Seed, prior: TrainedPrior):
         super().__init__(config, Optimizer(), prior.batch_size, spec, seed, prior)
 
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:

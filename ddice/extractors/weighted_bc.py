@@ -14,8 +14,8 @@ from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.diffusion.guidance import bounded_log_ratio
 from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import DiffusionSampler, Gaussian, GaussianSampler
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors.base import DiffusionConfig, Extractor, ExtractorConfig, relative_metrics
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, weighted_mean
@@ -44,7 +44,9 @@ class WeightedBC(_WeightedConfig, DiffusionConfig):
         "prior", description="start from a copy of the prior, or from new weights"
     )
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> WeightedExtractor:
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> WeightedExtractor:
         if prior is None:
             raise ValueError("WeightedBC needs a prior: build(spec, seed=..., prior=...)")
         return WeightedExtractor(self, spec, seed, prior)
@@ -61,7 +63,9 @@ class GaussianBC(_WeightedConfig):
 
     needs_prior = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> GaussianExtractor:
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> GaussianExtractor:
         return GaussianExtractor(self, spec, seed)
 
 
@@ -90,9 +94,9 @@ class WeightedExtractor(_Weighted):
     """The trainable copy of the prior."""
 
     config: WeightedBC
-    prior: Prior
+    prior: TrainedPrior
 
-    def __init__(self, config: WeightedBC, spec: Spec, seed: Seed, prior: Prior):
+    def __init__(self, config: WeightedBC, spec: Spec, seed: Seed, prior: TrainedPrior):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed, prior)
         self.model = prior.config.build(spec, seed, stream="weighted_bc")
         if config.init == "prior":

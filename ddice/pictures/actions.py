@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ddice.core.randomness import randn
 from ddice.data import Transitions
-from ddice.diffusion.prior import Prior
-from ddice.diffusion.samplers import Diffusion, DiffusionSampler
+from ddice.diffusion.samplers import Diffusion, DiffusionSampler, Sampler
 from ddice.diffusion.solvers import PUBLISHED
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.pictures.maze import Maze, draw_maze, position_columns
 from ddice.pictures.style import DENSITY_MAP, GREY, INK, VALUE_MAP, VERMILLION, colour_bar, panels
 from ddice.policies.engines import QCallable
@@ -86,7 +86,7 @@ def behaviour_actions(
     observation: Tensor,
     *,
     data: Transitions | None = None,
-    prior: Prior | None = None,
+    prior: TrainedPrior | None = None,
     samples: int = 4000,
 ) -> tuple[np.ndarray, str]:
     """Actions (N, 2) of the behaviour at one flat observation (S,), and where they come from.
@@ -99,7 +99,7 @@ def behaviour_actions(
         rows = _nearest(data, observation, NEAREST)
         return data.actions[rows].cpu().numpy(), f"actions of the {len(rows)} nearest rows"
     if prior is not None:
-        sampler: Any = DiffusionSampler(
+        sampler: Sampler = DiffusionSampler(
             Diffusion(prior=prior.config, solver=PUBLISHED, clip_denoised=True),
             prior.encoder,
             prior.averaged,
@@ -138,7 +138,7 @@ def view_actions(
     observation: Any,
     *,
     data: Transitions | None = None,
-    prior: Prior | None = None,
+    prior: TrainedPrior | None = None,
     q: QCallable | None = None,
     seed: int | None = None,
     samples: int = 4000,
@@ -178,7 +178,7 @@ def decision(
     observation: Any,
     *,
     data: Transitions | None = None,
-    prior: Prior | None = None,
+    prior: TrainedPrior | None = None,
     q: QCallable | None = None,
     maze: Maze | None = None,
     seed: int | None = None,

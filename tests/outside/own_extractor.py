@@ -9,8 +9,8 @@ from torch import Tensor
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.diffusion.networks import MLP
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Gaussian, GaussianSampler
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors import Extractor, ExtractorConfig
 from ddice.parts.part import Optimizer
 
@@ -24,7 +24,9 @@ class BestHalf(ExtractorConfig):
 
     needs_prior: ClassVar[bool] = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> "BestHalfPart":
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> "BestHalfPart":
         return BestHalfPart(self, spec, seed)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from ddice.core.randomness import Seed, randn
 from ddice.data import Batch, Spec
 from ddice.diffusion.networks import MLP, AnyEncoder, Encoder, FlattenEncoder, Network
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Sampler, SamplerConfig
 from ddice.diffusion.solvers import DDIM, AnySolver
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors import Extractor, ExtractorConfig
 from ddice.parts.part import Optimizer, weighted_mean
 
@@ -49,7 +49,9 @@ class Distilled(ExtractorConfig):
 
     needs_ratio: ClassVar[bool] = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> "DistilledPart":
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> "DistilledPart":
         if prior is None:
             raise ValueError("Distilled needs a prior: build(spec, seed=..., prior=...)")
         return DistilledPart(self, spec, seed, prior)
@@ -57,9 +59,9 @@ class Distilled(ExtractorConfig):
 
 class DistilledPart(Extractor):
     config: Distilled
-    prior: Prior
+    prior: TrainedPrior
 
-    def __init__(self, config: Distilled, spec: Spec, seed: Seed, prior: Prior):
+    def __init__(self, config: Distilled, spec: Spec, seed: Seed, prior: TrainedPrior):
         super().__init__(config, Optimizer(), config.batch_size, spec, seed, prior)
         self.model = config.model.build(spec, seed)
 

@@ -15,8 +15,8 @@ from ddice.dice_backends import AdvantageHead, Backend, BackendConfig, QConfig, 
 from ddice.dice_backends.advantage import clipped_targets
 from ddice.dice_backends.base import RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
-from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Gaussian, GaussianSampler
+from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors import Extractor, ExtractorConfig
 from ddice.parts.part import Optimizer, average, weighted_mean
 
@@ -97,7 +97,9 @@ class FilteredBC(ExtractorConfig):
 
     needs_prior = False
 
-    def build(self, spec: Spec, seed: Seed = 0, prior: Prior | None = None) -> FilteredBCExtractor:
+    def build(
+        self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
+    ) -> FilteredBCExtractor:
         return FilteredBCExtractor(self, spec, seed)
 
 

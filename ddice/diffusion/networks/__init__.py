@@ -1,6 +1,12 @@
 """Networks as plans: lists of layers that run forwards, backwards by hand, and inside engines."""
 
-from ddice.diffusion.networks.encoder import AnyEncoder, Encoder, EncoderConfig, FlattenEncoder
+from ddice.diffusion.networks.encoder import (
+    AnyEncoder,
+    Encoder,
+    EncoderConfig,
+    FlattenEncoder,
+    StandardEncoder,
+)
 from ddice.diffusion.networks.mlp import MLP, Activation
 from ddice.diffusion.networks.network import Initialisation, Network
 from ddice.diffusion.networks.operations import NORM_EPS, OPERATIONS, Operation
@@ -29,5 +35,6 @@ __all__ = [
     "ResidualScore",
     "Score",
     "SmoothTime",
+    "StandardEncoder",
     "Time",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -21,9 +21,24 @@ class EncoderConfig(Config, abstract=True):
 
     @abstractmethod
     def build(self, mean: Sequence[float], std: Sequence[float]) -> Encoder:
-        """The encoder of flat observations with these statistics: an `Encoder` whose `size` is the
-        number of features, and whose parameters, if any, are always the same at first.
+        """The encoder of flat observations with these statistics; its parameters, if any, are
+        always the same at first.
         """
+
+
+class Encoder(nn.Module, ABC):
+    """Observations -> the features that all networks read. One of your own gives `size` and
+    `forward`; the engine "reference" plays it, and the others refuse it by name.
+    """
+
+    size: int  # F, the number of features
+
+    @abstractmethod
+    def forward(
+        self,
+        observations: Tensor,  # (..., S)
+    ) -> Tensor:  # (..., F)
+        """The features."""
 
 
 class FlattenEncoder(EncoderConfig):
@@ -38,16 +53,14 @@ class FlattenEncoder(EncoderConfig):
         size = len(mean)
         middle = mean if self.normalize else [0.0] * size
         deviation = std if self.normalize else [1.0] * size
-        return Encoder(
+        return StandardEncoder(
             torch.tensor(middle, dtype=torch.float32, device="cpu"),
             torch.tensor(deviation, dtype=torch.float32, device="cpu"),
         )
 
 
-class Encoder(nn.Module):
-    """Observations (..., S) -> features (..., F). Without parameters today; everything reads
-    features, so a learned encoder fits in here.
-    """
+class StandardEncoder(Encoder):
+    """(observation - mean) / std, without parameters."""
 
     mean: Tensor
     std: Tensor

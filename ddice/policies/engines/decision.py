@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddice.core.config import class_name
 from ddice.dice_backends.q_function import QFunction
-from ddice.diffusion.networks import Encoder, Layer, Network
+from ddice.diffusion.networks import Encoder, Layer, Network, StandardEncoder
 from ddice.diffusion.networks.operations import operation
 from ddice.diffusion.networks.plan import run_backward, run_forward
 from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
@@ -140,16 +140,23 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     return torch.stack(times), matrix
 
 
+def _standard(encoder: Encoder) -> StandardEncoder:
+    """The encoder, where it is the one that engines know."""
+    if type(encoder) is not StandardEncoder:
+        raise NotCovered(f"not covered: the encoder {class_name(type(encoder))}")
+    return encoder
+
+
 def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
     """A program that reads observations, and the features of each encoder."""
     program = Program(in_body={"x"})
     features = {}
     for name, encoder in encoders.items():
-        if type(encoder) is not Encoder:
-            raise NotCovered(f"not covered: the encoder {class_name(type(encoder))}")
-        program.sizes["observations"] = encoder.size
+        standard = _standard(encoder)
+        statistics = (standard.mean, standard.std)
+        program.sizes["observations"] = standard.size
         features[name] = program.emit(
-            "standardize", ("observations",), encoder.size, weights=(encoder.mean, encoder.std)
+            "standardize", ("observations",), standard.size, weights=statistics
         )
     return program, features
 
@@ -194,7 +201,7 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     """
     config, schedule = sampler.config, sampler.config.prior.schedule
     times, matrix = solver_matrix(config.solver, schedule, clean=config.clip_denoised)
-    t = times.to(sampler.encoder.mean)
+    t = times.to(_standard(sampler.encoder).mean)
     program, features = _start({"features": sampler.encoder})
     program.sizes["x"] = sampler.network.sizes["actions"]
     inputs = {**features, "actions": "x", "time": program.constant(schedule.features(t)[:, None])}
