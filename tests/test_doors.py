@@ -288,7 +288,7 @@ def test_they_conform() -> None:
         (DiffusionPrior, "Derive from PriorConfig"),
         (GuideThenSelect, "Derive from DiffusionConfig"),
         (GaussianBC, "Derive from ExtractorConfig"),
-        (PiecewiseF, "Derive from BackendConfig"),
+        (PiecewiseF, "Derive from PairConfig"),
         (OptiDice, "Derive from ValueOnlyConfig"),
         (Scale, "Derive from RewardTransform"),
         (ResidualScore, "Derive from Score"),

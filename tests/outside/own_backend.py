@@ -9,11 +9,11 @@ from torch import Tensor
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec
 from ddice.dice_backends import ratio_metrics
-from ddice.dice_backends.value_only import ValueOnly, ValueOnlyConfig
+from ddice.dice_backends.value_only import AveragedValueBackend, AveragedValueConfig
 from ddice.parts.part import average, weighted_mean
 
 
-class Expectile(ValueOnlyConfig):
+class Expectile(AveragedValueConfig):
     """Implicit V-learning without a critic (after arXiv 2110.06169)."""
 
     kind: Literal["expectile"] = "expectile"
@@ -24,7 +24,7 @@ class Expectile(ValueOnlyConfig):
         return ExpectileBackend(self, spec, seed)
 
 
-class ExpectileBackend(ValueOnly):
+class ExpectileBackend(AveragedValueBackend):
     config: Expectile
     ratio_kind: ClassVar[Literal["action", "state-action"]] = "action"
 
