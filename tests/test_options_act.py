@@ -1,10 +1,9 @@
 """Every field of every configuration acts: another value of it gives another result (a trained
-state, a ratio, an action) or is refused. A field without an entry in `OTHER` fails by name.
+state, a ratio, an action). A field without an entry in `OTHER` fails by name.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -13,17 +12,45 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddice.core.config import Config, kind_of, tag_of
+from ddice.core.config import Config, tag_of
+from ddice.core.plugins import members
 from ddice.data import Transitions
-from ddice.dice_backends import AdvantageHead, AnyBackend, CriticEnsemble, GivenRatio
-from ddice.dice_backends.divergences import Divergence
-from ddice.dice_backends.rewards import Rewards, Scale
-from ddice.diffusion.guidance import Guidance
-from ddice.diffusion.networks import MLP, FlattenEncoder, ResidualScore
-from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import AnySelection, Selection
-from ddice.diffusion.solvers import DDIM
-from ddice.extractors import AnyExtractor
+from ddice.dice_backends import (
+    AdvantageHead,
+    AnyBackend,
+    CriticEnsemble,
+    DeterministicDice,
+    FDice,
+    GivenRatio,
+    OptiDice,
+    OrthogonalDice,
+    PiecewiseF,
+)
+from ddice.dice_backends.divergences import Alpha, Divergence, NumericDivergence
+from ddice.dice_backends.optidice import AnyExpectation
+from ddice.dice_backends.q_function import QConfig
+from ddice.dice_backends.rewards import AnyReward, Rewards, Scale
+from ddice.dice_backends.semi_gradient import AnySelector
+from ddice.dice_backends.state_correction import StateCorrection
+from ddice.diffusion.guidance import AnyRescaling, Guidance
+from ddice.diffusion.networks import (
+    MLP,
+    TIME_FEATURES,
+    AnyEncoder,
+    AnyScore,
+    AnyTime,
+    FlattenEncoder,
+    FourierTime,
+    Network,
+    PublishedScore,
+    ResidualScore,
+)
+from ddice.diffusion.prior import AnyPrior, DiffusionPrior
+from ddice.diffusion.samplers import AnySampler, AnySelection, Diffusion, Gaussian, Selection
+from ddice.diffusion.schedule import AnySchedule, VariancePreserving
+from ddice.diffusion.solvers import DDIM, AnySolver
+from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.ope import FittedQEvaluation
 from ddice.parts.part import Optimizer
 from ddice.testing.example import example_data
 
@@ -32,7 +59,8 @@ OTHER_NET = MLP(hidden=(8,), activation="relu")
 RAW = FlattenEncoder(normalize=False)
 SLOW = Optimizer(learning_rate=1e-4)
 HEAD = AdvantageHead(network=NET)
-PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16)
+SCORE = ResidualScore(width=8, blocks=1)
+PRIOR = DiffusionPrior(network=SCORE, batch_size=16)
 GUIDANCE = Guidance(network=NET, batch_size=16, noises_per_action=2)
 STEPS = 4
 
@@ -54,23 +82,37 @@ def critic(observations: Tensor, actions: Tensor) -> Tensor:
 
 
 # the fields of small examples that differ from the defaults, for quickness or because they are
-# required, by the kind of the configuration
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "piecewise_f": {"value": NET, "critic": NET, "batch_size": 16, "selector": HEAD},
-    "f_dice": {"value": NET, "critic": NET, "batch_size": 16, "divergence": "kl"},
-    "deterministic": {"value": NET, "advantage": HEAD, "batch_size": 16},
-    "orthogonal": {"value": NET, "advantage": HEAD, "batch_size": 16},
-    "optidice": {"value": NET, "advantage": HEAD, "batch_size": 16},
-    "given": {"source": ratio, "q": critic},
-    "guide_then_select": {"guidance": GUIDANCE, "candidates": 3, "solver": DDIM(evaluations=3)},
-    "weighted_bc": {"candidates": 3, "batch_size": 16, "solver": DDIM(evaluations=3)},
-    "gaussian_bc": {"candidates": 3, "batch_size": 16, "network": NET},
-    "select_only": {"candidates": 3, "solver": DDIM(evaluations=3)},
+# required
+PAIR: dict[str, Any] = {"value": NET, "critic": NET, "batch_size": 16}
+ALONE: dict[str, Any] = {"value": NET, "advantage": HEAD, "batch_size": 16}
+QUICK: dict[str, Any] = {"candidates": 3, "solver": DDIM(evaluations=3)}
+EXAMPLES: dict[type[Config], dict[str, Any]] = {
+    PiecewiseF: {**PAIR, "selector": HEAD},
+    FDice: {**PAIR, "divergence": "kl"},
+    DeterministicDice: ALONE,
+    OrthogonalDice: ALONE,
+    OptiDice: ALONE,
+    GivenRatio: {"source": ratio, "q": critic},
+    StateCorrection: {"discount": 0.9, "potential": NET, "factor": NET, "batch_size": 16},
+    FittedQEvaluation: {"critic": NET, "samples": 2, "batch_size": 16},
+    AdvantageHead: {"network": NET},
+    GuideThenSelect: {**QUICK, "guidance": GUIDANCE},
+    WeightedBC: {**QUICK, "batch_size": 16},
+    GaussianBC: {"candidates": 3, "batch_size": 16, "network": NET},
+    SelectOnly: QUICK,
     # before a pole: elsewhere max_ratio has nothing to do
-    "numeric": {"function": with_pole},
-    "alpha": {"order": 0.5},
+    NumericDivergence: {"function": with_pole},
+    Alpha: {"order": 0.5},
+    Scale: {"factor": 3.0},
+    DiffusionPrior: {"network": SCORE, "batch_size": 16},
+    Guidance: {"network": NET, "batch_size": 16, "noises_per_action": 2},
+    Diffusion: {"prior": PRIOR, "guidance": GUIDANCE, "solver": DDIM(evaluations=3)},
+    Gaussian: {"network": NET},
+    ResidualScore: {"width": 8, "blocks": 1},
+    PublishedScore: {"widths": (16, 8, 8), "condition": 8, "embedding": 8},
+    MLP: {"hidden": (8,)},
 }
-# field -> another value; by "kind.field" where kinds differ
+# field -> another value; by "Class.field" where classes differ
 OTHER: dict[str, Any] = {
     "temperature": 0.3,
     "discount": 0.5,
@@ -85,9 +127,11 @@ OTHER: dict[str, Any] = {
     "critic": OTHER_NET,
     "critic_members": 3,
     "selector": CriticEnsemble(members=3),
+    "members": 4,
+    "clip_deviations": 0.5,
     "divergence": "soft_chi2",
-    "orthogonal.divergence": "pearson",
-    "optidice.divergence": "half_pearson",
+    "OrthogonalDice.divergence": "pearson",
+    "OptiDice.divergence": "half_pearson",
     "advantage": AdvantageHead(network=OTHER_NET),
     "trade_off": 0.3,
     "orthogonal_weight": 0.2,
@@ -99,7 +143,7 @@ OTHER: dict[str, Any] = {
     "selection": Selection(rule="softmax", temperature=1e-3),
     "clip_candidates": "after_scoring",
     "guidance_scale": 3.0,
-    "guidance": GUIDANCE.model_copy(update={"noises_per_action": 3}),
+    "guidance": Guidance(network=OTHER_NET, batch_size=16, noises_per_action=2),
     "solver": DDIM(evaluations=2),
     "clip_denoised": False,
     "init": "fresh",
@@ -111,12 +155,50 @@ OTHER: dict[str, Any] = {
     "function": lambda x: 5 * (x - 1) ** 2,
     "factor": 2.0,
     "coefficient": 3.0,
+    "schedule": VariancePreserving(beta_max=10.0),
+    "ema": 0.0,
+    "DiffusionPrior.network": ResidualScore(width=9, blocks=1),
+    "prior": DiffusionPrior(network=ResidualScore(width=9, blocks=1)),
+    "time": FourierTime(size=4),
+    "noises_per_action": 3,
+    "time_power": 2.0,
+    "log_floor": -0.1,
+    "normalize": False,
+    "exponent_cut": 0.1,
+    "rescale": "batch_max",
+    "evaluations": 6,
+    "spacing": "log_snr",
+    "MultiStep.order": 1,
+    "t_min": 1e-2,
+    "beta_min": 0.2,
+    "beta_max": 10.0,
+    "width": 9,
+    "blocks": 2,
+    "widths": (16, 8, 9),
+    "condition": 9,
+    "embedding": 9,
+    "size": 4,
+    "scale": 3.0,
+    "hidden": (8, 8),
+    "activation": "silu",
+    "layer_norm": True,
+    "initialisation": "kaiming",
+    "learning_rate": 1e-4,
+    "weight_decay": 0.1,
+    "decay": "cosine",
+    "StateCorrection.divergence": "kl",
+    "potential": OTHER_NET,
+    "samples": 3,
+    "StateCorrection.factor": OTHER_NET,
 }
 # not the numbers of a small training, but what is reported or refused, is seen by these
 REASONS: dict[str, str] = {
-    "given.ratio_kind": "says what the user's weights mean: it is noted in the policy, and decides "
-    "whether ddice.ope and StateCorrection take them (tests/test_given.py)",
+    "GivenRatio.ratio_kind": "says what the user's weights mean: it is noted in the policy, and "
+    "decides whether ddice.ope and StateCorrection take them (tests/test_given.py)",
 }
+
+# not options of anything: what a saved policy says of its critic
+ELSEWHERE = {QConfig}
 
 
 @cache
@@ -124,15 +206,8 @@ def data() -> Transitions:
     return example_data()
 
 
-def members(union: Any) -> tuple[type[Config], ...]:
-    """The final classes of a union, however deep it is annotated."""
-    while typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
-    return tuple(m for m in typing.get_args(union) if not getattr(m, "is_abstract", False))
-
-
 def example(cls: type[Config]) -> Config:
-    return cls(**EXAMPLES.get(str(kind_of(cls)), {}))
+    return cls(**EXAMPLES.get(cls, {}))
 
 
 def tensors(*values: Any) -> Tensor:
@@ -183,32 +258,157 @@ def selection(config: Any) -> Tensor:
     return tensors(config.select(q, torch.linspace(0, 0.99, 200)))
 
 
-UNIONS: dict[str, tuple[Any, Any]] = {
-    "backends": (AnyBackend, backend),
-    "extractors": (AnyExtractor, extractor),
-    "divergences": (Divergence, divergence),
-    "selections": (AnySelection, selection),
-}
+def selector(config: Any) -> Tensor:
+    return backend(PiecewiseF(**{**PAIR, "selector": config}))
+
+
+def expectation(config: Any) -> Tensor:
+    return backend(OptiDice(**ALONE, expectation=config))
+
+
+def prior(config: Any) -> Tensor:
+    """Predicted noise of the averaged network after a few steps."""
+    part = config.fit(data(), steps=STEPS, progress=False, device="cpu")
+    observations, actions = data().full().observations, data().full().actions
+    denoise = part.denoiser(part.encoder(observations))
+    return tensors(denoise(actions, torch.tensor(0.5)))
+
+
+def optimizer(config: Any) -> Tensor:
+    return prior(DiffusionPrior(network=SCORE, batch_size=16, optimizer=config))
+
+
+def guidance(config: Any) -> Tensor:
+    return extractor(GuideThenSelect(**QUICK, guidance=config))
+
+
+def correction(config: Any) -> Tensor:
+    """Ratios after a few steps on given ones."""
+    given = GivenRatio(source=ratio).build(data().spec)
+    part = config.fit(data(), backend=given, steps=STEPS, progress=False, device="cpu")
+    return tensors(part.log_ratio(data().full()))
+
+
+def toward_zero(observations: Tensor, seed: int) -> Tensor:
+    noise = torch.randn(len(observations), 2, generator=torch.Generator().manual_seed(seed))
+    return torch.tanh(0.1 * noise - observations[:, :2])
+
+
+def fitted_q(config: Any) -> Tensor:
+    part = config.fit(data(), policy=toward_zero, steps=STEPS, progress=False, device="cpu")
+    full = data().full()
+    return tensors(part.q(full.observations, full.actions))
+
+
+def rescaling(config: Any) -> Tensor:
+    return guidance(GUIDANCE.model_copy(update={"rescale": config}))
+
+
+def sampler(config: Any) -> Tensor:
+    source = torch.Generator().manual_seed(0)
+    observations, noise = (torch.randn(shape, generator=source) for shape in ((8, 3), (8, 4, 2)))
+    return tensors(config.build(data().spec)(observations, noise))
+
+
+def solver(config: Any) -> Tensor:
+    """Actions where the noise that is predicted is curved in x and moves with t."""
+    noise = torch.linspace(-2, 2, 9)[:, None]
+    return tensors(config.integrate(lambda x, t: torch.sin(x + t), noise, VariancePreserving()))
+
+
+def schedule(config: Any) -> Tensor:
+    t = config.training_times(torch.linspace(0, 1, 9, dtype=torch.float64))
+    return tensors(t, config.alpha(t), config.time(config.log_snr(t) + 1))
+
+
+INPUTS = torch.linspace(-2, 2, 8 * 9).sin().reshape(8, 9)
+FEATURES, ACTIONS, TIMES = INPUTS.split([3, 2, TIME_FEATURES], dim=-1)
+
+
+def score(config: Any) -> Tensor:
+    network = config.build(3, 2, seed=0, stream="score")
+    return tensors(network(FEATURES, ACTIONS, TIMES))
+
+
+def time(config: Any) -> Tensor:
+    network = Network({"time": TIME_FEATURES}, seed=0, stream="time")
+    network.linear(config.layers(network, "time"), 2)
+    return tensors(network(TIMES))
+
+
+def encoder(config: Any) -> Tensor:
+    return tensors(config.build((0.5, -1.0, 0.0), (2.0, 1.0, 0.5))(FEATURES))
+
+
+def mlp(config: Any) -> Tensor:
+    return tensors(config.build({"features": 3}, 2, seed=0, stream="mlp")(FEATURES))
+
+
+# what is tried, and what comes of it
+UNIONS: tuple[tuple[Any, Any], ...] = (
+    (AnyBackend, backend),
+    (StateCorrection, correction),
+    (FittedQEvaluation, fitted_q),
+    (AnySelector, selector),
+    (AnyExpectation, expectation),
+    (Divergence, divergence),
+    (AnyReward, reward),
+    (AnyPrior, prior),
+    (Optimizer, optimizer),
+    (AnySchedule, schedule),
+    (AnySolver, solver),
+    (Guidance, guidance),
+    (AnyRescaling, rescaling),
+    (AnySampler, sampler),
+    (AnySelection, selection),
+    (AnyScore, score),
+    (AnyTime, time),
+    (AnyEncoder, encoder),
+    (MLP, mlp),
+    (AnyExtractor, extractor),
+)
 
 
 def fields() -> Iterator[Any]:
-    for union, outcome in UNIONS.values():
+    for union, outcome in UNIONS:
         for cls in members(union):
             for name in cls.model_fields:
                 if name != tag_of(cls):
-                    yield pytest.param(cls, name, outcome, id=f"{kind_of(cls)}.{name}")
+                    yield pytest.param(cls, name, outcome, id=f"{cls.__name__}.{name}")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("cls", "name", "outcome"), list(fields()))
 def test_a_field_acts(cls: type[Config], name: str, outcome: Any) -> None:
-    key = f"{kind_of(cls)}.{name}"
+    key = f"{cls.__name__}.{name}"
     if key in REASONS:
         return
     assert key in OTHER or name in OTHER, f"{key} is new: give OTHER another value of it"
     config = example(cls)
     value = OTHER.get(key, OTHER.get(name))
     changed = cls(**{**dict(config), name: value})
-    assert getattr(changed, name) != getattr(config, name)
+    assert getattr(changed, name) != getattr(config, name), f"{key}: OTHER has the example's value"
     before, after = outcome(config), outcome(changed)
     assert before.shape != after.shape or not torch.equal(before, after), f"{key} changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("union", "outcome"), UNIONS, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_the_same_fields_give_the_same_result(union: Any, outcome: Any) -> None:
+    """Or a field that does nothing would seem to act."""
+    for cls in members(union):
+        assert torch.equal(outcome(example(cls)), outcome(example(cls))), cls.__name__
+
+
+def final(base: type[Config]) -> Iterator[type[Config]]:
+    for cls in base.__subclasses__():
+        yield from final(cls) if cls.is_abstract else (cls,)
+
+
+def test_no_configuration_is_left_out() -> None:
+    """Of what is trained or samples: each final class is of one of the unions."""
+    wings = ("ddice.dice_backends.", "ddice.diffusion.", "ddice.extractors.", "ddice.ope.")
+    tried = {cls for union, _ in UNIONS for cls in members(union)}
+    left = {cls for cls in final(Config) if cls.__module__.startswith(wings)} - tried
+    assert left == ELSEWHERE
