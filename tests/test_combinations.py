@@ -1,5 +1,5 @@
-"""What holds for every backend and every extractor that the unions name: a new one enters by
-being named there.
+"""What holds for every backend and every extractor: a new one enters by its line in
+`ddice.testing.catalogue`, which has all of the unions (tests/test_conformance.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 import ddice
 from ddice.core.config import Config
-from ddice.core.plugins import members
 from ddice.data import Batch, Transitions
 from ddice.dice_backends import (
     AdvantageHead,
@@ -30,15 +29,16 @@ from ddice.dice_backends import (
     OrthogonalDice,
     PiecewiseF,
 )
-from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior, Prior
-from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.diffusion.solvers import PUBLISHED
+from ddice.extractors import AnyExtractor, GuideThenSelect, SelectOnly, WeightedBC
 from ddice.policies.policy import load_policy
+from ddice.testing import catalogue
+from ddice.testing.catalogue import Example
 
 NET = MLP(hidden=(8,), activation="silu")
 HEAD = AdvantageHead(network=NET)
-SHARED = {"value": NET, "batch_size": 16, "polyak": 0.1}
 
 
 def weights(batch: Batch) -> Tensor:
@@ -49,47 +49,49 @@ def critic(observations: Tensor, actions: Tensor) -> Tensor:
     return torch.stack([actions.sum(-1), observations.sum(-1) - actions.sum(-1)])
 
 
-BACKENDS = {
-    PiecewiseF: PiecewiseF(
-        critic=NET, selector=CriticEnsemble(members=3), temperature="ess:0.5", **SHARED
-    ),
-    FDice: FDice(
-        critic=NET,
-        divergence="pearson",
-        selector=HEAD,
-        warm_start_steps=4,
-        **SHARED,
-    ),
-    DeterministicDice: DeterministicDice(advantage=HEAD, **SHARED),
-    OrthogonalDice: OrthogonalDice(advantage=HEAD, **SHARED),
-    OptiDice: OptiDice(advantage=HEAD, warm_start_steps=2, value=NET, batch_size=16),
-    GivenRatio: GivenRatio(source=weights, q=critic),
-}
-EXTRACTORS = {
-    GuideThenSelect: GuideThenSelect(
-        candidates=3, guidance=Guidance(network=NET, batch_size=16, noises_per_action=2)
-    ),
-    WeightedBC: WeightedBC(batch_size=16),
-    GaussianBC: GaussianBC(network=NET, batch_size=16, candidates=2),
-    SelectOnly: SelectOnly(candidates=3),
-}
+Table = dict[type[Config], typing.Any]
+
+
+def table(examples: typing.Iterable[Example], changes: dict[type[Config], typing.Any]) -> Table:
+    """The examples of the catalogue, where a class is named in `changes` with these fields."""
+    return {
+        example.part: example.part.model_validate(
+            {**example.fields, **changes.get(example.part, {})}
+        )
+        for example in examples
+    }
+
+
+# what the examples do not have: a temperature that is found, members of many kinds, a warm start
+# that ends within the tests, averages that move, a Q of two members, the published solver
+BACKENDS = table(
+    catalogue.BACKENDS,
+    {
+        PiecewiseF: {
+            "selector": CriticEnsemble(members=3),
+            "temperature": "ess:0.5",
+            "polyak": 0.1,
+        },
+        FDice: {"divergence": "pearson", "selector": HEAD, "warm_start_steps": 4, "polyak": 0.1},
+        DeterministicDice: {"polyak": 0.1},
+        OrthogonalDice: {"polyak": 0.1},
+        OptiDice: {"warm_start_steps": 2},
+        GivenRatio: {"source": weights, "q": critic},
+    },
+)
+EXTRACTORS = table(
+    catalogue.EXTRACTORS,
+    {
+        GuideThenSelect: {"candidates": 3, "solver": PUBLISHED},
+        WeightedBC: {"candidates": 1, "solver": PUBLISHED},
+        SelectOnly: {"candidates": 3, "solver": PUBLISHED},
+    },
+)
 PRIOR = DiffusionPrior(network=ResidualScore(width=8, blocks=1), batch_size=16, ema=0.9)
 
 
-def example(table: dict[typing.Any, Config], kind: type[Config]) -> typing.Any:
-    assert kind in table, (
-        f"{kind.__name__} is new: give this file a small example of it, so that it is tested "
-        "like all others"
-    )
-    return table[kind]
-
-
-every_backend = pytest.mark.parametrize(
-    "backend", members(AnyBackend), ids=lambda kind: kind.__name__
-)
-every_extractor = pytest.mark.parametrize(
-    "extractor", members(AnyExtractor), ids=lambda kind: kind.__name__
-)
+every_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda kind: kind.__name__)
+every_extractor = pytest.mark.parametrize("extractor", EXTRACTORS, ids=lambda kind: kind.__name__)
 
 
 @cache
@@ -133,8 +135,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @every_extractor
 @every_backend
 def test_every_backend_meets_every_extractor(backend, extractor, tmp_path: Path) -> None:
-    ratios = example(BACKENDS, backend).fit(data(), steps=8, progress=False)
-    policy = example(EXTRACTORS, extractor).fit(
+    ratios = BACKENDS[backend].fit(data(), steps=8, progress=False)
+    policy = EXTRACTORS[extractor].fit(
         data(), prior=prior(), backend=ratios, steps=6, progress=False
     )
     observations = {
@@ -164,7 +166,7 @@ def test_every_backend_meets_every_extractor(backend, extractor, tmp_path: Path)
 
 @every_backend
 def test_the_interface_of_a_backend(backend) -> None:
-    config = example(BACKENDS, backend)
+    config = BACKENDS[backend]
     part = config.fit(data(), steps=8, progress=False)
     batch = data().full()
     log_ratio = part.log_ratio(batch)
@@ -191,7 +193,7 @@ def test_the_interface_of_a_backend(backend) -> None:
 
 @every_extractor
 def test_configurations_of_extractors_survive_json(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
+    config = EXTRACTORS[extractor]
     assert TypeAdapter(AnyExtractor).validate_json(config.model_dump_json()) == config
 
 
@@ -200,7 +202,7 @@ def test_a_backend_goes_on_from_its_state(backend) -> None:
     """State after 7 steps, loaded into a new part, then 7 more: bit for bit the uninterrupted 14
     steps. The warm start ends in between.
     """
-    config = example(BACKENDS, backend)
+    config = BACKENDS[backend]
     whole, first, second = (config.build(data().spec, seed=1) for _ in range(3))
     for part in (whole, first, second):
         part.prepare(data())
@@ -216,7 +218,7 @@ def test_a_backend_goes_on_from_its_state(backend) -> None:
 
 @every_extractor
 def test_an_extractor_goes_on_from_its_state(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
+    config = EXTRACTORS[extractor]
     ratios = GivenRatio(source=weights, q=critic).build(data().spec)
     whole, first, second = (config.build(data().spec, seed=1, prior=prior()) for _ in range(3))
     for step in range(14):
@@ -235,7 +237,7 @@ def interrupt(step: int, metrics: typing.Any) -> None:
 
 @every_backend
 def test_a_backend_is_killed_and_resumed(backend, tmp_path: Path) -> None:
-    config = example(BACKENDS, backend)
+    config = BACKENDS[backend]
     if not config.build(data().spec).trains:
         return
     whole = config.fit(data(), steps=12, progress=False)
@@ -249,7 +251,7 @@ def test_a_backend_is_killed_and_resumed(backend, tmp_path: Path) -> None:
 
 @every_extractor
 def test_an_extractor_is_killed_and_resumed(extractor, tmp_path: Path) -> None:
-    config = example(EXTRACTORS, extractor)
+    config = EXTRACTORS[extractor]
     if not config.build(data().spec, prior=prior()).trains:
         return
     parts = {
@@ -268,7 +270,7 @@ def test_an_extractor_is_killed_and_resumed(extractor, tmp_path: Path) -> None:
 
 @every_backend
 def test_several_seeds_of_a_backend_are_the_single_ones(backend) -> None:
-    config = example(BACKENDS, backend)
+    config = BACKENDS[backend]
     together = config.fit(data(), steps=10, seed=(0, 5), progress=False)
     batch = data().full()
     for i, seed in enumerate((0, 5)):
@@ -289,7 +291,7 @@ def test_several_seeds_of_a_backend_are_the_single_ones(backend) -> None:
 
 @every_extractor
 def test_several_seeds_of_an_extractor_are_the_single_ones(extractor) -> None:
-    config = example(EXTRACTORS, extractor)
+    config = EXTRACTORS[extractor]
     priors = PRIOR.fit(data(), steps=5, seed=(0, 5), progress=False)
     backends = BACKENDS[PiecewiseF].fit(data(), steps=5, seed=(0, 5), progress=False)
     together = config.fit(
@@ -313,7 +315,7 @@ def test_several_seeds_of_an_extractor_are_the_single_ones(extractor) -> None:
 @every_backend
 def test_updates_do_not_depend_on_who_else_draws(backend) -> None:
     """Nothing random is left to the order in which parts are trained."""
-    config = example(BACKENDS, backend)
+    config = BACKENDS[backend]
     parts = [config.build(data().spec, seed=2) for _ in range(2)]
     for part in parts:
         part.prepare(data())

@@ -11,14 +11,20 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ddice.core.config import TAGS, merge
-from ddice.dice_backends import OptiDice, PiecewiseF
+from ddice.core.config import TAGS, kind_of, merge
+from ddice.core.plugins import members as built_in
+from ddice.dice_backends import AnyBackend, OptiDice, PiecewiseF
 from ddice.diffusion.networks import MLP, FourierTime, PublishedScore
+from ddice.diffusion.solvers import AnySolver
 from ddice.extractors import WeightedBC
 from ddice.parts.part import Optimizer
 from ddice.runs.comparison import Comparison
 from ddice.runs.options import describe_fields, explain, parse_flags, read_config
 from ddice.runs.recipe import DataSource, Recipe
+
+
+def kinds_of(union: Any) -> list[str]:
+    return [str(kind_of(member)) for member in built_in(union)]
 
 
 @pytest.mark.parametrize(
@@ -271,9 +277,8 @@ def test_every_leaf_of_the_default_can_be_set_by_its_flag(model: type[BaseModel]
 
 def test_the_help_of_a_choice_names_its_kinds_and_what_each_adds() -> None:
     lines = [line.strip() for line in describe_fields(Recipe)]
-    start = lines.index(
-        "--backend.kind  {piecewise_f,f_dice,deterministic,orthogonal,optidice,given} = piecewise_f"
-    )
+    kinds = ",".join(kinds_of(AnyBackend))
+    start = lines.index(f"--backend.kind  {{{kinds}}} = piecewise_f")
     section = lines[
         start : next(i for i, line in enumerate(lines) if line.startswith("--extractor.kind"))
     ]
@@ -339,8 +344,8 @@ MISTAKES = [
     ),
     (
         {"backend": {"kind": "optidise"}},
-        "backend: unknown kind 'optidise': did you mean 'optidice'? known are deterministic, "
-        "f_dice, ",
+        "backend: unknown kind 'optidise': did you mean 'optidice'? known are "
+        + ", ".join(sorted(kinds_of(AnyBackend))),
     ),
     (
         {"backend": {"kind": "f_dice", "divergence": "kll"}},
@@ -352,8 +357,8 @@ MISTAKES = [
     ),
     (
         {"extractor": {"solver": {"kind": "dim"}}},
-        "extractor.solver: unknown kind 'dim': did you mean 'ddim'? known are ddim, "
-        "multi_step, single",
+        "extractor.solver: unknown kind 'dim': did you mean 'ddim'? known are "
+        + ", ".join(sorted(kinds_of(AnySolver))),
     ),
     (
         {"backend": "optidice"},
