@@ -257,8 +257,8 @@ MUTANTS = (
     Mutant(
         "a packed product without its row",
         "_packed",
-        "torch.ops.mkldnn._linear_pointwise(X, W, P, activation, A, B)",
-        "torch.ops.mkldnn._linear_pointwise(X, W, None, activation, A, B)",
+        "product(X, W, P, activation, A, B)",
+        "product(X, W, None, activation, A, B)",
         ENGINES,
     ),
     Mutant("a value let go of too early", "__init__", "L | {P.output: len(S)}", "L", ENGINES),

@@ -669,6 +669,26 @@ def test_metrics_come_along_with_what_is_found(npz: Path, tmp_path: Path) -> Non
     assert small.digests(tmp_path / "a" / "metrics") == small.digests(tmp_path / "b" / "metrics")
 
 
+def test_metrics_replace_a_link_in_the_cache_and_what_it_leads_to_stays(
+    npz: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    recipe = small.recipe(npz, evaluation={"episodes": 0})
+    go(recipe, tmp_path / "a")
+    (state,) = cache.cache_folder().glob("backend/*/state.safetensors")
+    kept = state.with_name("metrics.jsonl")
+    foreign = tmp_path / "foreign"
+    foreign.write_text("a letter\n")
+    state.unlink()
+    kept.unlink()
+    kept.symlink_to(foreign)
+    del trained[:]
+    go(recipe, tmp_path / "b")
+    assert trained == ["backend"]
+    assert foreign.read_text() == "a letter\n"
+    assert not kept.is_symlink()
+    assert kept.read_bytes() == (tmp_path / "b" / "metrics" / "backend.jsonl").read_bytes()
+
+
 def test_no_steps_train_nothing(npz: Path, trained: list[str]) -> None:
     result, _ = go(
         small.recipe(

@@ -122,7 +122,8 @@ class Backend(Part):
 
     def value(self, observations: Tensor) -> Tensor:
         """V(s), (*seeds, B)."""
-        return self.value_network(self.encoder(observations)).squeeze(-1)
+        values: Tensor = self.value_network(self.encoder(observations))
+        return values.squeeze(-1)
 
     def scaled(self, advantage: Tensor) -> Tensor:
         """advantage / temperature, for advantages (*seeds, B)."""

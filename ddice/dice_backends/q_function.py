@@ -34,7 +34,7 @@ class QFunction(nn.Module):
         """Observations (*seeds, B, S), actions (*seeds, B, A) in [-1, 1] -> (*seeds, M, B)."""
         features = self.encoder(observations)
         axis = len(self.critic.members) - 1
-        q = self.critic(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
+        q: Tensor = self.critic(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
         if self.value is not None:
             q = q + self.value(features).squeeze(-1).unsqueeze(axis)
         return q + self.offset[..., None, None]

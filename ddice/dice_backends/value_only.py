@@ -64,7 +64,8 @@ class ValueOnlyBackend(WarmStartBackend):
     def predicted_advantage(self, features: Tensor, actions: Tensor) -> Tensor:
         """The head for each member, (*seeds, M, B)."""
         axis = len(self.seed_shape)
-        return self.head(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
+        advantages: Tensor = self.head(features.unsqueeze(axis), actions.unsqueeze(axis))
+        return advantages.squeeze(-1)
 
     def head_loss(
         self, features: Tensor, actions: Tensor, advantage: Tensor, weights: Tensor

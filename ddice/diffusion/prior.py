@@ -145,7 +145,9 @@ def network_denoiser(network: Network, features: Tensor, schedule: NoiseSchedule
     """A score network as (x, t) -> predicted noise, t a scalar tensor."""
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        return network(features, x, schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1))
+        time = schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1)
+        noise: Tensor = network(features, x, time)
+        return noise
 
     return denoise
 

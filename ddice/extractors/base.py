@@ -26,7 +26,8 @@ from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import RatioSource
 from ddice.parts.stage import Stage, Update, alone, run_stage
-from ddice.policies.policy import Clipping, Policy, QCallable, check_q, check_selection, make_policy
+from ddice.policies.engines import QCallable
+from ddice.policies.policy import Clipping, Policy, check_q, check_selection, make_policy
 
 
 class ExtractorConfig(Config, abstract=True):

@@ -20,7 +20,8 @@ from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.extractors.base import DiffusionConfig, Extractor, relative_metrics
 from ddice.parts import loop
 from ddice.parts.part import weighted_mean
-from ddice.policies.policy import Policy, QCallable
+from ddice.policies.engines import QCallable
+from ddice.policies.policy import Policy
 
 # a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
 STILL = 1e-2

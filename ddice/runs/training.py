@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddice.core import cache
-from ddice.core.storage import load_tensors, save_tensors, write_json
+from ddice.core.reading import require_regular
+from ddice.core.storage import load_tensors, save_tensors, write_bytes, write_json
 from ddice.data import Transitions
 from ddice.diffusion.prior import Prior
 from ddice.extractors import Extractor
@@ -115,8 +115,7 @@ class Training(Stages):
         entry.checkpoint.unlink(missing_ok=True)  # of a run that was killed just before this line
         metrics = self._metrics(stage)
         if metrics is not None and entry.metrics.exists():
-            metrics.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(entry.metrics, metrics)
+            _copy(entry.metrics, metrics)
         stage.check_trained(self.data)
 
     def _run(self, stage: Stage, entry: cache.Entry) -> None:
@@ -141,7 +140,7 @@ class Training(Stages):
         )
         # They are not there when the last step was done in another run folder.
         if metrics is not None and metrics.exists():
-            shutil.copyfile(metrics, entry.metrics)
+            _copy(metrics, entry.metrics)
         save_tensors(entry.state, STATE, stage.state(), {"key": entry.folder.name})
         entry.checkpoint.unlink(missing_ok=True)
 
@@ -206,6 +205,12 @@ def train(
         if scores is not None:
             write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     return trained, scores
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A link at `target` is replaced: what it leads to, perhaps a foreign file, stays."""
+    require_regular(source)
+    write_bytes(target, source.read_bytes())
 
 
 def episodes_over(listener: loop.Listener, episodes: int) -> Callable[[Moment], None]:

@@ -81,7 +81,7 @@ def survives_json(config: Config, *arguments: object) -> None:
     raise AssertionError("an unknown field was taken in silence: a configuration is strict")
 
 
-class NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoHostSync(TorchDispatchMode):
     """Makes .item(), float(tensor), bool(tensor) and `if tensor:` raise: each waits for the
     device.
     """

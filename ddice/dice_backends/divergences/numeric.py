@@ -69,11 +69,12 @@ class NumericDivergence(FDivergence):
 
     @property
     def _f(self) -> Callable[[Tensor], Tensor]:
-        return (
+        function: Callable[[Tensor], Tensor] = (
             import_function(self.function, "function")
             if isinstance(self.function, str)
             else self.function
         )
+        return function
 
     def f(self, ratio: Tensor) -> Tensor:
         return inversion.normalised(self._f)(ratio.double()).to(ratio.dtype)
@@ -85,8 +86,8 @@ class NumericDivergence(FDivergence):
         )
 
     def _conjugate(self, y: Tensor) -> Tensor:
-        values: Tensor = inversion.Conjugate.apply(y, self._f)
-        return values
+        conjugate: Callable[..., Tensor] = inversion.Conjugate.apply
+        return conjugate(y, self._f)
 
     def _log_ratio(self, y: Tensor) -> Tensor:
         return inversion.log_inverse_slope(self._f, y.detach().double()).to(y.dtype)

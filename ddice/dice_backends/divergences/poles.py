@@ -106,7 +106,8 @@ class SquaredHellinger(_WithPole):
         return 1.0
 
     def slope(self, ratio: float) -> float:
-        return 1 - ratio**-0.5
+        slope: float = 1 - ratio**-0.5
+        return slope
 
     def _conjugate(self, y: Tensor) -> Tensor:
         return y / (1 - y)

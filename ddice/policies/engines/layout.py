@@ -131,7 +131,7 @@ def _aligned(size: int) -> int:
 
 
 def _power(size: int) -> int:
-    return max(SMALLEST, 2 ** math.ceil(math.log2(size)))
+    return max(SMALLEST, 1 << math.ceil(math.log2(size)))
 
 
 class _Layout:

@@ -82,10 +82,11 @@ def _narrow(transposed: Tensor, x: Tensor, plus: Tensor | None) -> Tensor:
 
 
 def _packed(weight: Tensor, activation: str, x: Tensor, plus: Tensor | None) -> Tensor:
+    product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     if plus is None or plus.ndim == 1:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, plus, activation, [], "")
+        return product(x, weight, plus, activation, [], "")
     assert activation == "none"
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "").add_(plus)
+    return product(x, weight, None, "none", [], "").add_(plus)
 
 
 def _packed_members(weights: list[Tensor], x: Tensor, plus: Tensor | None) -> Tensor:
@@ -100,7 +101,8 @@ def _packed_members(weights: list[Tensor], x: Tensor, plus: Tensor | None) -> Te
 
 
 def _reorder(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.mT.contiguous())
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.mT.contiguous())
+    return packed
 
 
 @cache
