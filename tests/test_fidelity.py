@@ -25,7 +25,7 @@ from ddice.data import Batch, Transitions
 from ddice.dice_backends.semi_gradient import PairBackend
 from ddice.diffusion.networks import Network
 from ddice.diffusion.prior import Prior
-from ddice.extractors.guide_then_select import GuidedExtractor
+from ddice.extractors.guide_then_select import GuideThenSelectExtractor
 from ddice.runs.presets import PRESETS
 
 pytestmark = pytest.mark.oracle
@@ -252,7 +252,7 @@ def backend() -> PairBackend:
     return part
 
 
-def extractor() -> GuidedExtractor:
+def extractor() -> GuideThenSelectExtractor:
     part = OFFICIAL.extractor.build(data().spec, prior=prior()).double()
     fill(part.network, 30)
     with torch.no_grad():
@@ -435,7 +435,7 @@ def test_the_loss_of_the_guidance(offset: float, monkeypatch: pytest.MonkeyPatch
     assert float(metrics["cap_rate"]) == pytest.approx(1 / 5)
 
 
-def published_sampler(part: GuidedExtractor, s: Array, x: Array) -> Array:
+def published_sampler(part: GuideThenSelectExtractor, s: Array, x: Array) -> Array:
     """DPM-Solver++ of order 2 in data prediction: fifteen evaluations on sixteen uniform times,
     seven pairs, one first-order step; scale 4.
     """

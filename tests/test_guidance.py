@@ -23,7 +23,7 @@ from ddice.diffusion.networks import MLP
 from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
-from ddice.extractors.guide_then_select import GuidedExtractor
+from ddice.extractors.guide_then_select import GuideThenSelectExtractor
 from ddice.parts.part import Optimizer
 
 SMALL = Guidance(
@@ -36,7 +36,7 @@ SMALL = Guidance(
 SLOPE = 5.0
 
 
-def trained(log_ratio, steps: int, config: Guidance = SMALL) -> GuidedExtractor:
+def trained(log_ratio, steps: int, config: Guidance = SMALL) -> GuideThenSelectExtractor:
     """g trained with ratios that are a function of (states, actions)."""
     extractor = GuideThenSelect(candidates=1, solver=FINE, guidance=config).build(
         data().spec, prior=prior()
@@ -53,11 +53,11 @@ def trained(log_ratio, steps: int, config: Guidance = SMALL) -> GuidedExtractor:
 
 
 @cache
-def tilted() -> GuidedExtractor:
+def tilted() -> GuideThenSelectExtractor:
     return trained(lambda state, action: SLOPE * action, 1500)
 
 
-def gradient(extractor: GuidedExtractor, state: float, x: Tensor, t: float) -> Tensor:
+def gradient(extractor: GuideThenSelectExtractor, state: float, x: Tensor, t: float) -> Tensor:
     features = extractor.prior.encoder(torch.tensor([[state]]))
     return network_gradient(extractor.network, features, extractor.prior.config.schedule)(
         x, torch.tensor(t)

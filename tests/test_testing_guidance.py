@@ -21,7 +21,7 @@ from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import MultiStep
 from ddice.extractors import GuideThenSelect
-from ddice.extractors.guide_then_select import GuidedExtractor
+from ddice.extractors.guide_then_select import GuideThenSelectExtractor
 from ddice.parts.part import Optimizer
 from ddice.testing import (
     ExponentialRatio,
@@ -285,7 +285,7 @@ def samples(count: int = 8192) -> ddice.data.Transitions:
 
 
 @cache
-def learned(name: str) -> GuidedExtractor:
+def learned(name: str) -> GuideThenSelectExtractor:
     """g trained in-sample, as users train it; the prior lends its encoder and schedule and is
     not trained.
     """

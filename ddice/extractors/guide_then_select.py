@@ -44,13 +44,13 @@ class GuideThenSelect(DiffusionConfig):
 
     def build(
         self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
-    ) -> GuidedExtractor:
+    ) -> GuideThenSelectExtractor:
         if prior is None:
             raise ValueError("GuideThenSelect needs a prior: build(spec, seed=..., prior=...)")
-        return GuidedExtractor(self, spec, seed, prior)
+        return GuideThenSelectExtractor(self, spec, seed, prior)
 
 
-class GuidedExtractor(Extractor):
+class GuideThenSelectExtractor(Extractor):
     """The trainable guidance network."""
 
     config: GuideThenSelect

@@ -34,13 +34,13 @@ class SelectOnly(DiffusionConfig):
 
     def build(
         self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
-    ) -> SelectExtractor:
+    ) -> SelectOnlyExtractor:
         if prior is None:
             raise ValueError("SelectOnly needs a prior: build(spec, seed=..., prior=...)")
-        return SelectExtractor(self, spec, seed, prior)
+        return SelectOnlyExtractor(self, spec, seed, prior)
 
 
-class SelectExtractor(Extractor):
+class SelectOnlyExtractor(Extractor):
     """The prior as it is."""
 
     config: SelectOnly

@@ -46,10 +46,10 @@ class WeightedBC(_WeightedConfig, DiffusionConfig):
 
     def build(
         self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
-    ) -> WeightedExtractor:
+    ) -> WeightedBCExtractor:
         if prior is None:
             raise ValueError("WeightedBC needs a prior: build(spec, seed=..., prior=...)")
-        return WeightedExtractor(self, spec, seed, prior)
+        return WeightedBCExtractor(self, spec, seed, prior)
 
 
 class GaussianBC(_WeightedConfig):
@@ -65,8 +65,8 @@ class GaussianBC(_WeightedConfig):
 
     def build(
         self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None
-    ) -> GaussianExtractor:
-        return GaussianExtractor(self, spec, seed)
+    ) -> GaussianBCExtractor:
+        return GaussianBCExtractor(self, spec, seed)
 
 
 class _Weighted(Extractor):
@@ -90,7 +90,7 @@ class _Weighted(Extractor):
         )
 
 
-class WeightedExtractor(_Weighted):
+class WeightedBCExtractor(_Weighted):
     """The trainable copy of the prior."""
 
     config: WeightedBC
@@ -118,7 +118,7 @@ class WeightedExtractor(_Weighted):
         )
 
 
-class GaussianExtractor(_Weighted):
+class GaussianBCExtractor(_Weighted):
     """The trainable Gaussian."""
 
     config: GaussianBC
