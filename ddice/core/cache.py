@@ -15,6 +15,7 @@ from typing import Any
 from ddice.core.reading import read_json
 from ddice.core.storage import write_json
 
+# Only what a digest can have named is an entry, so that `clear` deletes nothing else.
 KEY = re.compile("[0-9a-f]{32}")
 
 
@@ -103,6 +104,7 @@ def entries() -> list[Entry]:
         for path in cache_folder().glob("*/*")
         if KEY.fullmatch(path.name) and path.is_dir()
     ]
+    # The time of a folder changes with every checkpoint in it, that of the description does not.
     return sorted(
         found, key=lambda one: (one.description if one.described else one.folder).stat().st_mtime
     )

@@ -113,6 +113,7 @@ class Config(BaseModel):
     would come back as its parent.
     """
 
+    # JSON has neither NaN nor infinity: such a value would not come back from a file.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
@@ -177,6 +178,8 @@ class Config(BaseModel):
         """32 hexadecimal digits that change whenever the class, a field that is not among
         `without` or the class of a configuration in it, or one of `extra`, changes.
         """
+        # Classes are named beside the fields: two of them can have the same fields and do different
+        # things.
         own, fields = _classes(self)
         left_out = set(without)
         content = {
@@ -185,6 +188,7 @@ class Config(BaseModel):
             "classes": {name: fields[name] for name in fields if name not in left_out},
             "extra": extra,
         }
+        # Sorted, so that the order in which a class lists its fields counts for nothing.
         text = json.dumps(content, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -216,6 +220,7 @@ def _instead(final: type[Config]) -> str:
 
 def _missing(cls: type[Config]) -> list[str]:
     """The abstract methods that a class has not defined."""
+    # From the bases: ABCMeta fills in those of the class itself only after `__init_subclass__`.
     asked = {name for base in cls.__bases__ for name in getattr(base, "__abstractmethods__", ())}
     return sorted(
         name for name in asked if getattr(getattr(cls, name), "__isabstractmethod__", False)
@@ -224,6 +229,8 @@ def _missing(cls: type[Config]) -> list[str]:
 
 def _lacks_kind(cls: type[Config]) -> bool:
     """Whether the bases of a class ask for a kind, and nobody gives it."""
+    # pydantic collects the fields of the class itself later: until then only its namespace has
+    # them.
     asked = [base.model_fields["kind"] for base in _lineage(cls) if "kind" in base.model_fields]
     return bool(asked) and "kind" not in vars(cls) and all(f.is_required() for f in asked)
 

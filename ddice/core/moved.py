@@ -75,6 +75,7 @@ class MovedModules(MetaPathFinder, Loader):
             DeprecationWarning,
             stacklevel=2,
         )
+        # The import system returns what stands here afterwards, so that both names give one module.
         sys.modules[old] = importlib.import_module(new)
 
 

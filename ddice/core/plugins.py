@@ -55,6 +55,7 @@ def load(entries: Iterable[EntryPoint], base: type[Config]) -> type[Config]:
     its import error, or what is wrong with it.
     """
     entry, *others = entries
+    # Which of them wins would depend on the order of installation.
     if others:
         raise ValueError(
             f"several packages offer the kind {entry.name!r}: "
@@ -150,6 +151,8 @@ class Door:
                 return inner(value)
             trust = (info.context or {}).get(TRUST, ())
             found = self._named(kind, base, trust) or self._offered(kind, base, built_in)
+            # "module:Class" is not the kind that the class gives itself, and would be refused as
+            # one.
             fields = {key: item for key, item in value.items() if key != "kind"}
             return found.model_validate(fields, context=info.context)
 
@@ -201,6 +204,7 @@ def trusted(module: str, trust: Sequence[str]) -> bool:
     """Whether a module may be imported to read a file: it, or a package around it, is in `trust`,
     or an installed package offers a class of it.
     """
+    # With the dot, because trust in `mine` is none in `mineral`.
     if EVERY_MODULE in trust or any(f"{module}.".startswith(f"{name}.") for name in trust):
         return True
     offered = (entry for name in GROUPS for entry in entry_points(group=name))

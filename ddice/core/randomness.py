@@ -55,7 +55,9 @@ def seed_shape(seed: Seed) -> tuple[int, ...]:
 
 def derived_seed(seed: int, name: str, *index: int) -> int:
     """A seed below 2^56 that depends on `seed`, `name` and `index` alone."""
+    # A hash, not seed + index: else episode 1 of seed 0 would be episode 0 of seed 1.
     text = "/".join(map(str, (one_seed(seed), name, *index)))
+    # Seven bytes stay non-negative in the int64 that torch, numpy and environments take.
     digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
 

@@ -23,6 +23,7 @@ def read_bytes(path: str | Path, limit: int = TEXT_LIMIT) -> bytes:
     # A pipe without a writer would wait for one for ever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
+        # Of what was opened: by now the path may lead elsewhere.
         _check(path, os.fstat(descriptor), limit)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(limit)
@@ -63,6 +64,7 @@ def require_shallow(content: Any) -> None:
     """Raise ValueError for a tree of more than `MOST_NESTED` levels, which recursion could not
     walk.
     """
+    # Level by level, because recursion is what this guards.
     level = [content]
     for _ in range(MOST_NESTED):
         inner: list[Any] = []

@@ -57,6 +57,7 @@ def iqm(scores: ArrayLike) -> float:
     the floor(N/4) lowest and highest.
     """
     ordered = np.sort(as_matrix(scores), axis=None)
+    # Rounded down, as `scipy.stats.trim_mean` does, on which the authors' rliable relies.
     cut = int(TRIMMED_SHARE * ordered.size)
     return float(ordered[cut : ordered.size - cut].mean())
 
@@ -80,6 +81,7 @@ def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> float:
             f"expected the same tasks on both sides, got {ours.shape[1]} and {theirs.shape[1]} "
             "columns"
         )
+    # (runs, other runs, tasks): the Mann-Whitney U of each task, over the number of its pairs.
     difference = ours[:, None] - theirs[None]
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 

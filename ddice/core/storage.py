@@ -43,12 +43,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     whole.
     """
     # not mkstemp: its files are private, these follow the umask
+    # Beside the file, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _explained(path):
         try:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
+                # Before the rename: else a crash may leave the new name on an empty file.
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
@@ -92,10 +94,12 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     its own.
     """
     found = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
+    # safetensors keeps an order of its own, so that the order of writing is not that of reading.
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         if tensor.numel():
+            # As bytes, because numpy has no bfloat16.
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 

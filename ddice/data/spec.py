@@ -184,6 +184,7 @@ class EnvRecord(Config):
         for wrapper in fields.get("additional_wrappers") or ():
             if wrapper["name"] == "TimeLimit":
                 limits.append((wrapper.get("kwargs") or {}).get("max_episode_steps"))
+        # The shortest cuts first.
         return min((int(limit) for limit in limits if limit is not None), default=None)
 
 
@@ -225,5 +226,7 @@ class Spec(Config):
     episodes: int
     source_rows: int
     has_initial: bool
+    # Of all that training reads, and of what a model of the behaviour reads: see
+    # `transitions.build`.
     fingerprint: str
     behaviour_fingerprint: str

@@ -60,6 +60,7 @@ class Transitions:
         provenance: Provenance,
     ) -> None:
         self.spec = spec
+        # Apart from the table, because float32 counts exactly only up to 2^24.
         self.rows = rows
         self.episode = episode
         self.initial_observations = initial_observations
@@ -123,6 +124,7 @@ class Transitions:
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
+        # Streams apart: data with and without initial observations draw the same transitions.
         index = randint(seed, "batch", step, len(self), (batch_size,), self.device)
         initial = None
         if self.initial_observations is not None and self.initial_weights is not None:
@@ -131,6 +133,7 @@ class Transitions:
             )
             initial = InitialBatch(self.initial_observations[first], self.initial_weights[first])
         flat = index.reshape(-1)
+        # One gather from the packed table, in place of one for each column.
         packed = self._table.index_select(0, flat).view(*index.shape, self._columns.width)
         return self._batch(packed, self.rows.index_select(0, flat).view(index.shape), initial)
 
@@ -159,10 +162,13 @@ class Transitions:
         observations, following, taken, rest = torch.split(packed, [size, size, actions, 3], dim=-1)
         rewards, terminations, weights = rest.unbind(-1)
         return Batch(
+            # Columns of a packed row are strided; networks get dense ones.
             observations=observations.contiguous(),
             actions=taken.contiguous(),
             rewards=rewards.contiguous(),
             next_observations=following.contiguous(),
+            # A truncated row is not marked: the process went on from its next observation, so that
+            # it keeps its bootstrap.
             terminations=terminations != 0,
             rows=rows,
             weights=weights.contiguous(),
@@ -231,6 +237,8 @@ class Transitions:
             )
         if not 0 <= discount <= 1:
             raise ValueError(f"expected a discount in [0, 1], got {discount}")
+        # How many terminations lie before each row, (N,). Added to the episode's number it gives
+        # every piece one of its own, the terminated row being the last of its piece.
         before = torch.nn.functional.pad(self.terminations.cumsum(0)[:-1], (1, 0))
         return discounted_to_go(rewards, (self.episode + before).to(rewards.device), discount)
 
@@ -251,6 +259,7 @@ class Transitions:
         return len(self) if self.episode is None else int(self.episode[-1]) + 1
 
     def _draw(self, units: int, seed: int, stream: str) -> Tensor:
+        # On the CPU, so that the same episodes are chosen wherever the data lie.
         return torch.randperm(units, generator=generator(seed, stream), device="cpu")
 
     def _take(self, units: Tensor) -> Transitions:
@@ -259,10 +268,12 @@ class Transitions:
         if self.episode is None:
             index = units
         else:
+            # (episodes,): the new number of each, -1 where it is left out.
             number = torch.full((self._units(),), -1, dtype=torch.int64, device=self.device)
             number[units] = torch.arange(len(units), device=self.device)
             index = torch.nonzero(number[self.episode] >= 0).squeeze(1)
             episode = number[self.episode[index]]
+            # Those given beside the data belong to no episode, and all of them stay.
             if self._initial_by_episode and initial is not None and initial_weights is not None:
                 initial, initial_weights = initial[units], initial_weights[units]
         return build(
@@ -306,6 +317,8 @@ def build(
     )
     episodes = None if episode is None else episode.cpu()
     normalizer = normalizer_of(observations)
+    # What a model of the behaviour reads, and no rewards: other rewards find the same trained
+    # prior.
     behaviour = fingerprint(
         (spec.observations, spec.actions, spec.view, normalizer), (observations, actions, weights)
     )
@@ -322,6 +335,7 @@ def build(
     )
     if episodes is not None and totals is None:
         totals = EpisodeTotals.of(rewards, episodes)
+    # Rows are part of the content, because given ratios are looked up by them.
     arrays = [read, rewards, terminations, rows.cpu(), episodes, *(starts or (None, None))]
     if totals is not None and int(totals.lengths.sum()) != len(table):
         arrays += totals.tensors()  # reward transforms read them

@@ -45,6 +45,8 @@ class AdvantageHead(Selector):
         self, q_targets: Tensor, values: Tensor, weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """r + gamma V(s') - V(s), clipped."""
+        # e = (r + gamma V(s')) - V(s): small differences between actions, without the scale of V,
+        # which a network for Q would have to fit first.
         targets, clip_rate = clipped_targets(q_targets - values, weights, self.clip_deviations)
         return targets, {"advantage_clip_rate": clip_rate}
 
@@ -53,6 +55,8 @@ def clipped_targets(targets: Tensor, weights: Tensor, deviations: float) -> tupl
     """Targets (*seeds, B) clipped to mean +- deviations * std of the batch, and the share that
     was.
     """
+    # Clip to mean +- k std, (*seeds, 1) each. The square in the loss would let a few outliers,
+    # such as terminal penalties, outweigh the ranking of all the other actions.
     mean = weighted_mean(targets, weights)[..., None]
     reach = deviations * weighted_mean((targets - mean).square(), weights).sqrt()[..., None]
     clipped = torch.clamp(targets, mean - reach, mean + reach)

@@ -25,10 +25,12 @@ from ddice.parts.part import Optimizer, Part
 from ddice.parts.ratio_source import FlowStart, RatioSource
 from ddice.parts.ratio_source import RatioKind as RatioKind  # found here before
 
-# per step and per unit of log effective sample size: settles within some hundred steps, slower than
-# the value
+# Per step and per unit of log effective sample size. It settles within some hundred steps, slower
+# than the value, so that V is close to its minimum for the temperature in force.
 TEMPERATURE_RATE = 0.01
+# Rows whose mean value `check_trained` looks at: enough for a mean, cheap on any device.
 CHECKED_ROWS = 4096
+# Function approximation overshoots a little; run-away values are off by far more.
 VALUE_MARGIN = 0.05
 Polyak = Annotated[float, Field(gt=0, le=1, description="rate of the target networks")]
 
@@ -79,11 +81,14 @@ class Backend(Part):
         self.value_network = config.value.build(
             {"features": self.encoder.size}, 1, seed=seed, stream="value"
         )
+        # The target effective sample size, a share of the batch; None for a fixed temperature.
         self.target_size = (
             float(config.temperature.removeprefix("ess:"))
             if isinstance(config.temperature, str)
             else None
         )
+        # Kept as a logarithm: it stays positive, and adapting it multiplies. A buffer, not a
+        # parameter: no loss has a gradient in it.
         start = 1.0 if isinstance(config.temperature, str) else config.temperature
         self.register_buffer(
             "log_temperature",
@@ -127,10 +132,13 @@ class Backend(Part):
 
     def scaled(self, advantage: Tensor) -> Tensor:
         """advantage / temperature, for advantages (*seeds, B)."""
+        # (*seeds, 1) broadcasts over the batch.
         return advantage / self.temperature[..., None]
 
     def bootstrap(self, batch: Batch, next_values: Tensor) -> Tensor:
         """r + gamma (1 - termination) V(s'), with transformed rewards; (*seeds, B)."""
+        # Truncation is not termination: only a termination cuts the bootstrap. `where`, not a
+        # product, keeps a non-finite V(s') behind a termination out of the value.
         return self.rewards(batch.rewards) + self.config.discount * torch.where(
             batch.terminations, 0.0, next_values
         )
@@ -149,6 +157,8 @@ class Backend(Part):
         if not self.values_are_returns:
             return
         rewards = self.rewards(data.rewards)
+        # Discounted sums of r in [r_min, r_max] lie in [r_min, r_max] / (1 - gamma). Zero is put
+        # into the range, because after a termination no reward follows.
         low, high = (
             float(bound) / (1 - self.config.discount)
             for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0))
@@ -178,6 +188,9 @@ class Backend(Part):
         """Move the temperature towards the target effective sample size: larger temperatures
         flatten the ratios.
         """
+        # log alpha += rate log(target / ess). No gradient: alpha is found by feedback, not by the
+        # loss. The floor guards the logarithm where all ratios are zero and ess = 0. The bound of
+        # 1 limits a step to 1 % of alpha, so that V can follow.
         if self.target_size is not None:
             self.log_temperature += TEMPERATURE_RATE * (
                 self.target_size / effective_size.clamp(min=1e-3)

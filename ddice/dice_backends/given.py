@@ -112,6 +112,7 @@ class GivenRatioBackend(GoesOn):
         elif isinstance(source, str):
             source = import_function(source, "source")
         if isinstance(source, np.ndarray):
+            # A weight of 0 becomes -inf, which extractors floor or take as no weight at all.
             self._log_weights = _check_weights(source, spec.source_rows).log()
         else:
             self._function = source

@@ -39,6 +39,10 @@ def dual_loss(
 
     `initial` is (1 - gamma) E_mu0[V], (*seeds); advantage and weights (*seeds, N).
     """
+    # OptiDICE (arXiv 2106.10783), with lam the multiplier of E[w] = 1:
+    #   L(V, lam) = (1 - gamma) E_mu0[V] + E_D[alpha f*((e - lam) / alpha)] + lam.
+    # dL/dlam = 1 - E_D[w]. The gradient flows through both V(s) and V(s') in e: this true gradient
+    # is what makes w a state-action ratio. Shapes: y (*seeds, N), result (*seeds).
     y = (advantage - lam[..., None]) / temperature[..., None]
     return initial + temperature * weighted_mean(divergence.conjugate(y), weights) + lam
 
@@ -49,6 +53,10 @@ def envelope_loss(
     """initial + E[ratio (advantage - lam)] + lam with fixed ratios: the gradient of `dual_loss`
     when they are those of E[advantage | s, a].
     """
+    # By the envelope theorem d/dV alpha f*((e - lam) / alpha) = w de/dV, with w held fixed. So w
+    # can come from a network for E[e | s, a] while de/dV comes from the one sample, which is
+    # unbiased. Only the gradient is that of the dual: the value lacks -alpha E[f(w)], so do not
+    # compare it with `dual_loss`.
     return initial + weighted_mean(ratio * (advantage - lam[..., None]), weights) + lam
 
 
@@ -91,6 +99,7 @@ class RegressedExpectation(Expectation):
     kind: Literal["network"] = "network"
 
     def expected(self, sampled: Tensor, predict: Callable[[], Tensor]) -> Tensor:
+        # (*seeds, M, B) -> (*seeds, B): a mean, not a minimum, because w needs an unbiased e.
         rows = predict().mean(-2)
         loops = sampled[..., rows.shape[-1] :]
         return torch.cat([rows, loops], -1)
@@ -106,6 +115,7 @@ class RegressedExpectation(Expectation):
         divergence: FDivergence,
         temperature: Tensor,
     ) -> Tensor:
+        # y is detached, so w is a constant: the head learns from its regression only, V from e.
         return envelope_loss(sampled, divergence.ratio(y), lam, initial, weights)
 
 
@@ -130,6 +140,7 @@ class SampledExpectation(Expectation):
         divergence: FDivergence,
         temperature: Tensor,
     ) -> Tensor:
+        # `y` is not used: f* is applied to the live e, and autograd gives the factor w itself.
         return dual_loss(
             sampled, lam, initial, weights, divergence=divergence, temperature=temperature
         )
@@ -150,6 +161,7 @@ class OptiDice(ValueOnlyConfig):
     divergence: Divergence = Field(
         SoftChi2(), description="soft_chi2, half_pearson and kl are the usual choices"
     )
+    # Published settings (arXiv 2106.10783): standardised rewards times 0.1.
     rewards: tuple[AnyReward, ...] = (Standardize(), Scale(factor=0.1))
     value: MLP = Field(MLP(), description="network of V(s)")
     expectation: AnyExpectation = Field(
@@ -181,7 +193,11 @@ class OptiDiceBackend(ValueOnlyBackend):
 
     def __init__(self, config: OptiDice, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
+        # V + c with lam - (1 - gamma) c gives the same loss for every c. Any start would do, and
+        # zero begins with V as a return.
         self.lam = nn.Parameter(torch.zeros(self.seed_shape, dtype=torch.float32, device="cpu"))
+        # V_abs starts at r_abs / (1 - gamma), the return of the endless self-loop, where its e is
+        # zero.
         self.absorbing_value = nn.Parameter(
             torch.full(
                 self.seed_shape,
@@ -193,11 +209,14 @@ class OptiDiceBackend(ValueOnlyBackend):
 
     @property
     def _shift(self) -> Tensor:
+        # V + lam / (1 - gamma) does not change under (V + c, lam - (1 - gamma) c). Detached: it
+        # serves reports and Q, not the loss.
         return self.lam.detach() / (1 - self.config.discount)
 
     @property
     def q(self) -> QFunction:
         q = super().q
+        # e + V = r + gamma V(s'), and the shift of V(s') counts gamma times.
         q.offset = self.config.discount * self._shift
         return q
 
@@ -208,8 +227,13 @@ class OptiDiceBackend(ValueOnlyBackend):
         """e of every row, then of the self-loop of the absorbing state for every row, (*seeds, 2
         B); the loops count where rows terminate.
         """
+        # e = r + gamma V(s') - V(s), and r + gamma V_abs - V(s) at a termination. The gradient
+        # flows through both values. Simply cutting the bootstrap at terminations, as
+        # `Backend.bootstrap` does, would let probability mass leave: E[w] = 1 could not hold and
+        # the dual would have no lower bound.
         next_values = torch.where(batch.terminations, self.absorbing_value[..., None], next_values)
         rows = self.rewards(batch.rewards) + self.config.discount * next_values - values
+        # The self-loop: e = r_abs + gamma V_abs - V_abs, (*seeds), the same for every row.
         loop_advantage = self.rewards.absorbing - (1 - self.config.discount) * self.absorbing_value
         return torch.cat([rows, loop_advantage[..., None].expand_as(rows)], -1)
 
@@ -226,6 +250,7 @@ class OptiDiceBackend(ValueOnlyBackend):
             self.value_network(f).squeeze(-1)
             for f in (features, self.encoder(batch.next_observations))
         )
+        # The data rows only: the loops have no action to learn from.
         advantage = self._expected(
             features, batch.actions, self._sampled(batch, values, next_values)
         )[..., : values.shape[-1]]
@@ -245,10 +270,14 @@ class OptiDiceBackend(ValueOnlyBackend):
         values = self.value_network(features).squeeze(-1)
         next_values = self.value_network(self.encoder(batch.next_observations)).squeeze(-1)
         initial_values = self.value_network(self.encoder(batch.initial.observations)).squeeze(-1)
+        # (1 - gamma) E_mu0[V], (*seeds).
         initial = (1 - self.config.discount) * weighted_mean(initial_values, batch.initial.weights)
         sampled = self._sampled(batch, values, next_values)
+        # Row i has a self-loop only if it terminates, else its loop has weight 0. The loops count
+        # in E[w] = 1, because the absorbing state holds part of the mass. Shape (*seeds, 2 B).
         weights = torch.cat([batch.weights, batch.weights * batch.terminations], -1)
         expected = self._expected(features, batch.actions, sampled)
+        # Detached: it gives fixed ratios to the envelope loss, and diagnostics.
         y = self.scaled((expected - self.lam[..., None]).detach())
         v_loss = self.config.expectation.loss(
             sampled,
@@ -259,18 +288,21 @@ class OptiDiceBackend(ValueOnlyBackend):
             divergence=self.config.divergence,
             temperature=self.temperature,
         )
+        # The head regresses e of the data rows, detached: no gradient to V from here.
         head_loss, metrics = self.head_loss(
             features, batch.actions, sampled[..., : values.shape[-1]], batch.weights
         )
         self.descend(v_loss + head_loss, step)
         metrics |= {
             "v_loss": v_loss.detach(),
+            # lam enforces E[w] = 1, whatever the divergence.
             "mean_ratio_expected": torch.ones_like(v_loss),
             "lam": self.lam.detach().clone(),
         }
         return metrics | self.diagnostics(
             y,
             expected.detach(),
+            # A loop repeats the value of the row that led to it; V_abs is not a state of the data.
             torch.cat([values, values], -1).detach() + self._shift[..., None],
             weights,
         )

@@ -32,9 +32,12 @@ class QFunction(nn.Module):
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Observations (*seeds, B, S), actions (*seeds, B, A) in [-1, 1] -> (*seeds, M, B)."""
+        # (*seeds, B, F) -> (*seeds, 1, B, F): all members see the same input, and the result is
+        # (*seeds, M, B).
         features = self.encoder(observations)
         axis = len(self.critic.members) - 1
         q: Tensor = self.critic(features.unsqueeze(axis), actions.unsqueeze(axis)).squeeze(-1)
+        # Q = V + e: V is the same for all actions of a state, so the ranking is that of e.
         if self.value is not None:
             q = q + self.value(features).squeeze(-1).unsqueeze(axis)
         return q + self.offset[..., None, None]

@@ -45,6 +45,7 @@ def _affine_summary(summary: RewardSummary, factor: float, shift: float) -> Rewa
     """The summary of factor * r + shift, factor > 0. A shift moves returns by the episode's
     length: they, and the sign of r, are then unknown.
     """
+    # sum_t (k r_t + b) = k R + b T, and the length T of the extreme episodes is not known.
     returns = (summary.min_return, summary.max_return) if shift == 0 else (None, None)
     scaled = [None if value is None else factor * value for value in returns]
     return RewardSummary(
@@ -89,6 +90,7 @@ class ReturnRange(RewardTransform):
                 '"return_range" needs episodes of different returns, all are '
                 f'{summary.max_return}: use "scale" or "standardize"'
             )
+        # Published for locomotion (arXiv 2407.20109): returns then span 1000, whatever the task.
         return 1000 / (summary.max_return - summary.min_return)
 
     def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
@@ -135,9 +137,12 @@ class MinusOneZero(RewardTransform):
     def summarise(self, summary: RewardSummary) -> RewardSummary:
         share = self._share(summary)
         return RewardSummary(
+            # r is -1 with probability 1 - p and else 0: mean p - 1, variance p (1 - p).
             mean=share - 1,
             std=(share * (1 - share)) ** 0.5,
             positive_share=0.0,
+            # A return is minus the number of steps without reward: the most such steps, the least
+            # return.
             min_return=None if summary.max_nonpositive is None else -float(summary.max_nonpositive),
             max_return=None if summary.min_nonpositive is None else -float(summary.min_nonpositive),
         )
@@ -170,6 +175,8 @@ class Rewards:
 
     def __init__(self, transforms: Sequence[RewardTransform], summary: RewardSummary):
         self._steps: list[tuple[RewardTransform, RewardSummary]] = []
+        # Behind a termination a raw reward of 0 is paid for ever. A shift changes it, and with it
+        # what a termination is worth: standardised, it becomes -mean / std.
         absorbing = 0.0
         for transform in transforms:
             self._steps.append((transform, summary))

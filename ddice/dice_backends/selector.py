@@ -65,6 +65,7 @@ class CriticEnsemble(Selector):
     """More networks of the critic's kind on the critic's targets (published: ten)."""
 
     kind: Literal["ensemble"] = "ensemble"
+    # Ten: the published selection ensemble for locomotion (arXiv 2407.20109).
     members: int = Field(10, ge=1)
 
     def network_of(self, critic: MLP) -> MLP:

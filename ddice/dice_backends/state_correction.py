@@ -39,6 +39,8 @@ def correction_loss(advantage: Tensor, factor: Tensor, initial: Tensor, weights:
     `initial` is (1 - gamma) E_mu0[U], (*seeds); advantage = w (gamma (1 - d) U(s') - U(s)), factor
     and weights (*seeds, B).
     """
+    # eta is held fixed: by the envelope theorem d/dU f*(E[A | s]) = eta dE[A | s]/dU, and the
+    # sampled A is unbiased for its mean. The value is not that of the dual, only the gradient is.
     return initial + weighted_mean(factor * advantage, weights)
 
 
@@ -197,24 +199,35 @@ class CorrectedRatio(Part):
         potential, next_potential, initial_potential = (
             self.potential(x).squeeze(-1) for x in (features, following, first)
         )
+        # w(a | s) is given and stays fixed.
         action_log_ratio = self.backend.log_ratio(batch).detach()
+        # A = w (gamma (1 - d) U(s') - U(s)), (*seeds, B). The true gradient flows through both
+        # U(s) and U(s'): this is what carries mass along the flow.
         stays = self.discount * torch.where(batch.terminations, 0.0, next_potential)
         advantage = torch.exp(action_log_ratio) * (stays - potential)
+        # y(s) regresses E[A | s], and eta = (f*)'(y). Applying (f*)' to one sample of A instead
+        # would be biased, as (f*)' is not linear.
         y = self.factor(features).squeeze(-1)
+        # Detached: U sees eta as a constant, and the factor learns from its regression only.
         log_eta = self.config.divergence.log_ratio(y.detach())
+        # (1 - gamma) E_mu0[U], (*seeds): where the flow enters.
         initial = (1 - self.discount) * weighted_mean(initial_potential, batch.initial.weights)
         loss = correction_loss(advantage, torch.exp(log_eta), initial, batch.weights)
+        # E_D[(y(s) - A)^2] with A detached, so that U is not bent towards what the factor
+        # predicts.
         factor_loss = weighted_mean((y - advantage.detach()).square(), batch.weights)
         self.descend(loss + factor_loss, step)
         metrics = ratio_metrics(action_log_ratio + log_eta, batch.weights)
+        # Mass in equals mass out when E[w eta (1 - gamma (1 - d))] = 1 - gamma: sum the Bellman
+        # flow over all states.
         counted = torch.exp(action_log_ratio + log_eta) * torch.where(
             batch.terminations, 1.0, 1 - self.discount
         )
         return metrics | {
             "correction_loss": loss.detach(),
             "factor_loss": factor_loss.detach(),
-            "flow_balance": weighted_mean(counted, batch.weights)
-            / (1 - self.discount),  # 1 when mass is conserved
+            # 1 when mass is conserved.
+            "flow_balance": weighted_mean(counted, batch.weights) / (1 - self.discount),
         }
 
 

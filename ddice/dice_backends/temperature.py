@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+# float32 ends near 1e-38 and 1e38: this leaves eight decades for the advantage that is divided.
 SMALLEST, LARGEST = 1e-30, 1e30
 
 

@@ -63,6 +63,7 @@ class ValueOnlyBackend(WarmStartBackend):
 
     def predicted_advantage(self, features: Tensor, actions: Tensor) -> Tensor:
         """The head for each member, (*seeds, M, B)."""
+        # (*seeds, 1, B, F) broadcasts over the members: -> (*seeds, M, B, 1).
         axis = len(self.seed_shape)
         advantages: Tensor = self.head(features.unsqueeze(axis), actions.unsqueeze(axis))
         return advantages.squeeze(-1)
@@ -73,6 +74,8 @@ class ValueOnlyBackend(WarmStartBackend):
         """Squared error of the head to clipped advantages (*seeds, B), summed over members; and
         its metrics.
         """
+        # L_e = sum_m E_D[(e_m(s, a) - (r + gamma V(s') - V(s)))^2], whose minimum is the
+        # expectation over s'. The target is detached: V must not bend to make e easy to learn.
         targets, clip_rate = clipped_targets(
             advantage.detach(), weights, self.config.advantage.clip_deviations
         )
@@ -83,6 +86,7 @@ class ValueOnlyBackend(WarmStartBackend):
 
     def warm_start(self, batch: Batch, returns: Tensor, *, step: int) -> loop.Metrics:
         """One step of regressing V on returns-to-go."""
+        # E_D[(V(s) - sum_k gamma^k r_k)^2], least where V is the value of the behaviour policy.
         loss = weighted_mean((self.value(batch.observations) - returns).square(), batch.weights)
         self.descend(loss, step)
         return {"warm_start_loss": loss.detach()}
@@ -110,11 +114,13 @@ class AveragedValueBackend(ValueOnlyBackend):
 
     def __init__(self, config: AveragedValueConfig, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
+        # V_bar, the bootstrap; without a Q in between, a live V would chase itself.
         self.target = copy.deepcopy(self.value_network).requires_grad_(False)
 
     def warm_start(self, batch: Batch, returns: Tensor, *, step: int) -> loop.Metrics:
         """One step of regressing V on returns-to-go; its averaged copy follows at once."""
         metrics = super().warm_start(batch, returns, step=step)
+        # Rate 1: the first real step must not bootstrap from an untrained copy.
         average(self.target, self.value_network, 1.0)
         return metrics
 
@@ -145,9 +151,13 @@ class DeterministicDiceBackend(AveragedValueBackend):
 
     def __init__(self, config: DeterministicDice, spec: Spec, seed: Seed):
         super().__init__(config, spec, seed)
+        # Another weight adds a constant to V at every bootstrap.
         self.values_are_returns = config.value_weight == 1
 
     def _advantage(self, batch: Batch, values: Tensor) -> Tensor:
+        # r + gamma (1 - d) V_bar(s') stands for Q(s, a). Semi-gradient: nothing flows through s',
+        # which makes w the action ratio (arXiv 2504.13368, proposition 1). The result keeps its
+        # gradient in V(s).
         with torch.no_grad():
             targets = self.bootstrap(
                 batch, self.target(self.encoder(batch.next_observations)).squeeze(-1)
@@ -169,6 +179,9 @@ class DeterministicDiceBackend(AveragedValueBackend):
         values = self.value_network(features).squeeze(-1)
         advantage = self._advantage(batch, values)
         y = self.scaled(advantage)
+        # E_D[f*(y) + c V(s) / alpha], the V loss of Diffusion-DICE (arXiv 2407.20109) with the
+        # sampled target in place of Q. One sample is no expectation: noise in s' enters w as if the
+        # action had been better or worse, and a convex ratio such as e^y then raises V.
         v_loss = value_loss(
             y,
             values,

@@ -42,6 +42,8 @@ class WarmStartBackend(Backend):
         """
         if self.config.warm_start_steps:
             returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
+            # Indexed by the row of the source, as `batch.rows` is; rows that were dropped keep 0
+            # and are never drawn.
             self._returns = torch.zeros(
                 data.spec.source_rows, device=self.device, dtype=torch.float32
             ).index_put_((data.rows,), returns.to(self.device))

@@ -52,7 +52,12 @@ class BatchMaximum(Rescaling):
     kind: Literal["batch_max"] = "batch_max"
 
     def rescaled(self, loss: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
+        # (*seeds, B, J) -> (*seeds). g comes detached, so the factor scales the gradient and adds
+        # none of its own. The cap keeps the factor at e^{-exponent_cut} or more: with an unbounded
+        # one the whole loss could underflow to 0.
         largest = torch.clamp((-g).flatten(-2).amax(-1), max=exponent_cut)
+        # w e^{-g} e^{-max(-g)} <= w within the cap. The minimiser of one batch stays, but batches
+        # with a small g anywhere count less than others.
         return loss * torch.exp(-largest)
 
 
@@ -64,25 +69,36 @@ AnyRescaling = Annotated[
 class Guidance(Config):
     """The guidance network and how it is trained."""
 
+    # Published: four layers of 256 with Fourier features of time, AdamW at 3e-4, and 16 or 32
+    # noises per action. The defaults here are smaller and meant for short runs.
     network: MLP = MLP(hidden=(128, 128, 128), activation="silu", initialisation="kaiming")
     time: AnyTime = SmoothTime()
     optimizer: Optimizer = Optimizer(learning_rate=2e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
+    # One ratio serves all J noises of an action: they lower the variance of the loss without
+    # another evaluation of Q and V.
     noises_per_action: int = Field(
         4, ge=1, description="noises drawn per dataset action, at one shared time"
     )
+    # g tends to log w itself as t -> 0, so the detail of w is learned at small times only.
     time_power: float = Field(
         1.0, gt=0, description="t = t_min + (1 - t_min) u^power: 2 draws small times more often"
     )
+    # Where w = 0 the loss is +g and has no minimum (log E[w] would be -inf). e^-10 of the mean
+    # ratio is nearly no weight and still a finite target.
     log_floor: float = Field(
         -10.0, lt=0, description="log ratios are floored at this, relative to the mean ratio"
     )
     log_cap: float | None = Field(
         None, gt=0, description="log ratios are capped at this, relative to the mean ratio"
     )
+    # w -> c w moves the minimiser by log c. Guidance reads only the gradient in a_t, where the
+    # constant is gone.
     normalize: bool = Field(
         True, description="divide ratios by their running mean, which changes g by a constant only"
     )
+    # |d loss / dg| of one noised action is at most e^6 - 1, about 400: rare large ratios cannot
+    # fill a whole batch gradient. The published code has no such cut below 80.
     exponent_cut: float = Field(
         6.0, gt=0, description="past this, exp(log w - g) goes on along its tangent"
     )
@@ -98,6 +114,7 @@ class Guidance(Config):
             stream="guidance",
             initialisation=self.network.initialisation,
         )
+        # One output: g is a scalar per noised action, and only its gradient in "actions" is used.
         self.network.layers(network, ("features", "actions", self.time.layers(network, "time")), 1)
         return network
 
@@ -108,10 +125,17 @@ def in_sample_loss(log_ratio: Tensor, g: Tensor, exponent_cut: float) -> Tensor:
 
     log_ratio must be finite (floored): where w = 0 the loss is g alone and has no minimum.
     """
+    # Theorem 1: min_g E[w e^{-g} + g] is convex in g. Its derivative 1 - e^{-g} E[w | s, a_t] is 0
+    # at g = log E[w | s, a_t]. The dataset action that a_t was made from is itself a sample of
+    # pi_D(a | s, a_t), so no action is generated. Here w e^{-g} = e^{log w - g}, so that neither
+    # factor can overflow alone.
     exponent = log_ratio - g
+    # exp never sees more than the cut, so neither its value nor its gradient can be inf, and the
+    # product with relu = 0 is never inf * 0 = NaN.
     bounded = torch.clamp(exponent, max=exponent_cut)
     # exp(bounded) * (1 + excess) has the value of the tangent; its gradient is exp(bounded) on both
     # sides of the cut. relu, not clamp: at the cut itself only one branch may have a slope.
+    # The detached factor loses nothing: below the cut relu is 0, above it the clamp has no slope.
     tangent = torch.exp(bounded) + torch.exp(bounded.detach()) * torch.relu(exponent - exponent_cut)
     return tangent + g
 
@@ -122,9 +146,12 @@ def bounded_log_ratio(
     """log (w / mean) between `floor` and `cap`, and which entries each of them changed;
     log_ratio (*seeds, B), log_mean (*seeds).
     """
+    # (*seeds, B) - (*seeds, 1): only log(w / mean) is free of the scale that a backend gives to its
+    # ratios, so floor and cap mean the same for all of them.
     relative = log_ratio - log_mean[..., None]
     floored = relative < floor
     capped = torch.zeros_like(floored) if cap is None else relative > cap
+    # log w may be -inf (sparse divergences); the floor makes it finite before g is subtracted.
     return torch.clamp(relative, min=floor, max=cap), floored, capped
 
 
@@ -141,6 +168,10 @@ def guided(
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
+        # pi_t is proportional to pi_D,t e^g: its score is that of the prior plus grad g
+        # (arXiv 2407.20109). As noise = -sigma * score, the sum reads noise - sigma grad g. A scale
+        # k != 1 gives k log E[w | s, a_t], and the k-th power of the ratio would need log E[w^k |
+        # s, a_t]; in general the two agree at t = 0 only.
         return denoiser(x, t) - schedule.sigma(t) * scale * gradient(x, t)
 
     return denoise
@@ -154,7 +185,9 @@ def network_gradient(
     """
 
     def gradient(x: Tensor, t: Tensor) -> Tensor:
+        # (4,) -> (1, ..., 1, 4), as many axes as x: one time for all samples.
         time = schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1)
+        # g has one output, so the sum over outputs is g itself, and [1] is grad g (..., A).
         return network.value_and_gradient(features, x, time, wrt="actions")[1]
 
     return gradient

@@ -36,7 +36,11 @@ def denoising_loss(
     """Weighted mean over rows of factors * sum_a (predicted - noise)^2; predicted and noise
     (*seeds, B, A), weights and factors (*seeds, B).
     """
+    # (*seeds, B, A) -> (*seeds, B). The sum over A, as published, is the squared norm; a mean would
+    # scale the step size by 1 / A.
     error = (predicted - noise).square().sum(-1)
+    # Factors are not in the denominator: they come divided by a running mean, and dividing by their
+    # sum in each batch would bias the weights.
     return weighted_mean(error if factors is None else factors * error, weights)
 
 
@@ -50,6 +54,8 @@ class PriorConfig(Config, Fits["Prior"], abstract=True):
     kind: str
     schedule: AnySchedule = VariancePreserving()
     encoder: AnyEncoder = FlattenEncoder()
+    # Published: Adam at 1e-4, batch 4096, 600k steps, no averaged weights. Shorter runs need the
+    # larger rate, and averaging removes much of the noise that it leaves in the last weights.
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
     ema: float = Field(
@@ -97,13 +103,18 @@ class Prior(Part):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.stream = stream
         self.encoder, self.network = config.modules(spec, seed, stream)
+        # A copy that is never descended: `follow` alone moves it.
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     def loss(self, batch: Batch, step: int, factors: Tensor | None = None) -> Tensor:
         """E[factors * |network(a_t, t) - noise|^2] with a_t = alpha(t) a + sigma(t) noise,
         (*seeds); factors (*seeds, B) default to 1.
         """
+        # The minimiser is E[noise | s, a_t] = -sigma grad log pi_D,t(a_t | s): denoising score
+        # matching (arXiv 2011.13456, equation 7) with the weight sigma^2.
         schedule, size = self.config.schedule, batch.actions.shape[-2:]
+        # size is (B, A); t (*seeds, B) and noise (*seeds, B, A): one time and one noise per row.
+        # Streams are named by step, so a resumed run draws the same numbers.
         t = schedule.training_times(
             rand(self.seed, f"{self.stream}/time", step, size[:1], self.device)
         )
@@ -119,6 +130,8 @@ class Prior(Part):
         """Move the averaged weights towards the live ones; the decay rises from 0.1 to `ema`, so
         that early weights are forgotten.
         """
+        # rate = 1 - decay, with decay min(ema, (1 + n) / (10 + n)) at step n. A constant 0.999
+        # would still carry e^-1 of the initial weights after 1000 steps.
         average(self.averaged, self.network, 1 - min(self.config.ema, (1 + step) / (10 + step)))
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
@@ -145,6 +158,8 @@ def network_denoiser(network: Network, features: Tensor, schedule: NoiseSchedule
     """A score network as (x, t) -> predicted noise, t a scalar tensor."""
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
+        # (4,) -> (1, ..., 1, 4), so that it broadcasts against x; the features keep their own batch
+        # axes.
         time = schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1)
         noise: Tensor = network(features, x, time)
         return noise

@@ -44,7 +44,10 @@ def _clean(denoiser: Denoiser, x: Tensor, point: _Point, clip: bool) -> Tensor:
     """Predicted clean action (x - sigma noise) / alpha, within [-1, 1] if `clip`: one network
     evaluation.
     """
+    # t is a scalar tensor: all samples of a call are at the same noise level.
     noise = denoiser(x, torch.full((), point.t, dtype=x.dtype, device=x.device))
+    # x = alpha x0 + sigma noise, solved for x0. By default alpha = 0.0066 at t = 1: an error of the
+    # network is multiplied by 150 there, which is why `clip` exists.
     clean = (x - point.sigma * noise) / point.alpha
     return clean.clamp(-1, 1) if clip else clean
 
@@ -53,6 +56,9 @@ def _advance(x: Tensor, clean: Tensor, start: _Point, end: _Point) -> Tensor:
     """Exact step from `start` to `end` for a constant clean prediction: (sigma'/sigma) x -
     alpha' (e^{-h} - 1) clean.
     """
+    # arXiv 2211.01095, proposition 4.1: x' = (sigma'/sigma) x + sigma' int e^lambda x0 dlambda. For
+    # constant x0 the integral gives alpha' (1 - e^{-h}) x0 with h = lambda' - lambda. expm1 keeps
+    # the digits of small h.
     return (end.sigma / start.sigma) * x - end.alpha * math.expm1(
         start.log_snr - end.log_snr
     ) * clean
@@ -91,10 +97,14 @@ class Solver(Config, abstract=True):
             first, last = schedule.log_snr(
                 torch.tensor([1.0, schedule.t_min], dtype=torch.float64, device="cpu")
             ).tolist()
+            # Equal h in every step: the error terms of the integrators are powers of h. The grid is
+            # made in double precision, because steps are differences of neighbouring lambdas.
             times = schedule.time(
                 torch.linspace(first, last, self.evaluations + 1, dtype=torch.float64, device="cpu")
             )
         else:
+            # Equal steps in t^(1/power). "quadratic" has more points near t_min, where lambda
+            # changes fastest with t.
             power = 1 if self.spacing == "uniform" else 2
             times = (
                 torch.linspace(
@@ -122,6 +132,8 @@ class DDIM(Solver):
         """
         grid = self._grid(schedule)
         for start, end in itertools.pairwise(grid):
+            # For Gaussian paths the first-order integrator in data prediction is DDIM
+            # (arXiv 2211.01095, section 4).
             x = _advance(x, _clean(denoiser, x, start, clip), start, end)
         return x
 
@@ -143,12 +155,18 @@ class SingleStep(Solver):
         of every evaluation in [-1, 1].
         """
         grid = self._grid(schedule)
+        # Each update costs two evaluations. At least one first-order step is left for the end,
+        # where steps in lambda are longest on the grid "uniform".
         second_order = (self.evaluations - 1) // 2
         for j in range(0, 2 * second_order, 2):
             start, inner, end = grid[j : j + 3]
+            # Fraction of the step in lambda at which the inner point lies (arXiv 2211.01095,
+            # algorithm 1). A constant 1/2 would be wrong on grids that are not even in lambda.
             r1 = (inner.log_snr - start.log_snr) / (end.log_snr - start.log_snr)
             clean = _clean(denoiser, x, start, clip)
             inner_clean = _clean(denoiser, _advance(x, clean, start, inner), inner, clip)
+            # (1 - 1/(2 r1)) x0(start) + x0(inner)/(2 r1): x0 as a line in lambda, read at the
+            # middle of the step. That replaces the integral up to second order in h.
             x = _advance(x, clean + (inner_clean - clean) / (2 * r1), start, end)
         for start, end in itertools.pairwise(grid[2 * second_order :]):
             x = _advance(x, _clean(denoiser, x, start, clip), start, end)
@@ -176,10 +194,17 @@ class MultiStep(Solver):
         previous: Tensor | None = None
         for j, (start, end) in enumerate(itertools.pairwise(grid)):
             clean = _clean(denoiser, x, start, clip)
+            # Without a previous evaluation, or in the last step, x0 counts as constant over the
+            # step.
             target = clean
             if self.order == 2 and previous is not None and j < self.evaluations - 1:
+                # r = h_{j-1} / h_j, and the target is (1 + 1/(2 r)) x0_j - x0_{j-1}/(2 r): the line
+                # through the last two predictions, read at the middle of this step
+                # (arXiv 2211.01095, algorithm 2). It costs no further evaluation, but extrapolates:
+                # a long step after a short one has small r and large factors.
                 ratio = (start.log_snr - grid[j - 1].log_snr) / (end.log_snr - start.log_snr)
                 target = clean + (clean - previous) / (2 * ratio)
+            # The history keeps the prediction itself, not the extrapolated target.
             x = _advance(x, target, start, end)
             previous = clean
         return x

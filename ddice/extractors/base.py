@@ -215,11 +215,17 @@ class Extractor(Part):
         """Update and return the running mean of the ratios, as a logarithm (*seeds): the mean of
         all at first, of the last 100 steps later.
         """
+        # m <- (1 - rate) m + rate (sum_i p_i w_i / sum_i p_i), in logarithms: ratios may lie
+        # beyond the range of float32. A batch mean alone would make the weights of a row depend on
+        # its neighbours. Shapes: log_ratio and weights (*seeds, B), all else (*seeds).
         rate = max(0.01, 1 / (1 + step))
         total = torch.logsumexp(log_ratio + weights.log(), -1)
         batch = total - weights.sum(-1).log() + math.log(rate)
+        # The first step has no past: log(1 - rate) would be log 0.
         mixed = batch if rate == 1 else torch.logaddexp(self.log_mean + math.log(1 - rate), batch)
         self.log_mean.copy_(mixed)
+        # All ratios may have been zero so far: log w - log mean would be -inf + inf = NaN. e^-80
+        # is near the end of float32.
         return mixed.clamp(min=-80.0)
 
     def identity(self, data: Transitions) -> str:
@@ -271,6 +277,7 @@ def with_ratios(extractor: Extractor, backend: RatioSource | None) -> Update:
     """The update of an extractor with the ratios of `backend`, as a function of batch and step."""
 
     def update(batch: Batch, step: int) -> loop.Metrics:
+        # Ratios are data here: a backend computes them without gradients and is not trained on.
         log_ratio = None if backend is None else backend.log_ratio(batch)
         return extractor.update(batch, step=step, log_ratio=log_ratio)
 

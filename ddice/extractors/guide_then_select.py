@@ -23,9 +23,10 @@ from ddice.parts.part import weighted_mean
 from ddice.policies.engines import QCallable
 from ddice.policies.policy import Policy
 
-# a guidance whose deviation stays below this has learned nothing: log ratios differ by far more
+# A guidance whose deviation stays below this has learned nothing: log ratios differ by far more.
 STILL = 1e-2
-EVEN = 0.9  # above this effective sample size there is little to learn
+# Above this effective sample size there is little to learn, and a constant guidance is right.
+EVEN = 0.9
 
 
 class GuideThenSelect(DiffusionConfig):
@@ -86,27 +87,43 @@ class GuideThenSelectExtractor(Extractor):
             if config.normalize
             else torch.zeros_like(self.log_mean)
         )
+        # log (w / mean w), floored: where w = 0 the loss below is g alone, which has no minimum.
+        # Dividing by the mean shifts g by a constant and leaves its gradient, the guidance, as it
+        # is.
         relative, floored, capped = bounded_log_ratio(
             log_ratio, log_mean, config.log_floor, config.log_cap
         )
         rows, size = batch.actions.shape[-2:]
+        # One time t per dataset action, (*seeds, B, 1), shared by its J noises (*seeds, B, J, A),
+        # as published.
         t = schedule.training_times(
             rand(self.seed, "guidance/time", step, (rows, 1), self.device), config.time_power
         )
         noise = randn(
             self.seed, "guidance/noise", step, (rows, config.noises_per_action, size), self.device
         )
+        # a_t = alpha(t) a + sigma(t) noise, (*seeds, B, J, A): dataset actions only, none
+        # generated. So w is never asked about an action outside the data.
         noised = schedule.noise(batch.actions.unsqueeze(-2), t, noise)
+        # g(s, a_t, t), (*seeds, B, J).
         g = self.network(
             self.prior.encoder(batch.observations).unsqueeze(-2), noised, schedule.features(t)
         ).squeeze(-1)
+        # Diffusion-DICE (arXiv 2407.20109), theorem 1, with g a function of (s, a_t, t):
+        #   L = E[w(s, a) exp(-g) + g], dL/dg = 1 - E[w | s, a_t] exp(-g).
+        # So g = log E[w | s, a_t] at the minimum, and its gradient in a_t is what the score of the
+        # optimal policy has beyond that of the prior. w is a constant here: g alone learns.
         losses = in_sample_loss(relative.unsqueeze(-1), g, config.exponent_cut)
+        # Mean over the J noises, then over the rows: (*seeds, B, J) -> (*seeds, B) -> (*seeds).
         loss = weighted_mean(losses.mean(-1), batch.weights)
+        # g is detached: the factor must not be something that g can lower the loss with.
         loss = config.rescale.rescaled(loss, g.detach(), config.exponent_cut)
         self.descend(loss, step)
         metrics = relative_metrics(relative, floored, capped, batch.weights)
+        # Buffers, so that `policy` can still judge after a save and a load.
         self.deviation.copy_(g.detach().flatten(-2).std(-1))
         self.evenness.copy_(metrics["effective_sample_size"])
+        # Past the cut exp(log w - g) goes on along its tangent, so that its gradient is bounded.
         cut_rate = (
             (relative.unsqueeze(-1) - g.detach() > config.exponent_cut)
             .to(g.dtype)
@@ -121,6 +138,7 @@ class GuideThenSelectExtractor(Extractor):
         }
 
     def sampler(self) -> DiffusionSampler:
+        # Guided noise prediction: noise - sigma(t) kappa grad g(s, a_t, t) (arXiv 2407.20109).
         config = self.config.diffusion(self.prior, self.config.guidance, self.config.guidance_scale)
         return DiffusionSampler(config, self.prior.encoder, self.prior.averaged, self.network)
 

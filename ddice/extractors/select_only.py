@@ -57,6 +57,7 @@ class SelectOnlyExtractor(Extractor):
         return {}
 
     def sampler(self) -> DiffusionSampler:
+        # The averaged weights of the prior, unguided: no ratio enters, Q alone improves the policy.
         return DiffusionSampler(
             self.config.diffusion(self.prior), self.prior.encoder, self.prior.averaged, None
         )

@@ -82,6 +82,9 @@ class _Weighted(Extractor):
                 "log_ratio=backend.log_ratio(batch), step=step)"
             )
         log_mean = self.follow_mean(log_ratio, batch.weights, step)
+        # w / mean(w), so that neither the temperature nor c in E[w] = c changes the step size. No
+        # floor: a weight of 0 is right here, as the loss has its minimum without that row. The cap
+        # bounds what one row can add to a step.
         relative, _, capped = bounded_log_ratio(
             log_ratio, log_mean, -torch.inf, self.config.log_cap
         )
@@ -100,6 +103,8 @@ class WeightedBCExtractor(_Weighted):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed, prior)
         self.model = prior.config.build(spec, seed, stream="weighted_bc")
         if config.init == "prior":
+            # Both start at the prior's averaged weights: with another start the average would lag
+            # behind from the first step.
             for network in (self.model.network, self.model.averaged):
                 network.load_state_dict(prior.averaged.state_dict())
 
@@ -107,6 +112,9 @@ class WeightedBCExtractor(_Weighted):
         """One step on the weighted denoising loss."""
         self.expect_step(step)
         factors, metrics = self.factors(batch, log_ratio, step)
+        # L = E[(w / mean w) |noise - network(s, a_t, t)|^2]. Weighting the data by w makes
+        # pi_D(a | s) w(s, a) the distribution that is denoised: acting needs no guidance. w is a
+        # constant here.
         loss = self.model.loss(batch, step, factors)
         self.descend(loss, step)
         self.model.follow(step)
@@ -131,6 +139,8 @@ class GaussianBCExtractor(_Weighted):
         """One step on -E[w / mean(w) * log pi(a | s)]."""
         self.expect_step(step)
         factors, metrics = self.factors(batch, log_ratio, step)
+        # L = -E_D[(w / mean w) log pi(a | s)]. Its minimum is that of KL(pi_D w || pi) among the
+        # Gaussians, which covers all the modes rather than choosing one.
         loss = weighted_mean(
             -factors * self.model.log_density(batch.observations, batch.actions), batch.weights
         )

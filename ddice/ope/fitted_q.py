@@ -102,6 +102,7 @@ def _act(
             readable = torch.nan_to_num(chunk).to(policy.device)
             chosen = policy.decide(readable, noise, uniform).actions
         else:
+            # Here and above the chunk counts as the step: another `batch_size` draws other numbers.
             own_seed = int(rand(seed, stream, i, (1,)).item() * 2**31)
             chosen = torch.as_tensor(
                 policy(chunk, own_seed), dtype=torch.float32, device=observations.device
@@ -174,6 +175,7 @@ class FittedQ(Part):
             inputs, 1, seed=seed, stream="fitted_q", members=(config.members,)
         )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        # Rewards of the size of 1 suit one learning rate; 1 where all rewards are 0.
         self.unit = max(abs(spec.rewards.mean), spec.rewards.std) or 1.0
         self._cache: ActionCache | None = None
         self._place = torch.zeros(0, dtype=torch.int64, device="cpu")
@@ -182,6 +184,7 @@ class FittedQ(Part):
         """Take the actions that are to be evaluated; a hand-written loop calls it before
         `update`. Raises ValueError for a cache of other data.
         """
+        # All seeds evaluate the same actions: they differ in their training, not in the question.
         seed = self.seed if isinstance(self.seed, int) else self.seed[0]
         cache = (
             policy
@@ -194,12 +197,14 @@ class FittedQ(Part):
                 f"{len(cache.next_actions)}: they belong to other data"
             )
         self._cache = cache.to(self.device)
+        # (source rows,): where the actions of a row are kept, -1 for a row of other data.
         place = torch.full((data.spec.source_rows,), -1, dtype=torch.int64, device=self.device)
         place[data.rows.to(self.device)] = torch.arange(len(data), device=self.device)
         self._place = place
 
     def identity(self, data: Transitions) -> str:
         assert self._cache is not None
+        # The first actions are left out: training does not read them.
         content = self._cache.next_actions.cpu().numpy().tobytes()
         return super().identity(data) + hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -238,8 +243,12 @@ class FittedQ(Part):
                 self._cache.next_actions[place],
                 self._cache.next_weights[place],
             )
+            # Chosen, not multiplied by 0: a terminated row may hold NaN. A truncated one keeps its
+            # bootstrap.
             following = torch.where(batch.terminations.unsqueeze(axis), 0.0, following)
             rewards = (batch.rewards / self.unit).unsqueeze(axis)
+            # (*seeds, M, B): each member follows its own target. A minimum over members would bias
+            # an estimate.
             targets = rewards + self.config.discount * following
         q = self._each(self.critic, batch.observations, batch.actions)
         weights = batch.weights.unsqueeze(axis)
@@ -289,6 +298,7 @@ class FittedQ(Part):
         values = self.initial_values(data).mean(0).double().cpu().numpy()
         assert data.initial_weights is not None
         weights = data.initial_weights.double().cpu().numpy()
+        # (E, 2): weight and weighted value are drawn together, and the statistic is their ratio.
         table = np.stack([weights, weights * values], 1)
 
         def mean(unit: np.ndarray, start: np.ndarray) -> float:

@@ -50,6 +50,7 @@ def bootstrap(
     for _ in range(repetitions):
         of_units = _times_drawn(len(units), rng)
         of_starts = of_units if paired else _times_drawn(len(starts), rng)
+        # (k,) and (m,): counts times rows are the column sums of a resample that is never made.
         samples.append(statistic(of_units @ units, of_starts @ starts))
     return np.array(samples)
 
@@ -81,6 +82,7 @@ def rank_correlation(estimates: ArrayLike, truths: ArrayLike) -> float:
             f"expected two sequences of the same length, at least 2, got shapes {x.shape} and "
             f"{y.shape}"
         )
+    # The rank from 0: all below, and half of the others that tie.
     first, second = (
         np.array([(v < u).sum() + ((v == u).sum() - 1) / 2 for u in v]) for v in (x, y)
     )

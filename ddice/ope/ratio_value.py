@@ -133,6 +133,7 @@ def estimate_value(
         )
     starts_from = backend.starts_from
     rows = _collect(backend, data, float(discount), features or standard_features(data.spec))
+    # As many starts as episodes: start i is that of episode i, and is drawn with it.
     paired = starts_from == "data" or (
         data.initial_observations is not None
         and len(data.initial_observations) == data.spec.episodes
@@ -204,6 +205,7 @@ def _collect(backend: RatioSource, data: Transitions, discount: float, features:
     for batch in data.batches(ROWS_AT_ONCE):
         ratio = torch.exp(backend.log_ratio(batch.to(device))).cpu().double()
         batch = batch.to("cpu")
+        # gamma (1 - d): a truncated row goes on, because only terminations end the flow.
         goes_on = discount * (~batch.terminations).double()
         phi, following = (
             features(batch.observations).double(),
@@ -257,6 +259,8 @@ def _reward_slope(backend: RatioSource, data: Transitions) -> float:
     """How much the transformed reward grows per unit of the raw one: the regression slope over
     the data; 1 without transforms.
     """
+    # A shift needs no undoing: V + c adds to the doubly robust estimate
+    # c + sum w (gamma (1 - d) - 1) c / sum w (1 - gamma (1 - d)) = 0.
     raw = data.rewards.cpu().double()
     if float(raw.var(correction=0)) == 0:
         return 1.0
@@ -287,6 +291,7 @@ def _by_unit(rows: _Sums, data: Transitions, starts_from: str) -> tuple[Floats, 
 
 
 def _effective(mass: Floats, weights: Floats) -> float:
+    # (sum p w)^2 / sum p w^2 with mass = weight w, so that weight w^2 = mass^2 / weight.
     counted = weights > 0
     total = mass.sum()
     return (
@@ -297,6 +302,7 @@ def _effective(mass: Floats, weights: Floats) -> float:
 
 
 def _count(mass: Floats) -> float:
+    # Kish's effective sample size.
     return float(mass.sum() ** 2 / (mass**2).sum()) if mass.sum() > 0 else 0.0
 
 
@@ -307,8 +313,10 @@ def _flow_residual(rows: _Sums) -> float:
         return float("inf")
     share = rows.weights / rows.weights.sum()
     spread = np.sqrt(share @ (rows.data_features - share @ rows.data_features) ** 2)
+    # A feature that does not vary has no deviation to measure in.
     varies = spread > 1e-6 * max(1.0, float(spread.max(initial=0.0)))
     start = rows.start_weights @ rows.start_features / rows.start_weights.sum()
+    # Scaled to sum w (1 - gamma (1 - d)) = 1 - gamma, w makes the first term sum(w flow) / divisor.
     violation = (rows.mass @ rows.flow / divisor - start)[varies] / spread[varies]
     return float(np.sqrt((violation**2).mean())) if len(violation) else 0.0
 
@@ -317,6 +325,7 @@ def _reasons(
     units: float, residual: float, min_units: float, max_residual: float, noun: str
 ) -> tuple[str, ...]:
     reasons = []
+    # Not `<`: NaN is a reason as well.
     if not units >= min_units:
         reasons.append(
             f"the ratios rest on {units:.1f} effective {noun}, fewer than {min_units:g}: raise "

@@ -65,6 +65,7 @@ class Fits(Generic[P]):
         """Build the part and train it for `steps` steps on a device; see `GoesOn.fit` for the
         other arguments.
         """
+        # Built on the CPU and then moved, so that every device starts from the same parameters.
         part = self.build(data.spec, seed).to(loop.resolve_device(device))
         run_stage(
             alone(part, steps=steps),

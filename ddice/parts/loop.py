@@ -93,6 +93,8 @@ class MetricsFile:
     def rewind(self, step: int) -> None:
         if self.path.exists():
             text = self.path.read_text()
+            # Metrics are written more often than checkpoints: what lies past the checkpoint is done
+            # again.
             kept = "".join(
                 line + "\n" for line in text.splitlines() if _is_before(line, self.stage, step)
             )
@@ -117,6 +119,7 @@ def _deferred_signals() -> Iterator[list[int]]:
     at once.
     """
     received: list[int] = []
+    # Python lets only the main thread set signal handlers.
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -227,6 +230,8 @@ def run(
                 numbers = _as_numbers(values)
                 _check_finite(numbers, name, step, checkpoint)
                 bar.set_postfix(_beside_the_bar(numbers), refresh=False)
+                # Before the checkpoint: after a kill between the two, `rewind` drops the surplus
+                # lines. In the other order a line would be missing for good.
                 if metrics is not None and logging:
                     metrics.write(done, numbers)
                 for listener in listeners:

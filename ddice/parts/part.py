@@ -161,9 +161,12 @@ class Part(GoesOn, nn.Module):
         self.expect_step(step)
         rate = self.learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
+        # Seeds share no parameter, so that each gets the gradient of its own loss from the sum.
+        # AdamW works element by element, and takes the step that each seed alone would take.
         torch.autograd.backward(loss.sum())
         for parameter, gradient in (gradients or {}).items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        # Not a scheduler of torch's: the rate follows from the step, and needs no state of its own.
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -185,6 +188,7 @@ class Part(GoesOn, nn.Module):
         """The inverse of `state`. Raises ValueError when the tensors are those of another part."""
         modules = _below("module.", state)
         own = self.state_dict()
+        # Compared before anything is copied, so that a foreign state leaves the part as it was.
         differing = sorted(set(own) ^ set(modules))
         differing = differing or sorted(n for n, v in modules.items() if v.shape != own[n].shape)
         if differing:
@@ -198,6 +202,8 @@ class Part(GoesOn, nn.Module):
         for name, parameter in self.named_parameters():
             slots = _below(f"optimizer.{name}.", state)
             if slots:
+                # A copy, because `state` hands out the tensors that go on being trained. Fused
+                # AdamW wants its count of steps on the device of the parameters too.
                 self.optimizer.state[parameter] = {
                     key: value.to(parameter.device, copy=True) for key, value in slots.items()
                 }
@@ -210,8 +216,11 @@ class Part(GoesOn, nn.Module):
         target = part.state_dict()
         state = self.state()
         for name, value in state.items():
+            # AdamW counts the steps of a parameter once for all seeds.
             if name in SHARED or name.endswith(".step"):
                 continue
+            # What all seeds share, such as the buffers of a normaliser, has the shape that one seed
+            # expects, and stays whole.
             own = name.split(".", 1)[-1]
             single = target.get(own) if name.startswith("module.") else None
             if single is None or single.shape != value.shape:
@@ -273,9 +282,11 @@ def effective_sample_size(log_ratio: Tensor, weights: Tensor) -> Tensor:
     """(sum p w)^2 / sum p w^2 with p = weights / sum(weights), over the last axis: 1 for
     constant ratios, 0 when all are zero.
     """
+    # In logarithms, because w^2 leaves float32 long before w does.
     log_p = torch.log(weights / weights.sum(-1, keepdim=True))
     first, second = (
         torch.logsumexp(log_p + log_ratio, -1),
         torch.logsumexp(log_p + 2 * log_ratio, -1),
     )
+    # When all ratios are 0 this is exp(-inf + inf).
     return torch.nan_to_num(torch.exp(2 * first - second), nan=0.0)

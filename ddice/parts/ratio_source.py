@@ -11,7 +11,10 @@ from typing_extensions import Self
 from ddice.data import Batch, Spec
 from ddice.parts.stage import Trainable
 
+# Action ratios reweight the actions at the states of the data. State-action ratios move the states
+# too: d is an occupancy, and only its weighted mean of rewards is a policy's value.
 RatioKind = Literal["action", "state-action"]
+# The start in the Bellman flow d(s) = (1 - gamma) start(s) + gamma sum P(s | s', a') d(s', a').
 FlowStart = Literal["initial", "data"]
 QCallable = Callable[[Tensor, Tensor], Tensor]
 

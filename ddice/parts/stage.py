@@ -91,13 +91,18 @@ class Stage:
 
     def step(self, data: Transitions, step: int) -> loop.Metrics:
         """One step on the batch of that step."""
+        # The batch follows from seed and step alone: a resumed stage sees those that it would have
+        # seen.
         return self.update(data.sample(self.batch_size, seed=self.seed, step=step), step)
 
     def key(self, data: Transitions) -> str:
         """32 hexadecimal digits that name all that the outcome depends on: the parts with their
         data, the parts that are read with their steps, the batches and the number of steps.
         """
+        # The seed of the batches is that of the parts, which their identities hold.
         trained = [f"{name}={part.identity(data)}" for name, part in self.parts.items()]
+        # An identity leaves out the number of steps, and a backend of more steps gives other
+        # ratios.
         read = [f"{part.identity(data)}@{part.step}" for part in self.reads]
         text = "/".join([*trained, *read, str(self.batch_size), str(self.stop)])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

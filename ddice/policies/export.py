@@ -62,6 +62,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     exported, and ValueError when the exported decisions differ from the policy's.
     """
     folder = Path(folder)
+    # In this order: an engine that needs a GPU could not be moved to the CPU.
     policy = policy.compile("reference").to("cpu")
     config, actions = policy.config, policy.spec.actions
     program = decision_program(policy.procedure)
@@ -79,6 +80,8 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     ).SerializeToString()
     write_bytes(folder / "policy.onnx", model + seal(model))
     write_bytes(folder / "act.py", Path(exported.__file__).read_bytes())
+    # Read back, so that the file itself is compared. It stays where the comparison fails, with the
+    # report, to be looked into.
     report = _parity(policy, ExportedPolicy(folder / "policy.onnx"), len(model))
     write_json(folder / "parity.json", report.model_dump(mode="json"))
     tolerance = max(TOLERANCE, ROUNDINGS * report.own_error)
@@ -107,6 +110,7 @@ def _parity(policy: Policy, exported_policy: ExportedPolicy, size: int) -> Parit
         observations.numpy(), noise.numpy(), np.full(PARITY_ROWS, ARGMAX, dtype=np.float32)
     )
     exact = copy.deepcopy(policy.sampler).double()(observations.double(), noise.double())
+    # Actions fill [-1, 1]: relative errors of smaller candidates would matter to nobody.
     size_of = expected.candidates.abs().max().clamp(min=1)
     error = (torch.from_numpy(got["candidates"]) - expected.candidates).abs().max() / size_of
     return Parity(

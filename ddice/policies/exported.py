@@ -68,6 +68,7 @@ class ExportedPolicy:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
+            # Of the bytes that were checked, because the file may be another by now.
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
@@ -93,6 +94,7 @@ class ExportedPolicy:
         """The environment's observation (an array, or dicts of them), or in place of dicts a flat
         one (..., S), as (..., S) float32: what the policy takes, and nothing else.
         """
+        # As `ddice.data.spec.Observations.flatten`, which this file cannot import: change both.
         parts, size = self.about["observations"], self.about["observation_size"]
         if not isinstance(observation, Mapping) and any(part["path"] for part in parts):
             flat = _float32(observation)
@@ -104,6 +106,7 @@ class ExportedPolicy:
         """One part of an observation, its own axes flattened."""
         leaf, shape = observation, tuple(part["shape"])
         escaped = part["path"].split("/") if part["path"] else ()  # as in `ddice.data.paths`
+        # "~1" before "~0", as in a JSON pointer (RFC 6901, section 4): "~01" stands for "~1".
         for key in (one.replace("~1", "/").replace("~0", "~") for one in escaped):
             if not isinstance(leaf, Mapping) or key not in leaf:
                 have = sorted(leaf) if isinstance(leaf, Mapping) else type(leaf).__name__
@@ -179,6 +182,7 @@ class ExportedPolicy:
         return np.concatenate(noise), np.concatenate(uniform)
 
     def _draw(self, batch: int, source: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        # The noise first and then the uniform numbers: the order belongs to what a seed means.
         noise = source.standard_normal((batch, *self._latents.shape), dtype=np.float32)
         return noise, source.random(batch, dtype=np.float32)
 
@@ -222,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--out", help=".npy file for the actions; without it they are printed")
     options = parser.parse_args()
+    # Without pickles, because an array from a stranger must not run code.
     actions = ExportedPolicy(options.policy).act(
         np.load(options.observations, allow_pickle=False), options.deterministic, options.seed
     )

@@ -96,6 +96,8 @@ class Policy:
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
         self.settings, self.engine = settings, make_engine(settings, self.procedure)
+        # Counted on the device, so that acting need not wait for it; under a lock, because several
+        # threads may act with one policy.
         self._clipped, self._seen, self._counting = (
             torch.zeros((), device=self.device, dtype=torch.float32),
             0,
@@ -184,6 +186,7 @@ class Policy:
         ) else self.q
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
+        # Else `copy` would take the way of pickle, through the bytes of a file.
         return Policy(self.config, self.spec, *self._networks(), self.settings)
 
     @property
@@ -231,6 +234,8 @@ class Policy:
             )
         if tensor.ndim == 2 and not len(tensor):
             raise ValueError("expected at least one observation, got an empty batch")
+        # The sum first: a single number comes from the device, and each is looked at only on
+        # suspicion.
         if not math.isfinite(tensor.sum().item()) and len(
             bad := torch.nonzero(~torch.isfinite(tensor))
         ):  # a sum may be infinite by itself
@@ -260,6 +265,7 @@ class Policy:
                 source.seed()  # of its own: torch.seed() would reseed the user's global generator
             else:
                 source = generator(seeds, "act", 0, device)
+            # The uniform numbers come after the noise: the rule of selection changes no candidate.
             noise = torch.randn(batch, *shape, generator=source, device=device, dtype=torch.float32)
             return noise, torch.rand(
                 batch, generator=source, device=device, dtype=torch.float32
@@ -268,6 +274,7 @@ class Policy:
             raise ValueError(
                 f"expected one seed, or one for each of the {batch} observations, got {len(seeds)}"
             )
+        # On the CPU, whose numbers are the same wherever the policy acts.
         sources = [generator(each, "act", 0) for each in seeds]
         noise = torch.stack(
             [
@@ -290,6 +297,7 @@ class Policy:
         Raises ValueError for inputs of different B.
         """
         choice = self.engine.decide(observations, noise, uniform)
+        # (B, K)
         clipped = (choice.candidates.abs() > 1).any(-1)
         with self._counting:
             self._clipped, self._seen = self._clipped + clipped.sum(), self._seen + clipped.numel()
@@ -428,6 +436,7 @@ def _made(saved: SavedPolicy, path: Path, q: QCallable | None, trust: Sequence[s
         own = config.q.build(spec)
         _load(own, saved.tensors, "q.", path)
         q = own
+    # One candidate needs no Q, so that such a policy loads without its author's callable.
     elif config.q == "given" and q is None and config.candidates > 1:
         raise ValueError(
             "this policy selects by a callable of its author's, which is not saved: give it "

@@ -56,6 +56,7 @@ def policy_folder(path: str | Path) -> Path:
 def write_policy(folder: Path, saved: SavedPolicy) -> None:
     """Write both files; whenever this is killed, the folder holds the old policy or the new one."""
     save_tensors(folder / WHOLE, KIND, saved.tensors, saved.description)
+    # Last: killed in between, the text lags behind a policy that is whole.
     write_json(folder / SHOWN, _shown(saved.description))
 
 

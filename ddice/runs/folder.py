@@ -21,6 +21,7 @@ def check_run(folder: Path, recipe: Recipe) -> None:
         raise ValueError(
             f"{path} is not valid JSON ({error}): delete the folder {folder}, or give another one"
         ) from error
+    # JSON against JSON: in Python a recipe holds tuples, which come back from a file as lists.
     found = differences(there, recipe.model_dump(mode="json"))
     if found:
         raise ValueError(
@@ -44,5 +45,7 @@ def differences(one: Any, two: Any, path: str = "") -> list[str]:
     found: list[str] = []
     for key in sorted(set(one) | set(two)):
         below = f"{path}.{key}" if path else key
+        # A missing key counts as null: a recipe of before a field existed still matches where that
+        # is null.
         found += differences(one.get(key), two.get(key), below)
     return found

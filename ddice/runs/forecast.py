@@ -53,9 +53,11 @@ class _Timing(Stages):
         last = counted + self.steps
         for part in parts:
             part.prepare(self.data)
+            # Most steps come after the warm-up, and cost more than those within it.
             part.load_state(
                 {**part.state(), "step": torch.tensor(first, dtype=torch.int64, device="cpu")}
             )
+            # A falling learning rate warns where it knows no end, and is refused at the end.
             part.until(last)
         started = 0.0
         for step in range(first, last):

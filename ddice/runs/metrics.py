@@ -29,6 +29,7 @@ def read_metrics(folder: Path) -> Curves:
             continue
         for record in _records(path):
             for name, value in record.items():
+                # Neither stage nor step is one; a list, of several seeds, is no single curve.
                 if isinstance(value, float):
                     curves.setdefault((record["stage"], name), []).append((record["step"], value))
     return curves

@@ -35,6 +35,7 @@ def parse_flags(tokens: Sequence[str]) -> Tree:
         if not equals:
             if not rest:
                 raise ValueError(f"option --{name} needs a value")
+            # Two dashes, because a negative number begins with one.
             if rest[0].startswith("--"):
                 raise ValueError(f"option --{name} needs a value, got the option {rest[0]}")
             value = rest.pop(0)
@@ -63,6 +64,7 @@ def _value(text: str) -> Any:
     try:
         return parse_json(text)
     except json.JSONDecodeError:
+        # Who knows the Python interface writes its spellings, and would else get a text.
         return {"None": None, "none": None, "True": True, "False": False}.get(text, text)
 
 
@@ -105,6 +107,7 @@ def _message(item: Mapping[str, Any], name: str) -> str:
     if item["type"] == "union_tag_invalid":
         return unknown_name(
             context["tag"],
+            # pydantic gives the tags as one text, each in quotes.
             [name.strip("'") for name in context["expected_tags"].split(", ")],
             context["discriminator"].strip("'"),
         )
@@ -131,6 +134,8 @@ def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
                 kind_of(member),
             )
         }
+        # The fields of a plugin are in no annotation: an identifier that is not the label of a
+        # member is taken for one of them.
         of_a_plugin = (
             bool(models) and not annotations and str(key).isidentifier() and key not in labels
         )
@@ -140,6 +145,7 @@ def _dotted(model: type[BaseModel], location: Sequence[int | str]) -> str:
             ]
         if annotations or keys or isinstance(key, int) or of_a_plugin:
             names.append(str(key))
+        # The next entry is then a key of that dict, which is a field of no model.
         keys = any(get_origin(annotation) is dict for annotation in annotations)
     return ".".join(names)
 

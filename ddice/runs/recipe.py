@@ -57,6 +57,7 @@ class DataSource(Config):
             env=self.env,
             episode_steps=self.episode_steps,
         )
+        # A subset of everything would describe itself as a part of the data.
         return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
 
 

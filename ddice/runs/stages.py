@@ -51,6 +51,8 @@ class Stages(ABC):
         backend: RatioSource | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what parts warn of is said when they are trained
+            # Built to be looked at only. Random numbers follow from seed and name, so that these
+            # parts change nothing in those that are trained.
             if recipe.extractor.needs_prior:
                 prior = recipe.prior.build(spec, recipe.seed)
             if with_backend:

@@ -67,6 +67,7 @@ class Reporter:
     def __call__(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
         now = time.monotonic()
         fresh = stage != self.status.stage
+        # The pace of this process only: a resumed stage did its first steps at another time.
         if fresh:
             self._first_step, self._first_time = step, now
         done = step - self._first_step
@@ -85,6 +86,7 @@ class Reporter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
+        # Atomic, so that nobody reads half of a status.
         write_json(self.folder / FILE, self.status.model_dump(mode="json"))
 
 
@@ -107,6 +109,7 @@ def hold(folder: Path) -> Iterator[Reporter]:
                 reporter.end("stopped" if isinstance(error, ENDS) else "failed", str(error))
         raise
     else:
+        # The last word comes before the lock goes: "running" in a free folder means killed.
         reporter.end("finished")
     finally:
         lock.release()
@@ -174,6 +177,7 @@ def read_status(folder: Path) -> Status:
             f"{folder} holds no run: expected a folder that was given as --run to ddice train "
             "or ddice compare"
         )
+    # A process that ends between the two looks seems killed until somebody looks again.
     if status.state != "running" or _held(folder):
         return status
     return status.model_copy(update={"state": "killed", "seconds_left": None})

@@ -32,4 +32,5 @@ class TensorBoard:
                     number,
                     step,
                 )
+        # At once, so that a run can be watched, and a killed one keeps its curves.
         self._writer.flush()

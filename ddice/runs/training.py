@@ -102,6 +102,8 @@ class Training(Stages):
 
     def _key(self, stage: Stage) -> str:
         """Names the outcome of a stage on this kind of device, by this version of the code."""
+        # Kinds of device draw other random numbers and round otherwise, so that one's part is not
+        # the other's.
         text = f"{stage.key(self.data)}/{self.device.type}/{VERSION}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -119,6 +121,7 @@ class Training(Stages):
         stage.check_trained(self.data)
 
     def _run(self, stage: Stage, entry: cache.Entry) -> None:
+        # First, so that `ddice cache list` can say what a half trained part is.
         entry.describe(
             {
                 "stage": stage.name,
@@ -141,6 +144,8 @@ class Training(Stages):
         # They are not there when the last step was done in another run folder.
         if metrics is not None and metrics.exists():
             _copy(metrics, entry.metrics)
+        # After the metrics, because an entry with a state counts as whole. The checkpoint goes
+        # last: a kill before that loses no training.
         save_tensors(entry.state, STATE, stage.state(), {"key": entry.folder.name})
         entry.checkpoint.unlink(missing_ok=True)
 
@@ -176,6 +181,8 @@ def train(
     """
     folder = None if run is None else Path(run)
     if folder is not None:
+        # Refused before the data are read, which can take minutes. What counts is asked again
+        # below, by `hold` and `claim_run`.
         require_free(folder)
         check_run(folder, recipe)
     data = recipe.data.load() if data is None else data
@@ -196,6 +203,7 @@ def train(
         claim_run(folder, recipe)
         training.listeners = (reporter, *listeners)
         trained = training.train()
+        # Before it is scored, so that an environment that fails costs no trained policy.
         trained.policy.save(folder / "policy")
         scores = recipe.evaluation.evaluate(
             trained.policy,

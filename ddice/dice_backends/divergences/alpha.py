@@ -49,6 +49,7 @@ class Alpha(_WithPole):
         return math.inf if self.order > 1 else 1 / (1 - self.order)
 
     def slope(self, ratio: float) -> float:
+        # f'(x) = (x^(a - 1) - 1) / (a - 1), with expm1 for orders near 1.
         return math.expm1((self.order - 1) * math.log(ratio)) / (self.order - 1)
 
     def cut(self, dtype: torch.dtype) -> float:
@@ -57,13 +58,13 @@ class Alpha(_WithPole):
         """
         if self.order < 1:
             return super().cut(dtype)
-        return self.slope(
-            math.exp(0.99 * exponent_cut(dtype) / max(1, self.order / 1.5))
-        )  # 0.99: near a = 1 the log ratio loses digits
+        # 0.99: near a = 1 the log ratio loses digits.
+        return self.slope(math.exp(0.99 * exponent_cut(dtype) / max(1, self.order / 1.5)))
 
     def _where_positive(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Where 1 + (a - 1) y > 0, and its logarithm there."""
         x = (self.order - 1) * y
+        # log1p never sees x <= -1, where its slope would make the gradient NaN.
         positive = x > -1
         return positive, torch.log1p(torch.where(positive, x, 0))
 
@@ -74,6 +75,7 @@ class Alpha(_WithPole):
         # Both are ratio^a - 1; expm1 keeps the digits of the value near 0, exp those of the slope
         # where the ratio vanishes.
         power = torch.where(exponent > -1, torch.expm1(exponent), torch.exp(exponent) - 1)
+        # Where the ratio is zero, f* = -f(0) = -1 / a.
         return torch.where(positive, power / a, -1 / a)
 
     def _log_ratio(self, y: Tensor) -> Tensor:

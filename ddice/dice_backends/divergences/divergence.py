@@ -22,11 +22,14 @@ def exponent_cut(dtype: torch.dtype) -> float:
     """The largest log ratio: half the exponent range, so that a squared ratio stays finite.
     About 44 in float32 and 354 in float64.
     """
+    # Second moments of the ratio, as in its variance, must not overflow.
     return math.log(torch.finfo(dtype).max) / 2
 
 
 def log_where_positive(x: Tensor) -> Tensor:
     """log x, and -inf with a gradient of zero where x <= 0."""
+    # The inner `where` keeps log away from x <= 0. Its infinite slope there, times the zero
+    # gradient of the branch not taken, would be NaN.
     positive = x > 0
     return torch.where(positive, torch.log(torch.where(positive, x, 1)), -math.inf)
 
@@ -61,6 +64,9 @@ class FDivergence(Config, abstract=True):
 
     def conjugate(self, y: Tensor) -> Tensor:
         """f*(y) = max over x >= 0 of x y - f(x)."""
+        # f*(y) up to the cut c, then f*(c) + ratio(c) (y - c): convex and continuously
+        # differentiable, with a bounded gradient. At y = c clamp passes a gradient and relu none,
+        # so the slope there is counted once.
         cut = self.cut(y.dtype)
         if cut == math.inf:
             return self._conjugate(y)
@@ -69,6 +75,7 @@ class FDivergence(Config, abstract=True):
 
     def log_ratio(self, y: Tensor) -> Tensor:
         """log (f*)'(y): finite where the ratio is positive, -inf where it is zero, never NaN."""
+        # Constant past the cut, the derivative of the tangent.
         cut = self.cut(y.dtype)
         return self._log_ratio(y if cut == math.inf else torch.clamp(y, max=cut))
 

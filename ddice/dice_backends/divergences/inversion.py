@@ -15,20 +15,17 @@ import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
-LOWEST, HIGHEST = (
-    -700.0,
-    355.0,
-)  # of log x: e^-700 is the smallest ratio, and e^355 is past the largest with a finite square
-PARTS, ROUNDS = (
-    32,
-    13,
-    # the interval between them is divided so often: 1055 / 32^13 is below the resolution of log x =
-    # 1
-)
+# Of log x, in float64: e^-700 is the smallest ratio, and e^355 is past the largest with a finite
+# square.
+LOWEST, HIGHEST = -700.0, 355.0
+# The interval between them is divided so often: 1055 / 32^13 is below the resolution at log x = 1.
+# More parts in fewer rounds call f on larger tensors, but less often.
+PARTS, ROUNDS = 32, 13
 
 
 def value_and_slope(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     """f(x) and f'(x) before normalisation, detached; also where gradients are switched off."""
+    # f' needs autograd even where the caller, such as `log_ratio`, has switched it off.
     with torch.inference_mode(False), torch.enable_grad():
         at = x.clone().requires_grad_()
         values = f(at)
@@ -71,6 +68,8 @@ def log_inverse_slope(f: Function, y: Tensor) -> Tensor:
     the ratio is zero there.
     """
     slope = normalised_slope(f, y.device)
+    # f' grows, so every division keeps the part in which f' passes y: the parts whose right edge
+    # has f' < y lie below it. Shapes: low (...), slope and below (..., PARTS - 1).
     zero = slope(torch.full((), LOWEST, dtype=y.dtype, device=y.device)) >= y
     low, width = torch.full_like(y, LOWEST), HIGHEST - LOWEST
     inner = torch.arange(1, PARTS, dtype=y.dtype, device=y.device)
@@ -93,6 +92,7 @@ def cut_slope(f: Function, before_pole: float, without_pole: float, resolution: 
         int(without_pole / math.log(2)) + 1, dtype=torch.float64, device="cpu"
     ) * math.log(2)
     slopes = slope(powers)
+    # `not >=`, so that a NaN counts as stuck. inf - inf gives one where f' has overflowed.
     stuck = ~(slopes.diff() >= resolution * slopes[:-1].abs().clamp(min=1))
     log_x = (
         min(before_pole, float(powers[stuck.nonzero()[0, 0]]))
@@ -127,15 +127,17 @@ class Conjugate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, f: Function) -> Tensor:
+        # Near a pole x changes quickly with y: float32 would leave few digits.
         exact = y.detach().double()
         log_x = log_inverse_slope(f, exact)
-        x = torch.exp(
-            log_x.clamp(min=LOWEST)
-        )  # where the ratio is zero, f(0) is its limit from the right
+        # Where the ratio is zero, f(0) is its limit from the right: f need not be defined at 0.
+        x = torch.exp(log_x.clamp(min=LOWEST))
         ctx.save_for_backward(torch.exp(log_x).to(y.dtype))
         return (x * exact - normalised(f)(x).detach()).to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Envelope theorem: d/dy max_x (x y - f(x)) = x, so nothing flows through the solver. There
+        # is no second derivative: differentiating twice gives zero.
         (ratio,) = ctx.saved_tensors
         return gradient * ratio, None

@@ -22,20 +22,21 @@ class _KLBelow(FDivergence, abstract=True):
         """f'' just above x = 1."""
 
     def f(self, ratio: Tensor) -> Tensor:
+        # The clamp keeps the KL branch, and its gradient, bounded where the square is taken.
         below = torch.clamp(ratio, max=1)
         return torch.where(
             ratio < 1, torch.xlogy(below, below) - below + 1, self.curvature * (ratio - 1) ** 2 / 2
         )
 
     def _conjugate(self, y: Tensor) -> Tensor:
-        above = torch.relu(
-            y
-            # relu, not clamp: at y = 0 both clamps would pass their gradient, and the slope would
-            # be 2
-        )
+        # relu, not clamp: at y = 0 both clamps would pass their gradient, and the slope would be 2.
+        above = torch.relu(y)
+        # e^y - 1 for y < 0 and y + y^2 / (2 k) for y >= 0, k the curvature, as a sum: each part is
+        # zero where the other acts. So e^y can never overflow.
         return torch.expm1(torch.clamp(y, max=0)) + above + above * above / (2 * self.curvature)
 
     def _log_ratio(self, y: Tensor) -> Tensor:
+        # log w = y for y < 0 and log(1 + y / k) above.
         return torch.clamp(y, max=0) + torch.log1p(torch.relu(y) / self.curvature)
 
 

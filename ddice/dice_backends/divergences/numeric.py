@@ -80,7 +80,8 @@ class NumericDivergence(FDivergence):
         return inversion.normalised(self._f)(ratio.double()).to(ratio.dtype)
 
     def cut(self, dtype: torch.dtype) -> float:
-        largest = 0.99 * exponent_cut(dtype)  # the solution is rounded
+        # 0.99: the solution is rounded, and must not land past the range where squares are finite.
+        largest = 0.99 * exponent_cut(dtype)
         return inversion.cut_slope(
             self._f, math.log(self.max_ratio), largest, math.sqrt(torch.finfo(dtype).eps)
         )

@@ -44,6 +44,8 @@ class _WithPole(FDivergence, abstract=True):
         """The limit of f'(x) as x grows; infinite where there is no pole."""
 
     def cut(self, dtype: torch.dtype) -> float:
+        # The y at which the ratio is `max_ratio` is f'(max_ratio), as the ratio inverts f'. With a
+        # large `max_ratio` it can round to the pole itself.
         return min(self.slope(self.max_ratio), pole_cut(self.pole, dtype))
 
 
@@ -87,6 +89,7 @@ class Neyman(_WithPole):
         return 1 - ratio**-2
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # 2 - 2 sqrt(1 - y), without its cancellation near y = 0.
         return 2 * y / (1 + torch.sqrt(1 - y))
 
     def _log_ratio(self, y: Tensor) -> Tensor:
@@ -134,6 +137,7 @@ class JensenShannon(_WithPole):
         return math.log(2 * ratio / (1 + ratio))
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # 2 - e^y = 1 - (e^y - 1): keeps the digits near y = 0.
         return -torch.log1p(-torch.expm1(y))
 
     def _log_ratio(self, y: Tensor) -> Tensor:
@@ -158,12 +162,15 @@ class LeCam(_WithPole):
         return 1 - 4 / (ratio + 1) ** 2
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # Below -3 the ratio is 0 and f* = -f(0) = -1. Above, f* = (1 - root) (3 - root) with
+        # root = sqrt(1 - y), and 1 - root = y / (1 + root) keeps its digits near 0.
         y = torch.clamp(y, min=-3)
         root = torch.sqrt(1 - y)
         return y * (3 - root) / (1 + root)
 
     def _log_ratio(self, y: Tensor) -> Tensor:
         positive = y > -3
+        # Any y with finite slopes will do in the branch that is not taken.
         y = torch.where(positive, y, 0)
         root = torch.sqrt(1 - y)
         # 2 / root - 1 without its cancellation at y = -3

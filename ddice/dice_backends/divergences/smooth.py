@@ -18,12 +18,14 @@ class KL(FDivergence):
     kind: Literal["kl"] = "kl"
 
     def f(self, ratio: Tensor) -> Tensor:
+        # xlogy: x log x is 0 at x = 0, not NaN.
         return torch.xlogy(ratio, ratio) - ratio + 1
 
     def cut(self, dtype: torch.dtype) -> float:
         return exponent_cut(dtype)
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # e^y - 1 would lose its digits near y = 0, where most advantages are.
         return torch.expm1(y)
 
     def _log_ratio(self, y: Tensor) -> Tensor:
@@ -41,6 +43,7 @@ class Pearson(FDivergence):
         return (ratio - 1) ** 2
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # Below -2 the maximum over x >= 0 is at x = 0: f* = -f(0) = -1, with slope and ratio zero.
         y = torch.clamp(y, min=-2)
         return y * y / 4 + y
 
@@ -59,6 +62,8 @@ class HalfPearson(FDivergence):
         return (ratio - 1) ** 2 / 2
 
     def _conjugate(self, y: Tensor) -> Tensor:
+        # Below -1 the maximum over x >= 0 is at x = 0: f* = -f(0) = -1/2, with slope and ratio
+        # zero.
         y = torch.clamp(y, min=-1)
         return y * y / 2 + y
 

@@ -32,6 +32,7 @@ class TotalVariation(_WithPole):
         return -0.5 / math.sqrt(1 + self.smoothing**2)
 
     def f(self, ratio: Tensor) -> Tensor:
+        # (sqrt((x - 1)^2 + d^2) - d) / 2, without its cancellation near x = 1.
         square = (ratio - 1) ** 2
         return square / (torch.sqrt(square + self.smoothing**2) + self.smoothing) / 2
 
@@ -44,6 +45,8 @@ class TotalVariation(_WithPole):
 
     def _conjugate(self, y: Tensor) -> Tensor:
         y = torch.clamp(y, min=self._zero)
+        # 1 - root = 4 y^2 / (1 + root), without its cancellation near y = 0; root in factors,
+        # which keeps its digits near the pole.
         return y + 2 * self.smoothing * y * y / (1 + torch.sqrt((1 - 2 * y) * (1 + 2 * y)))
 
     def _log_ratio(self, y: Tensor) -> Tensor:
@@ -52,8 +55,11 @@ class TotalVariation(_WithPole):
         # 1 + 2 d y / root = (1 - 4 (1 + d^2) y^2) / (root (root - 2 d y)): the numerator, in
         # factors, keeps its digits where it vanishes.
         numerator = (1 - y / self._zero) * (1 + y / self._zero)
+        # This branch is taken for negative y only. The clamp keeps the denominator from vanishing
+        # at positive y, where a NaN would spoil the gradient of the other.
         near_zero = log_where_positive(
             numerator / (root * (root - 2 * self.smoothing * torch.clamp(y, max=0)))
         )
+        # Halfway between the zero and y = 0 both forms keep their digits.
         above = torch.clamp(y, min=self._zero / 2)
         return torch.where(y < above, near_zero, torch.log1p(2 * self.smoothing * above / root))

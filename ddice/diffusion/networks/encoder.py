@@ -67,6 +67,7 @@ class StandardEncoder(Encoder):
 
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
+        # Buffers (S,): they move and are saved with the policy, and no optimizer sees them.
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.size = mean.shape[-1]

@@ -46,6 +46,7 @@ class MLP(Config):
         x: str | tuple[str, ...] = inputs
         for width in self.hidden:
             x = network.linear(x, width)
+            # Before the activation; never on the output, whose scale must be free.
             x = network.layer_norm(x) if self.layer_norm else x
             x = network.activation(x, self.activation)
         return network.linear(x, outputs)

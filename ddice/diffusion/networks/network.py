@@ -38,6 +38,8 @@ class Network(nn.Module):
         super().__init__()
         self.inputs = tuple(inputs)
         self.sizes = dict(inputs)
+        # (*seeds, *own): random draws add the axis of the seeds themselves and take `_own`;
+        # constants such as zeros take `members`.
         self.members = (*seed_shape(seed), *members)
         self._seed = seed
         self._stream = stream
@@ -53,8 +55,10 @@ class Network(nn.Module):
         weight: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> str:
+        # Names of saved tensors: another order of layers is another file format.
         name = f"{op}_{len(self._steps)}"
         if weight is not None:
+            # Frequencies stay as drawn, as published, and are saved with the weights.
             trained = nn.Parameter(weight, requires_grad=op != "fourier")
             self.register_parameter(f"{name}_weight", trained)
         if bias is not None:
@@ -69,12 +73,17 @@ class Network(nn.Module):
         """
         inputs = (inputs,) if isinstance(inputs, str) else inputs
         fan_in = sum(self.sizes[name] for name in inputs)
+        # A stream per position, so a layer's weights depend on no draw of another layer.
         stream = f"{self._stream}/linear/{len(self._steps)}"
         shape = (*self._own, fan_in, outputs)
         if self._initialisation == "kaiming":
+            # He et al., arXiv 1502.01852: the 2 makes up for the half of the variance that a ReLU
+            # removes, so that signals keep their size through the layers.
             weight = randn(self._seed, stream, 0, shape) * math.sqrt(2 / fan_in)
             bias = torch.zeros(*self.members, outputs, dtype=torch.float32, device="cpu")
         else:
+            # The variance is 1 / (3 in). torch.nn.Linear names it Kaiming uniform with a = sqrt(5),
+            # which is the same bound.
             bound = 1 / math.sqrt(fan_in)
             weight = (2 * rand(self._seed, stream, 0, shape) - 1) * bound
             bias = (2 * rand(self._seed, stream, 1, (*self._own, outputs)) - 1) * bound
@@ -89,6 +98,8 @@ class Network(nn.Module):
     def fourier(self, time: str, size: int, scale: float) -> str:
         """(sin, cos) of 2 pi W t with frozen W ~ N(0, scale^2), `size` numbers."""
         shape = (*self._own, size // 2)
+        # Random Fourier features, arXiv 2006.10739: sin and cos share one frequency, hence
+        # size / 2. 2 pi is folded into the weight.
         weight = 2 * math.pi * scale * randn(self._seed, f"{self._stream}/fourier", 0, shape)
         return self._add("fourier", (time,), size, weight)
 
@@ -121,6 +132,7 @@ class Network(nn.Module):
         if len(inputs) != len(self.inputs):
             raise TypeError(f"expected the inputs {self.inputs}, got {len(inputs)} tensors")
         plan = self.plan()
+        # Axes of the widest input, less members and the last one: the number of batch axes.
         target = OnTensors(max(x.ndim for x in inputs) - len(self.members) - 1)
         return plan, run_forward(plan, dict(zip(self.inputs, inputs, strict=True)), target), target
 
@@ -137,7 +149,10 @@ class Network(nn.Module):
         """
         plan, values, target = self._run(inputs)
         output = values[plan[-1].output]
+        # Seeding with ones gives the gradient of the sum over outputs. Rows do not mix, so it is
+        # one gradient per row, not summed over axes along which the input was broadcast.
         gradient = run_backward(plan, values, torch.ones_like(output), wrt, target)
+        # The output does not read `wrt`, so the gradient is 0 rather than an error.
         if gradient is None:
             gradient = torch.zeros_like(values[wrt])
         return output.sum(-1), gradient

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Keeps 1 / deviation finite for a row of equal numbers. PyTorch and ONNX have the same default.
 NORM_EPS = 1e-5
 BACKWARD = "_backward"  # silu_backward: the gradient of silu, from (gradient, x)
 
@@ -106,6 +107,7 @@ class Function:
 
 def _positive_onnx(graph: Graph, x: str) -> str:
     zero = graph.floats(0.0)
+    # Greater gives booleans, which ONNX does not multiply: Where turns them into floats.
     return graph.node("Where", (graph.node("Greater", (x, zero)), graph.floats(1.0), zero))
 
 
@@ -205,6 +207,7 @@ def relu(x: V) -> V:
 
 
 def relu_backward(gradient: V, x: V) -> V:
+    # The slope at exactly 0 is chosen as 0, as autograd chooses it.
     return gradient * positive(x)
 
 
@@ -214,6 +217,7 @@ def silu(x: V) -> V:
 
 def silu_backward(gradient: V, x: V) -> V:
     """(x s)' = s + x s (1 - s) with s = sigmoid(x)."""
+    # s is factored out: s (1 + x (1 - s)).
     gate = sigmoid(x)
     return gradient * (gate * (1 + x * (1 - gate)))
 
@@ -228,6 +232,8 @@ def silu_backward_torch(gradient: Tensor, x: Tensor) -> Tensor:
 
 def normalised(x: V) -> tuple[V, V]:
     """(x - mean) / deviation and 1 / deviation, deviation^2 = variance + NORM_EPS."""
+    # Layer normalisation, arXiv 1607.06450, over the last axis: (..., n) -> (..., n) and (..., 1).
+    # The variance is the mean of squares of the centred values, not E[x^2] - E[x]^2, which cancels.
     centred = x - mean(x)
     inverse = inverse_root(mean(centred * centred) + NORM_EPS)
     return centred * inverse, inverse
@@ -239,12 +245,15 @@ def layer_norm(x: V, gain: V, shift: V) -> V:
 
 def layer_norm_backward(gradient: V, x: V, gain: V) -> V:
     """With n = normalised x and g = gradient * gain: (g - mean(g) - n mean(g n)) / deviation."""
+    # dn_i/dx_j = (delta_ij - 1/n - n_i n_j / n) / deviation. This is exact with NORM_EPS too: the
+    # epsilon is in `deviation` and in the normalised values.
     gradient = gradient * gain
     normal, inverse = normalised(x)
     return inverse * (gradient - mean(gradient) - normal * mean(gradient * normal))
 
 
 def layer_norm_torch(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    # Gain and shift differ by member here, and the kernel takes one of each: they follow it.
     return functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * gain + shift
 
 
@@ -268,6 +277,7 @@ def clean(noise: V, x: V, inverse: V, factor: V) -> V:
     """The clean action x / alpha - noise sigma / alpha within the bounds; inverse = 1 / alpha,
     factor = sigma / alpha.
     """
+    # x0 = (x - sigma noise) / alpha (arXiv 2211.01095), without a division in the inner loop.
     return within_bounds(x * inverse - noise * factor)
 
 
@@ -279,11 +289,14 @@ def add(x: V, *others: V) -> V:
 
 def fourier(t: Tensor, frequencies: Tensor) -> Tensor:
     """(sin, cos) of the first number of t (..., n) times the frequencies."""
+    # The frequencies hold 2 pi and the scale already. Of the time features the first is t: (...,
+    # 1) * (F / 2) -> (..., F / 2).
     angles = t[..., :1] * frequencies
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
 
 
 def concat(*inputs: Tensor) -> Tensor:
+    # torch.cat does not broadcast, and a state is often (B, 1, F) beside actions (B, K, A).
     if len({x.shape[:-1] for x in inputs}) > 1:
         shape = torch.broadcast_shapes(*(x.shape[:-1] for x in inputs))
         inputs = tuple(x.expand(*shape, x.shape[-1]) for x in inputs)
@@ -302,8 +315,11 @@ def linear(*values: Tensor) -> Tensor:
     inputs, weights, rest = values[:count], values[count : 2 * count], values[2 * count :]
     weight = weights[0]
     vectors = weight.numel() // weight.shape[-2]  # numbers of one b for each member
+    # The fused kernels take one b per member. A b with batch axes, one row per state, is added.
     if count == 1 and rest and rest[0].numel() == vectors:
         return _affine(inputs[0], weight, rest[0])
+    # [x_1, ..., x_n] W = sum_i x_i W_i: nothing is concatenated, and an x_i that is shared along a
+    # batch axis is multiplied once, before the sum broadcasts it.
     products = [_matmul(x, w) for x, w in zip(inputs, weights, strict=True)]
     return add(*products, *rest)
 
@@ -314,6 +330,7 @@ def _matmul(x: Tensor, weight: Tensor) -> Tensor:
     if not members:
         return x @ weight
     rank, count = len(members), math.prod(members)
+    # A member axis of 1, an input that all members share, is widened; bmm takes one batch axis.
     x = x.expand(*members, *x.shape[rank:])
     y = torch.bmm(x.reshape(count, -1, x.shape[-1]), weight.reshape(count, *weight.shape[-2:]))
     return y.reshape(*x.shape[:-1], weight.shape[-1])
@@ -323,9 +340,11 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`_matmul` plus the bias (*members, 1, ..., out), fused where there is a kernel for it."""
     members = weight.shape[:-2]
     if not members:
+        # functional.linear wants (out, in); .mT is a view, so nothing is copied.
         return functional.linear(x, weight.mT, bias.flatten())
     rank, count = len(members), math.prod(members)
     x = x.expand(*members, *x.shape[rank:])
+    # (M, 1, out) + (M, N, in) (M, in, out) -> (M, N, out), N all batch axes in one.
     y = torch.baddbmm(
         bias.reshape(count, 1, -1),
         x.reshape(count, -1, x.shape[-1]),
@@ -341,6 +360,8 @@ def _through_linear(
     index: int,
     columns: tuple[int, int],
 ) -> W:
+    # y = sum_i x_i W_i + b gives dL/dx_i = dL/dy W_i^T: another linear, so engines need no new
+    # operation.
     size = columns[1] - columns[0]
     return target.emit("linear", (gradient,), size, (parameters[index].mT,))
 
@@ -352,6 +373,7 @@ def _through_concat(
     index: int,
     columns: tuple[int, int],
 ) -> W:
+    # Each input of a concatenation gets its own columns of the gradient back.
     return target.emit("slice", (gradient,), columns[1] - columns[0], columns=columns)
 
 
@@ -362,6 +384,7 @@ def _through_add(
     index: int,
     columns: tuple[int, int],
 ) -> W:
+    # d(x + y)/dx = 1. Axes along which x was broadcast are not summed.
     return gradient
 
 

@@ -38,6 +38,7 @@ class Layer(NamedTuple):
     def columns(self) -> list[tuple[int, int]]:
         """(start, stop) of each input among all of them side by side."""
         stops = list(accumulate(self.sizes))
+        # Not strict: the starts are one longer than the stops.
         return list(zip([0, *stops], stops, strict=False))
 
     def parameters(self) -> tuple[Tensor, ...]:
@@ -46,6 +47,7 @@ class Layer(NamedTuple):
             assert self.weight is not None
             if len(self.inputs) == 1:
                 return (self.weight,)
+            # W (*members, in, out) by rows, so that the sum of x_i W_i needs no concatenation.
             return torch.split_with_sizes(self.weight, self.sizes, dim=-2)
         return tuple(p for p in (self.weight, self.bias) if p is not None)
 
@@ -70,11 +72,15 @@ def run_backward(
     """The gradient in the input `wrt` from the gradient `seed` in the output, by reverse mode; None
     where the output does not depend on it. Raises NotCovered for a layer that states no gradient.
     """
+    # The part of the plan between `wrt` and the output. What depends on state and time alone needs
+    # no gradient, which saves most of a reverse pass in the actions.
     depends = {wrt}
     for layer in plan:
         if depends.intersection(layer.inputs):
             depends.add(layer.output)
     terms: dict[str, list[W]] = {plan[-1].output: [seed]}
+    # Every reader of a value stands after it in the plan, so in reverse order all terms of a
+    # gradient are there when its layer is reached.
     for layer in reversed(plan):
         if layer.output not in terms or layer.output not in depends:
             continue
@@ -95,15 +101,19 @@ def run_backward(
 
 
 def _total(terms: list[W], size: int, target: Target[W]) -> W:
+    # The chain rule: a value that several layers read gets the sum of their gradients.
     return terms[0] if len(terms) == 1 else target.emit("add", tuple(terms), size)
 
 
 def _through(layer: Layer, index: int, x: W, gradient: W, target: Target[W]) -> W:
     """The gradient in one input x of a layer, from the gradient in its output."""
     found = operation(layer.op)
+    # Products and moves of numbers state what to emit; formulas have a backward formula of
+    # (gradient, x).
     if found.gradient is not None:
         return found.gradient(target, gradient, layer.parameters(), index, layer.columns[index])
     if found.backward is not None:
+        # Only those that the gradient reads: of a layer norm the gain, not the shift.
         parameters = layer.parameters()[: found.backward.parameters]
         return target.emit(layer.op + BACKWARD, (gradient, x), layer.sizes[index], parameters)
     known = ", ".join(
@@ -136,10 +146,12 @@ def evaluate(
     are shared; row: what a linear adds.
     """
     found = operation(op)
+    # A parameter is (*members, n), or (*members, in, out) for rank 2: the rest of its axes.
     members = max((p.ndim - found.rank for p in parameters), default=0)
     if found.rank == 1:
         parameters = [along(p, batch) for p in parameters]
     added = () if row is None else (row,)
+    # Broadcasting aligns axes from the right, so missing member axes become 1s on the left.
     values = [_with_members(x, members + batch + 1) for x in (*inputs, *added)]
     xs, rest = values[: len(inputs)], values[len(inputs) :]
     return found.on_tensors(fast)(*xs, *parameters, *rest, *columns)

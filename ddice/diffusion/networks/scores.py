@@ -44,8 +44,12 @@ class ResidualScore(Score):
         )
         x = network.linear(("features", "actions", self.time.layers(network, "time")), self.width)
         for _ in range(self.blocks):
+            # Normalised inside the branch, before W1: the sum x itself stays an identity path,
+            # along which gradients pass unchanged (arXiv 2002.04745).
             inner = network.activation(network.linear(network.layer_norm(x), self.width), "silu")
             x = network.add(x, network.linear(inner, self.width))
+        # The sum of the blocks grows with their number; the last norm undoes it. No bound on the
+        # output: noise is unbounded.
         network.linear(network.activation(network.layer_norm(x), "silu"), actions)
         return network
 
@@ -75,9 +79,11 @@ class PublishedScore(Score):
         )
 
         def block(x: str, width: int) -> str:
+            # State and time enter every block as a shift of its hidden values.
             shift = network.linear(network.activation(condition, "silu"), width)
             inner = network.add(network.activation(network.linear(x, width), "silu"), shift)
             inner = network.activation(network.linear(inner, width), "silu")
+            # The skip is the identity where widths agree and an affine map where they do not.
             return network.add(inner, x if network.sizes[x] == width else network.linear(x, width))
 
         first, second, third = self.widths
@@ -85,8 +91,10 @@ class PublishedScore(Score):
         down2 = block(down1, second)
         down3 = block(down2, third)
         up = block(down3, third)
+        # Concatenations as in a U-net: 128 + 128 -> 256, then 256 + 256 -> 512.
         up = block(network.concat((down3, up)), second)
         up = block(network.concat((down2, up)), first)
+        # 512 + 512 -> A.
         network.linear((down1, up), actions)
         return network
 

@@ -42,9 +42,12 @@ class FourierTime(Time):
 
     kind: Literal["fourier"] = "fourier"
     size: int = Field(32, ge=2, multiple_of=2)
+    # Frequencies of N(0, 30^2) turn about 30 times over t in [0, 1]: fine detail in t, at the price
+    # of a rough start.
     scale: float = Field(30.0, gt=0)
 
     def layers(self, network: Network, time: str) -> str:
+        # Reads t alone, the first of the features.
         return network.fourier(time, self.size, self.scale)
 
 

@@ -40,6 +40,8 @@ class Sampler(nn.Module, ABC):
 
     def latents(self, candidates: int, actions: int) -> Tensor:
         """The fixed noise (K, A) of deterministic acting."""
+        # On the CPU, whatever the device of the policy: generators of devices draw other numbers
+        # from the same seed, and a saved policy must act the same everywhere.
         source = torch.Generator("cpu").manual_seed(0)
         shape = (candidates, actions)
         return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")

@@ -39,6 +39,8 @@ class Diffusion(SamplerConfig):
     kind: Literal["diffusion"] = "diffusion"
     prior: AnyPrior
     guidance: Guidance | None = None
+    # Published: 4 on medium and medium-replay locomotion and 2 on medium-expert; on AntMaze 1, 2
+    # and 4 for umaze, medium and large.
     guidance_scale: float = Field(
         1.0, ge=0, description="kappa, the factor on the guidance gradient; theory: 1"
     )
@@ -50,6 +52,7 @@ class Diffusion(SamplerConfig):
         guidance = (
             None
             if self.guidance is None
+            # Any seed will do: the saved weights replace the initial ones.
             else self.guidance.build(encoder.size, spec.actions.size, seed=0)
         )
         return DiffusionSampler(self, encoder, network, guidance)
@@ -68,8 +71,11 @@ class DiffusionSampler(Sampler):
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Observations (B, S), noise (B, K, A) -> candidates (B, K, A)."""
+        # (B, F) -> (B, 1, F), broadcast over K: what depends on the state alone is computed once
+        # for all its candidates.
         features, schedule = self.encoder(observations)[:, None], self.config.prior.schedule
         denoiser = network_denoiser(self.network, features, schedule)
+        # At scale 0 the product is 0, and the evaluation of g would be wasted.
         if self.guidance is not None and self.config.guidance_scale:
             denoiser = guided(
                 denoiser,
@@ -77,6 +83,8 @@ class DiffusionSampler(Sampler):
                 schedule,
                 self.config.guidance_scale,
             )
+        # The ODE is deterministic (arXiv 2011.13456, section 4.3): all randomness is in the noise
+        # at t = 1, so fixed noise makes the policy deterministic.
         return self.config.solver.integrate(
             denoiser, noise, schedule, clip=self.config.clip_denoised
         )
@@ -94,6 +102,7 @@ class Gaussian(SamplerConfig):
         return GaussianSampler(
             self,
             encoder,
+            # Two numbers per action dimension: mean and log deviation.
             self.network.build(
                 {"features": encoder.size}, 2 * spec.actions.size, seed=seed, stream="gaussian"
             ),
@@ -106,6 +115,8 @@ def gaussian_mean_and_log_std(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, log_std = numbers.chunk(2, dim=-1)
     low, high = LOG_STD
+    # A sigmoid rather than a clamp on log std: beyond a clamp the gradient is 0, and a deviation
+    # that has left the range could never return.
     return torch.tanh(mean), low + (high - low) * torch.sigmoid(log_std)
 
 
@@ -125,11 +136,13 @@ class GaussianSampler(Sampler):
     def log_density(self, observations: Tensor, actions: Tensor) -> Tensor:
         """log N(a; mean, std^2) up to the constant -A log(2 pi) / 2, (*seeds, B)."""
         mean, log_std = self.mean_and_log_std(observations)
+        # -sum_a [(a - mean)^2 / (2 std^2) + log std], (*seeds, B, A) -> (*seeds, B).
         return -(0.5 * ((actions - mean) / log_std.exp()).square() + log_std).sum(-1)
 
     def forward(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Observations (B, S), noise (B, K, A) -> candidates (B, K, A)."""
         mean, log_std = self.mean_and_log_std(observations)
+        # (B, A) -> (B, 1, A), against noise (B, K, A).
         return mean[:, None] + log_std.exp()[:, None] * noise
 
     def latents(self, candidates: int, actions: int) -> Tensor:
@@ -141,5 +154,6 @@ class GaussianSampler(Sampler):
             dtype=torch.float32,
             device="cpu",
         )
+        # With K = 1, acting is then the mode of the policy.
         noise[0] = 0
         return noise

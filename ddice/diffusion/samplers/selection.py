@@ -45,6 +45,9 @@ class Selection(Config, abstract=True):
         """q (M, B, K), and uniform numbers (B,) for a rule that samples -> indices (B,); without
         them the argmax of the scores is taken.
         """
+        # a = argmax_k Q(s, a_k) (arXiv 2407.20109): (M, B, K) -> (B, K) -> (B,). Candidates come
+        # from near the data, where Q can be trusted; an argmax over all actions would find its
+        # errors.
         return self.scores(q).argmax(-1)
 
     def check_members(self, members: int) -> None:
@@ -63,6 +66,7 @@ class MeanSelection(Selection):
     rule: Literal["mean"] = "mean"
 
     def scores(self, q: Tensor) -> Tensor:
+        # (M, ...) -> (...). Errors of members that differ cancel in part in their mean.
         return q.mean(0)
 
 
@@ -72,6 +76,8 @@ class MinimumSelection(Selection):
     rule: Literal["minimum"] = "minimum"
 
     def scores(self, q: Tensor) -> Tensor:
+        # (M, ...) -> (...). Pessimism as in clipped double Q (arXiv 1802.09477): an action is as
+        # good as its most doubtful member says.
         return q.amin(0)
 
 
@@ -87,13 +93,17 @@ class SoftmaxSelection(Selection):
         return q.mean(0)
 
     def select(self, q: Tensor, uniform: Tensor | None) -> Tensor:
+        # The published AntMaze runs sample in this way, by the first Q of the pair alone.
         scores = self.scores(q)
         if uniform is None:
             return scores.argmax(-1)
         # Inversion: the first candidate whose cumulative share reaches the uniform number. The
         # last cumulative share is 1 up to rounding, so uniform numbers are taken as shares of it.
         cumulative = torch.softmax(scores / self.temperature, -1).cumsum(-1)
+        # (B, 1) against cumulative (B, K).
         reached = uniform[:, None] * cumulative[:, -1:]
+        # The count of shares below is the index of the first that is not: (B, K) -> (B,), at most
+        # K - 1 for uniform numbers up to 1.
         return (cumulative < reached).sum(-1)
 
 
@@ -114,6 +124,7 @@ class LowerBoundSelection(Selection):
     least_members = 2
 
     def scores(self, q: Tensor) -> Tensor:
+        # With M - 1 = 0 the sample deviation is NaN, and the argmax of NaN would say nothing.
         self.check_members(len(q))
         return q.mean(0) - self.coefficient * q.std(0, correction=1)
 

@@ -51,6 +51,8 @@ class Arena:
                 "expected env to make a new environment each time, got the same one twice: give "
                 "the environment itself, or make it inside of the function"
             )
+        # Remembered even when it is closed: with one episode at a time nothing else would be open,
+        # and a function that returns the same object each time would go unnoticed.
         self._last = made
         self._open.append(made)
         return made

@@ -122,6 +122,7 @@ class Run:
         ) as bar:
             while active:
                 active = list(self._step(active, waiting, bar))
+        # In which order episodes end depends on `parallel`.
         self.done.sort(key=lambda episode: episode.index)
 
     def _step(
@@ -137,6 +138,7 @@ class Run:
             if not moment.over:
                 yield episode
                 continue
+            # Closed before the next one is opened, so that never more than `parallel` are open.
             self._end(episode, bar)
             index = next(waiting, None)
             if index is not None:
@@ -161,6 +163,8 @@ class Run:
         seeds = None
         if not self.deterministic:
             seeds = [
+                # Of the episode and its step, not of the call: with whom an action shares a batch
+                # does not matter.
                 derived_seed(self.seed, "policy", episode.index, episode.length)
                 for episode in active
             ]

@@ -110,6 +110,7 @@ def scores_of(returns: tuple[float, ...], reference: ReferenceScores | None) -> 
     """100 (return - random) / (expert - random); the returns themselves without a reference."""
     if reference is None:
         return returns
+    # The normalised score of D4RL (arXiv 2004.07219).
     span = reference.expert - reference.random
     return tuple(100 * (total - reference.random) / span for total in returns)
 

@@ -84,5 +84,8 @@ def judge(episodes: Sequence[Reports]) -> Verdicts:
         return Verdicts(None, None, note)
     ever = tuple(bool(one.ever) for one in episodes)
     if explicit:
+        # Failures are reported too, so that silence in the last step says nothing: the latest word
+        # counts.
         return Verdicts(ever, tuple(bool(one.latest) for one in episodes), None)
+    # Silence means failure here, so that only a report of the last step itself counts.
     return Verdicts(ever, tuple(bool(one.last) for one in episodes), None)
