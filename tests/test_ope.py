@@ -5,6 +5,7 @@ that it fails.
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from ddice.dice_backends import GivenRatio, PiecewiseF
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.extractors import SelectOnly
-from ddice.ope import FittedQEvaluation, estimate_value, rank_correlation, sample_actions
+from ddice.ope import (
+    ActionCache,
+    FittedQEvaluation,
+    estimate_value,
+    rank_correlation,
+    sample_actions,
+)
 from ddice.testing import (
     RAW,
     TABLE,
@@ -33,6 +40,7 @@ from ddice.testing import (
     table_settings,
     train,
 )
+from ddice.testing.example import example_data
 
 DISCOUNT = 0.9
 PROBLEM = random_problem(1, states=10, actions=3, terminate=0.3)
@@ -304,3 +312,23 @@ def test_estimates_rank_with_many_episodes_and_fail_with_few() -> None:
     assert min(ranking.worst for ranking in few) < 0.7
     assert not any(row.valid for row in few_rows if row.choice == "temperature")
     assert any(row.valid for row in rows if row.choice == "temperature")
+
+
+def test_fitted_q_is_named_by_all_that_it_reads_in_training() -> None:
+    """Other actions or other weights at the next states make another part; other first actions,
+    which only the estimate reads, do not.
+    """
+    data = example_data()
+    prior = DiffusionPrior(network=ResidualScore(width=8, blocks=1)).build(data.spec)
+    policy = SelectOnly(candidates=1).build(data.spec, prior=prior).policy()
+    cache = sample_actions(policy, data, samples=2)
+
+    def named(changed: ActionCache) -> str:
+        part = FittedQEvaluation(critic=MLP(hidden=(8,))).build(data.spec)
+        part.follow(changed, data)
+        return part.identity(data)
+
+    same = named(cache)
+    assert named(replace(cache, next_weights=cache.next_weights.flip(1) * 0.5)) != same
+    assert named(replace(cache, next_actions=-cache.next_actions)) != same
+    assert named(replace(cache, initial_actions=-cache.initial_actions)) == same

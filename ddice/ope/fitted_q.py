@@ -205,8 +205,10 @@ class FittedQ(Part):
     def identity(self, data: Transitions) -> str:
         assert self._cache is not None
         # The first actions are left out: training does not read them.
-        content = self._cache.next_actions.cpu().numpy().tobytes()
-        return super().identity(data) + hashlib.blake2b(content, digest_size=8).hexdigest()
+        digest = hashlib.blake2b(digest_size=8)
+        for read in (self._cache.next_actions, self._cache.next_weights):
+            digest.update(read.cpu().numpy().tobytes())
+        return super().identity(data) + digest.hexdigest()
 
     def _mean(
         self, network: Network, observations: Tensor, actions: Tensor, weights: Tensor
@@ -229,8 +231,8 @@ class FittedQ(Part):
         return q
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
-        """One step of every member. Raises ValueError before `follow`, and for rows whose
-        actions are not known.
+        """One step of every member, on rows of the data that `follow` was given. Raises ValueError
+        before `follow`.
         """
         if self._cache is None:
             raise ValueError("whose value? Call part.follow(policy, data) before part.update(...)")
