@@ -792,6 +792,5 @@ def test_a_published_policy_from_plain_arrays_is_a_short_function(
             )
         assert terminated or truncated
     env.close()
-    reference = ddice.load_dataset(made).spec.reference
-    assert reference is not None
-    assert (reference.random, reference.expert) == (-20.272305, 3234.3)
+    # The reference scores of Hopper belong to episodes of 1,000 steps; these have 40.
+    assert ddice.load_dataset(made).spec.reference is None
