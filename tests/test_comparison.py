@@ -5,7 +5,6 @@ worked out by hand.
 from __future__ import annotations
 
 import json
-import struct
 import sys
 import warnings
 from pathlib import Path
@@ -25,7 +24,8 @@ from ddice.runs.comparison import Comparison, Result, Results, compare, render_t
 from ddice.runs.comparison.grid import BEHAVIOUR
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.comparison.store import cell_key
-from ddice.runs.metrics import plot_metrics, read_metrics
+from ddice.runs.metrics import read_metrics
+from ddice.runs.metrics_figure import plot_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -628,20 +628,6 @@ def test_metrics_are_read_in_the_order_of_the_stages(tmp_path: Path) -> None:
         (("backend", "mean_ratio"), [(100, 0.01), (200, 0.005), (300, 1 / 300)]),
         (("backend", "mean_ratio_expected"), [(100, 1.0), (200, 1.0), (300, 1.0)]),
     ]
-
-
-def test_metrics_are_plotted_or_said_to_be_missing(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    (tmp_path / "empty").mkdir()
-    assert not plot_metrics(tmp_path / "empty", tmp_path / "empty.png")
-    assert not (tmp_path / "empty.png").exists()
-    assert plot_metrics(metrics(tmp_path / "m"), tmp_path / "m.png")
-    content = (tmp_path / "m.png").read_bytes()
-    assert content.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", content[16:24])
-    assert width > 800
-    assert height > 150
-    assert len(set(content)) == 256  # nothing blank: every byte value occurs in what was compressed
 
 
 def test_drawing_leaves_the_backend_of_the_user_alone(

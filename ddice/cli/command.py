@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from ddice.core.config import import_function, merge, unknown_name
-from ddice.parts.loop import Listener
+from ddice.parts.loop import Listener, Terminated, TrainingDiverged
 from ddice.runs.comparison import Comparison
 from ddice.runs.options import Tree, describe_fields, parse_flags, read_config
 from ddice.runs.recipe import Recipe
@@ -111,12 +112,25 @@ def listeners(options: argparse.Namespace, folder: Path) -> list[Listener]:
     return found
 
 
-def plot(draw: Callable[[Path], object], folder: Path) -> None:
+def plot(draw: Callable[[], object]) -> None:
     """Draw a plot, or say what is missing."""
     try:
-        draw(folder)
+        draw()
     except ImportError:
         print("plots need matplotlib: pip install 'ddice[plots]'", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def drawn(draw: Callable[[str], None]) -> Iterator[None]:
+    """Draw when the block is over, also when its training diverged or was stopped: `draw` gets
+    how it ended in a few words, "" where it finished.
+    """
+    try:
+        yield
+    except (TrainingDiverged, Terminated, KeyboardInterrupt) as error:
+        draw(str(error).partition(";")[0] or "stopped")
+        raise
+    draw("")
 
 
 def duration(seconds: float) -> str:

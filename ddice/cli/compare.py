@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, add_listeners, add_trust, listeners, plot, read_fields
+from ddice.cli.command import (
+    add_command,
+    add_listeners,
+    add_trust,
+    drawn,
+    listeners,
+    plot,
+    read_fields,
+)
 from ddice.core.storage import write_bytes
 from ddice.runs.comparison import Comparison, compare, render_table
 from ddice.runs.comparison.scores_plot import plot_scores
-from ddice.runs.metrics import plot_metrics
+from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS
 from ddice.runs.training import CHECKPOINT_EVERY
 
@@ -45,20 +54,29 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     comparison = Comparison.read(fields, trust=options.trust)
     folder = Path(options.run)
     listeners(options, folder)  # what is missing is said before anything is trained
-    results = compare(
-        comparison,
-        folder,
-        progress=not options.no_progress,
-        checkpoint_every=options.checkpoint_every,
-        listeners=lambda policy: listeners(options, policy),
-    )
+    with drawn(lambda ended: _draw(folder, ended)):
+        results = compare(
+            comparison,
+            folder,
+            progress=not options.no_progress,
+            checkpoint_every=options.checkpoint_every,
+            listeners=lambda policy: listeners(options, policy),
+        )
     table = render_table(results)
     write_bytes(folder / "table.md", (table + "\n").encode())
-    plot(lambda path: plot_scores(results, path / "scores.png"), folder)
-    for metrics in sorted(folder.glob("seed-*/*/metrics")):
-        picture = metrics.parent / "metrics.png"
-        if not picture.exists() or any(
-            path.stat().st_mtime > picture.stat().st_mtime for path in metrics.iterdir()
-        ):
-            plot(lambda path: plot_metrics(path / "metrics", path / "metrics.png"), metrics.parent)
+    plot(lambda: plot_scores(results, folder / "scores.png"))
     print(f"\n{table}\n\nresults, plots and policies: {folder}")
+
+
+def _draw(folder: Path, ended: str) -> None:
+    """The metrics of every policy, where they or their end are newer than their picture."""
+    for metrics in sorted(folder.glob("seed-*/*/metrics")):
+        policy, scores = metrics.parent, metrics.parent / "evaluation.json"
+        drawn_from = [*metrics.iterdir(), *([scores] if scores.exists() else [])]
+        picture = policy / "metrics.png"
+        if picture.exists() and all(
+            path.stat().st_mtime <= picture.stat().st_mtime for path in drawn_from
+        ):
+            continue
+        how = "" if scores.exists() else ended
+        plot(partial(plot_metrics, metrics, picture, how))

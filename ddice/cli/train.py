@@ -11,13 +11,14 @@ from ddice.cli.command import (
     add_command,
     add_listeners,
     add_trust,
+    drawn,
     duration,
     listeners,
     plot,
     read_fields,
 )
 from ddice.runs.forecast import forecast
-from ddice.runs.metrics import plot_metrics
+from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS, unpublished
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import CHECKPOINT_EVERY, train
@@ -68,23 +69,25 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.tensorboard and options.run is None:
         raise ValueError("--tensorboard writes into the run folder: give --run")
     heard = listeners(options, Path(options.run or "."))
-    _, scores = train(
-        recipe,
-        options.run,
-        progress=not options.no_progress,
-        checkpoint_every=options.checkpoint_every,
-        listeners=heard,
-    )
+    with drawn(lambda ended: _draw(options.run, ended)):
+        _, scores = train(
+            recipe,
+            options.run,
+            progress=not options.no_progress,
+            checkpoint_every=options.checkpoint_every,
+            listeners=heard,
+        )
     if options.run is None:
         print("the policy was not kept: give --run for that (trained parts are found again)")
     else:
-        plot(
-            lambda folder: plot_metrics(folder / "metrics", folder / "metrics.png"),
-            Path(options.run),
-        )
         print(f"policy: {Path(options.run) / 'policy'}")
     if scores is not None:
         print(scores)
+
+
+def _draw(run: str | None, ended: str) -> None:
+    if run is not None:
+        plot(lambda: plot_metrics(Path(run, "metrics"), Path(run, "metrics.png"), ended))
 
 
 def _print_forecast(recipe: Recipe) -> None:

@@ -18,15 +18,20 @@ DPI = 110
 def panels(
     rows: int, columns: int, *, width: float = 3.6, height: float = 3.6
 ) -> tuple[Figure, Any]:
-    """A figure that belongs to nobody's pyplot, and its axes (rows, columns). Raises ImportError
-    with what to install.
+    """A figure of `empty_figure`, and its axes (rows, columns)."""
+    figure = empty_figure(width * columns, height * rows)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure that belongs to nobody's pyplot; sizes in inches. Raises ImportError with what to
+    install.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'ddice[plots]'") from error
-    figure = Figure(figsize=(width * columns, height * rows), dpi=DPI, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def colour_bar(figure: Figure, drawn: Any, axes: Any, label: str) -> None:

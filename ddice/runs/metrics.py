@@ -1,4 +1,4 @@
-"""The metrics of a run, read back and drawn."""
+"""The metrics of a run, read back."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ddice.core.reading import parse_json, read_bytes
-from ddice.pictures.style import panels
 
 STAGES = ("prior", "backend", "extractor", "joint")
 EXPECTED = "_expected"  # "mean_ratio_expected" is what "mean_ratio" should be
-COLUMNS = 5
 # Two numbers for each of a dozen metrics every 100 steps: a million steps take 20 MB.
 LIMIT = 1 << 30
 
@@ -49,24 +47,3 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             )
         else:
             yield record
-
-
-def plot_metrics(folder: Path, path: Path) -> bool:
-    """Every metric of the stages in `folder` against the step, what it should be dashed; False
-    when there are none. Raises ImportError without matplotlib.
-    """
-    curves = read_metrics(folder)
-    shown = [key for key in curves if not key[1].endswith(EXPECTED)]
-    if not shown:
-        return False
-    figure, grid = panels(-(-len(shown) // COLUMNS), COLUMNS, width=3, height=2.1)
-    for axes in grid.flat[len(shown) :]:
-        axes.set_visible(False)
-    for axes, (stage, name) in zip(grid.flat, shown, strict=False):
-        axes.plot(*zip(*curves[stage, name], strict=True), linewidth=1)
-        if expected := curves.get((stage, name + EXPECTED)):
-            axes.plot(*zip(*expected, strict=True), "--", color="black", linewidth=0.8)
-        axes.set_title(f"{stage}: {name}", fontsize=8)
-        axes.tick_params(labelsize=7)
-    figure.savefig(path)
-    return True
