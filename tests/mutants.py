@@ -141,9 +141,16 @@ MUTANTS = (
     Mutant(
         "the larger of two critics",
         "_scaled_advantage",
-        "Q.squeeze(-1).amin(-2)",
-        "Q.squeeze(-1).amax(-2)",
+        "self.config.reduction.reduce(Q)",
+        "Q.amax(-2)",
         CRITIC,
+    ),
+    Mutant(
+        "an upper bound over the members",
+        "lower_bound",
+        "M - D * S",
+        "M + D * S",
+        "tests/test_backends.py::test_reductions_by_hand",
     ),
     Mutant(
         "the live critic for the averaged one",

@@ -14,9 +14,12 @@ from ddice.dice_backends import (
     AdvantageHead,
     DeterministicDice,
     FDice,
+    LowerBound,
+    Minimum,
     OptiDice,
     OrthogonalDice,
     PiecewiseF,
+    QConfig,
 )
 from ddice.dice_backends.advantage import clipped_targets
 from ddice.dice_backends.diagnostics import ratio_metrics
@@ -240,17 +243,67 @@ def test_a_warm_start_reads_returns_by_source_row() -> None:
     )
 
 
-def test_the_smallest_critic_enters_the_ratio() -> None:
+@pytest.mark.parametrize(
+    ("reduction", "reduced"),
+    [
+        ("minimum", lambda q: q.min(0)),
+        (LowerBound(pessimism=1.5), lambda q: q.mean(0) - 1.5 * q.std(0, ddof=1)),
+        (LowerBound(pessimism=0.0), lambda q: q.mean(0)),
+    ],
+)
+def test_the_reduced_critic_enters_the_ratio_and_the_loss_of_values(reduction, reduced) -> None:
+    """KL: w = e^y, and the loss of V is E[e^y - 1 + V / temperature]."""
     problem = bandit(0)
-    backend = PiecewiseF(critic=TABLE, critic_members=3, **COMMON).build(problem.data().spec)
+    config = FDice(divergence="kl", critic=TABLE, critic_members=3, reduction=reduction, **COMMON)
+    backend, batch = config.build(problem.data().spec), problem.data().full()
     observations, actions = problem.query()
-    q = backend.q(observations, actions)
+    q, v = backend.q(observations, actions).detach().numpy(), backend.value(observations)
     assert q.shape == (3, 20)
-    y = (q.amin(0) - backend.value(observations)) / TEMPERATURE
-    batch = problem.data().full()
-    np.testing.assert_allclose(
-        backend.ratio(batch), ratio("piecewise", y.detach().numpy())[problem.pair], rtol=1e-5
-    )
+    v = v.detach().numpy()
+    w = np.exp((reduced(q) - v) / TEMPERATURE)
+    np.testing.assert_allclose(backend.ratio(batch), w[problem.pair], rtol=1e-5)
+    loss = backend.until(1).update(batch, step=0)["v_loss"].item()
+    assert loss == pytest.approx((problem.pairs * (w - 1 + v / TEMPERATURE)).sum(), rel=1e-5)
+
+
+def test_reductions_by_hand() -> None:
+    """Members 1, 4, 7: mean 4, sample deviation 3. The members' axis is the last but one."""
+    q = torch.tensor([[1.0, 0.0], [4.0, 0.0], [7.0, 6.0]])
+    torch.testing.assert_close(LowerBound(pessimism=0.5).reduce(q), torch.tensor([2.5, 2 - 3**0.5]))
+    assert Minimum().reduce(q).tolist() == [1, 0]
+    seeds = LowerBound(pessimism=1.0).reduce(torch.stack([q, q + 1]))
+    torch.testing.assert_close(seeds[1], LowerBound(pessimism=1.0).reduce(q) + 1)
+    assert LowerBound(pessimism=0.0).reduce(q[:1]).tolist() == Minimum().reduce(q[:1]).tolist()
+
+
+@pytest.mark.parametrize("part", [PiecewiseF, FDice])
+def test_pessimism_needs_members(part) -> None:
+    with pytest.raises(ValueError, match=r"pessimism = 0.5 counts .* got critic_members = 1"):
+        part(critic_members=1, reduction=LowerBound(pessimism=0.5))
+    fields = {"critic_members": 1, "reduction": {"kind": "lower_bound", "pessimism": 0}}
+    assert part.model_validate(fields).reduction == LowerBound(pessimism=0.0)
+    assert part(reduction="minimum") == part()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PiecewiseF(),
+        FDice(selector="ensemble"),
+        PiecewiseF(selector="advantage"),
+        DeterministicDice(),
+        OrthogonalDice(),
+        OptiDice(),
+        QConfig(),
+    ],
+    ids=lambda config: getattr(config, "kind", "q"),
+)
+def test_networks_that_score_actions_have_layer_norm(config) -> None:
+    """One behind each of the two hidden layers, and none behind the output."""
+    part = config.build(bandit(0).data().spec)
+    q = part if isinstance(config, QConfig) else part.q
+    operations = [layer.op for layer in q.critic.plan()]
+    assert operations == ["linear", "layer_norm", "relu"] * 2 + ["linear"]
 
 
 def test_optidice_needs_initial_observations() -> None:

@@ -22,6 +22,7 @@ from ddice.dice_backends import (
     DeterministicDice,
     FDice,
     GivenRatio,
+    LowerBound,
     OptiDice,
     OrthogonalDice,
     PiecewiseF,
@@ -29,6 +30,7 @@ from ddice.dice_backends import (
 from ddice.dice_backends.divergences import Alpha, Divergence, NumericDivergence
 from ddice.dice_backends.optidice import AnyExpectation
 from ddice.dice_backends.q_function import QConfig
+from ddice.dice_backends.reduction import AnyReduction
 from ddice.dice_backends.rewards import AnyReward, Rewards, Scale
 from ddice.dice_backends.semi_gradient import AnySelector
 from ddice.dice_backends.state_correction import StateCorrection
@@ -126,6 +128,8 @@ OTHER: dict[str, Any] = {
     "value_weight": 0.5,
     "critic": OTHER_NET,
     "critic_members": 3,
+    "reduction": LowerBound(pessimism=2.0),
+    "pessimism": 2.0,
     "selector": CriticEnsemble(members=3),
     "members": 4,
     "clip_deviations": 0.5,
@@ -262,6 +266,10 @@ def selector(config: Any) -> Tensor:
     return backend(PiecewiseF(**{**PAIR, "selector": config}))
 
 
+def reduction(config: Any) -> Tensor:
+    return backend(PiecewiseF(**PAIR, reduction=config))
+
+
 def expectation(config: Any) -> Tensor:
     return backend(OptiDice(**ALONE, expectation=config))
 
@@ -350,6 +358,7 @@ UNIONS: tuple[tuple[Any, Any], ...] = (
     (StateCorrection, correction),
     (FittedQEvaluation, fitted_q),
     (AnySelector, selector),
+    (AnyReduction, reduction),
     (AnyExpectation, expectation),
     (Divergence, divergence),
     (AnyReward, reward),

@@ -64,6 +64,7 @@ PUBLISHED: dict[str, Any] = {
     # twin Q 256 x 2 relu; V 256 x 2 relu with layer norm; ten members for selection; g 4 x 256 silu
     # on a Fourier embedding of 32
     "backend.critic_members": 2,
+    "backend.reduction.kind": "minimum",
     "backend.critic.hidden": (256, 256),
     "backend.critic.activation": "relu",
     "backend.critic.layer_norm": False,

@@ -10,6 +10,7 @@ from ddice.dice_backends.given import GivenRatio, GivenRatioBackend
 from ddice.dice_backends.optidice import OptiDice, RegressedExpectation, SampledExpectation
 from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.q_function import QConfig, QFunction
+from ddice.dice_backends.reduction import LowerBound, Minimum
 from ddice.dice_backends.selector import AveragedCritic, CriticEnsemble
 from ddice.dice_backends.semi_gradient import FDice, PiecewiseF
 from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
@@ -32,6 +33,8 @@ __all__ = [
     "FDice",
     "GivenRatio",
     "GivenRatioBackend",
+    "LowerBound",
+    "Minimum",
     "OptiDice",
     "OrthogonalDice",
     "PiecewiseF",

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.randomness import Seed
+from ddice.dice_backends.q_function import SCORES_ACTIONS
 from ddice.dice_backends.selector import Selector
 from ddice.diffusion.networks import MLP, Network
 from ddice.parts.part import weighted_mean
@@ -21,7 +22,7 @@ class AdvantageHead(Selector):
     """
 
     kind: Literal["advantage"] = "advantage"
-    network: MLP = MLP()
+    network: MLP = SCORES_ACTIONS
     members: int = Field(2, ge=1)
     clip_deviations: float = Field(
         6.0,

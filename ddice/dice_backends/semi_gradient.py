@@ -14,8 +14,9 @@ from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from ddice.core.config import from_kind
 from ddice.core.randomness import Seed
@@ -24,7 +25,8 @@ from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise, SoftChi2
-from ddice.dice_backends.q_function import QConfig, QFunction
+from ddice.dice_backends.q_function import SCORES_ACTIONS, QConfig, QFunction
+from ddice.dice_backends.reduction import AnyReduction, Minimum
 from ddice.dice_backends.selector import AveragedCritic, CriticEnsemble
 from ddice.dice_backends.warm_start import WarmStartBackend, WarmStartConfig
 from ddice.diffusion.networks import MLP
@@ -69,9 +71,17 @@ class PairConfig(WarmStartConfig, abstract=True):
     value_weight: float = Field(
         1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
     )
-    critic: MLP = Field(MLP(), description="network of Q(s, a)")
-    critic_members: int = Field(2, ge=1, description="Q networks whose minimum enters the ratio")
+    critic: MLP = Field(SCORES_ACTIONS, description="network of Q(s, a)")
+    critic_members: int = Field(2, ge=1, description="Q networks that are reduced to one Q")
+    reduction: AnyReduction = Field(
+        Minimum(), description="how they become the one Q that V and the ratio see"
+    )
     selector: AnySelector = Field(AveragedCritic(), description="which Q ranks candidates")
+
+    @model_validator(mode="after")
+    def _check_members(self) -> Self:
+        self.reduction.check_members(self.critic_members)
+        return self
 
     @property
     @abstractmethod
@@ -161,14 +171,14 @@ class PairBackend(WarmStartBackend):
         return x.unsqueeze(len(self.seed_shape))
 
     def _scaled_advantage(self, features: Tensor, actions: Tensor, values: Tensor) -> Tensor:
-        """(min over members of the averaged Q - V) / temperature, (*seeds, B)."""
-        # y = (min_m Q_bar_m(s, a) - V(s)) / alpha. The minimum over the members counters
-        # overestimation. Q_bar is a constant here, so that y carries a gradient to V alone:
-        # otherwise the V loss would push Q down. Shapes: (*seeds, M, B, 1) -> (*seeds, M, B) ->
-        # (*seeds, B).
+        """(averaged Q, reduced over its members, - V) / temperature, (*seeds, B)."""
+        # y = (Q_bar(s, a) - V(s)) / alpha, where a minimum or a lower bound over the members
+        # counters overestimation. Q_bar is a constant here, so that y carries a gradient to V
+        # alone: otherwise the V loss would push Q down. Shapes: (*seeds, M, B, 1) ->
+        # (*seeds, M, B) -> (*seeds, B).
         with torch.no_grad():
-            q = self.target(self._members(features), self._members(actions)).squeeze(-1).amin(-2)
-        return self.scaled(q - values)
+            q = self.target(self._members(features), self._members(actions)).squeeze(-1)
+        return self.scaled(self.config.reduction.reduce(q) - values)
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:

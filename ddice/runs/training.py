@@ -27,7 +27,7 @@ from ddice.runs.status import hold, require_free
 Say = Callable[[str], None]
 # of the training code: raised when the same recipe would train something else, or is saved in
 # another way, so that old parts are not found
-VERSION = 2
+VERSION = 3
 STATE = "trained part"
 CHECKPOINT_EVERY = 1000  # steps
 

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidatorFunctionWrapHandler, model_val
 from torch import Tensor
 
 from ddice.core.config import Config, unknown_name
+from ddice.parts.members import lower_bound, minimum
 
 
 class Selection(Config, abstract=True):
@@ -76,9 +77,7 @@ class MinimumSelection(Selection):
     rule: Literal["minimum"] = "minimum"
 
     def scores(self, q: Tensor) -> Tensor:
-        # (M, ...) -> (...). Pessimism as in clipped double Q (arXiv 1802.09477): an action is as
-        # good as its most doubtful member says.
-        return q.amin(0)
+        return minimum(q, 0)
 
 
 class SoftmaxSelection(Selection):
@@ -108,12 +107,9 @@ class SoftmaxSelection(Selection):
 
 
 class LowerBoundSelection(Selection):
-    """argmax of a lower confidence bound: mean - coefficient * deviation over members, with the
-    sample deviation, sqrt(sum (q - mean)^2 / (M - 1)).
+    """argmax of a lower confidence bound, mean - coefficient * sample deviation over members.
 
-    The coefficient 0 is "mean". Two members and the coefficient 1 / sqrt(2) are "minimum": the
-    sample deviation of two numbers is their distance / sqrt(2), and half the distance below the
-    mean is the smaller one.
+    The coefficient 0 is "mean". Two members and the coefficient 1 / sqrt(2) are "minimum".
     """
 
     rule: Literal["lcb"] = "lcb"
@@ -126,7 +122,7 @@ class LowerBoundSelection(Selection):
     def scores(self, q: Tensor) -> Tensor:
         # With M - 1 = 0 the sample deviation is NaN, and the argmax of NaN would say nothing.
         self.check_members(len(q))
-        return q.mean(0) - self.coefficient * q.std(0, correction=1)
+        return lower_bound(q, self.coefficient, 0)
 
 
 AnySelection = Annotated[

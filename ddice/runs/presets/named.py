@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ddice.core.config import merge
-from ddice.dice_backends import CriticEnsemble, PiecewiseF
+from ddice.dice_backends import CriticEnsemble, Minimum, PiecewiseF
 from ddice.dice_backends.rewards import ReturnRange
 from ddice.diffusion.guidance import BatchMaximum, Guidance, Unscaled
 from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
@@ -32,6 +32,9 @@ _OFFICIAL = Recipe(
         rewards=(ReturnRange(),),
         encoder=_RAW,
         optimizer=_PUBLISHED_OPTIMIZER,
+        critic=MLP(hidden=(256, 256), layer_norm=False),
+        critic_members=2,
+        reduction=Minimum(),
         selector=CriticEnsemble(members=10),
     ),
     extractor=GuideThenSelect(

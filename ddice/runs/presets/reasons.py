@@ -33,6 +33,10 @@ REASONS: dict[str, str] = {
         "after the other, each part is kept and reused by other extractors, and guidance "
         "learns from ratios that no longer move."
     ),
+    "backend.critic.layer_norm": (
+        "Published: Q networks without LayerNorm. With it, which is the default, Q stays bounded "
+        "off the data, where candidates are ranked (arXiv 2305.09836 has the ablation)."
+    ),
     "backend.encoder": (
         "Published networks read raw observations; the default normalises them for every part."
     ),
