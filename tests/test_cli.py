@@ -284,7 +284,7 @@ def test_a_dry_run_trains_and_writes_nothing(npz: Path, tmp_path: Path, run: Run
         "memory:",
         "time:",
     ]
-    assert lines[2].split()[:3] == ["backend", "155", "10"]
+    assert lines[2].split()[:3] == ["backend", "187", "10"]
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")] == [
         "cache/data"
     ]  # nothing but the dataset as read

@@ -747,8 +747,8 @@ def test_a_forecast_counts_parameters_and_keeps_nothing(npz: Path) -> None:
     # features 3, action 1, four features of time, width 8: one affine map, a block of norm and two
     # maps, norm and output
     assert found["prior"].parameters == (8 * 8 + 8) + (16 + 72 + 72) + (16 + 8 + 1)
-    # V: 3 -> 8 (norm) -> 1; two critics 4 -> 8 -> 1
-    assert found["backend"].parameters == (32 + 16 + 9) + 2 * (40 + 9)
+    # V: 3 -> 8 (norm) -> 1; two critics 4 -> 8 (norm) -> 1
+    assert found["backend"].parameters == (32 + 16 + 9) + 2 * (40 + 16 + 9)
     assert found["extractor"].parameters == (3 + 1 + 4 + 1) * 8 + 9
     assert [stage.steps for stage in found.values()] == [1_000, 2_000, 3_000]
     assert all(stage.seconds > 0 for stage in found.values())
