@@ -28,6 +28,7 @@ from ddice.cli import (
 from ddice.cli.command import Run, refuse
 from ddice.core.reading import plain_text
 from ddice.parts.loop import Terminated, TrainingDiverged
+from ddice.parts.watcher import WatcherFailed
 from ddice.runs.options import explain
 
 COMMANDS = (train, status, evaluate, picture, compare, export, data, presets, cache, plugins)
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options, rest) or 0
     except ValidationError as error:
         return _fail(explain(error, options.takes_fields))
-    except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as error:
+    except (ValueError, TypeError, OSError, ImportError, TrainingDiverged, WatcherFailed) as error:
         return _fail(str(error))
     except Terminated as error:
         print(f"\n{error}", file=sys.stderr)

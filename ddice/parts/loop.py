@@ -18,14 +18,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddice.core.storage import append_line, load_tensors, save_tensors, write_bytes
+from ddice.parts.watcher import Watcher, WatcherFailed, due
 
 Metrics = Mapping[str, Tensor]
 OnStep = Callable[[int, Metrics], None]
 # stage, steps done, of steps, metrics as numbers
 Listener = Callable[[str, int, int, Mapping[str, Any]], None]
 CHECKPOINT = "checkpoint"
+# in the metrics of a look: who looked, and what its numbers depend on beyond the training
+WATCHER, IDENTITY = "watcher", "identity"
 # beside the bar; the metrics file has all
-SHOWN = ("loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature")
+SHOWN = (
+    "loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature", "evaluation/score",
+)  # fmt: skip
 
 
 class Stateful(Protocol):
@@ -82,8 +87,8 @@ class Checkpoint:
 
 
 class MetricsFile:
-    """JSON lines, one per log point; after a resume, lines past the resumed step are removed so
-    that none is there twice.
+    """JSON lines, one per log point and one per look of a watcher, which it names; after a resume,
+    lines past the resumed step are removed so that none is there twice.
     """
 
     def __init__(self, path: Path, stage: str):
@@ -103,6 +108,10 @@ class MetricsFile:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         append_line(self.path, json.dumps({"stage": self.stage, "step": step, **values}))
+
+    def write_look(self, step: int, watcher: Watcher, values: Mapping[str, float]) -> None:
+        """A line of its own, so that the other lines are those of a run that nobody watches."""
+        self.write(step, {WATCHER: watcher.name, IDENTITY: watcher.identity, **values})
 
 
 def _is_before(line: str, stage: str, step: int) -> bool:
@@ -145,21 +154,39 @@ def _beside_the_bar(numbers: Mapping[str, Any]) -> dict[str, str]:
     return {key: f"{numbers[key]:.3g}" for key in SHOWN if isinstance(numbers.get(key), float)}
 
 
+def _kept(checkpoint: Checkpoint | None) -> str:
+    if checkpoint and checkpoint.path.exists():
+        return f"the last good checkpoint is {checkpoint.path}"
+    return "no checkpoint was written yet"
+
+
+def _look(
+    watcher: Watcher, name: str, step: int, checkpoint: Checkpoint | None
+) -> dict[str, float]:
+    """The numbers of a look, by their full names. Raises WatcherFailed for whatever goes wrong."""
+    try:
+        found = {f"{watcher.name}/{key}": float(n) for key, n in watcher.look(step).items()}
+        if unknown := [key for key, number in found.items() if not math.isfinite(number)]:
+            raise ValueError(f"{unknown[0]} is {found[unknown[0]]}, expected a finite number")
+    except Exception as error:
+        raise WatcherFailed(
+            f"{name}: the watcher {watcher.name!r} failed at step {step} "
+            f"({type(error).__name__}: {error}); {_kept(checkpoint)}. The same call goes on from "
+            "there and looks again"
+        ) from error
+    return found
+
+
 def _check_finite(
     values: Mapping[str, Any], name: str, step: int, checkpoint: Checkpoint | None
 ) -> None:
     for metric, value in values.items():
         each = value if isinstance(value, list) else [value]  # one per seed
         if not all(math.isfinite(number) for number in each):
-            kept = (
-                f"the last good checkpoint is {checkpoint.path}"
-                if checkpoint and checkpoint.path.exists()
-                else "no checkpoint was written yet"
-            )
             raise TrainingDiverged(
-                f"{name}: {metric} is {value} at step {step}; {kept}. Usual causes: a learning "
-                "rate that is too high, a temperature that is too low for the scale of the "
-                "rewards, or a divergence whose ratios explode (try 'piecewise' or "
+                f"{name}: {metric} is {value} at step {step}; {_kept(checkpoint)}. Usual causes: a "
+                "learning rate that is too high, a temperature that is too low for the scale of "
+                "the rewards, or a divergence whose ratios explode (try 'piecewise' or "
                 "'soft_chi2')"
             )
 
@@ -190,14 +217,16 @@ def run(
     metrics: MetricsFile | None = None,
     log_every: int = 100,
     listeners: Sequence[Listener] = (),
+    watchers: Sequence[Watcher] = (),
 ) -> None:
     """Call `step_function(step)` for step = start .. stop - 1, going on from the checkpoint if its
     file exists.
 
-    Metrics are looked at (which waits for the device) every `log_every` steps only: all must be
-    finite, and a checkpoint is written only after they were. `listeners` are called at the same
-    times. Ctrl-C and SIGTERM stop between two steps, after a checkpoint. Raises TrainingDiverged
-    for a metric that is not finite.
+    Metrics are looked at (which waits for the device) every `log_every` steps only, and when a
+    watcher looks: all must be finite, and a checkpoint is written only after they were. `listeners`
+    are called at the same times. Ctrl-C and SIGTERM stop between two steps, after a checkpoint.
+    Raises TrainingDiverged for a metric that is not finite, WatcherFailed where a watcher raises:
+    what was trained since the last checkpoint is then done again, and its look too.
     """
     resumed = None if checkpoint is None else checkpoint.load(thing)
     if resumed is not None:
@@ -213,6 +242,7 @@ def run(
         mininterval=0.5,
         dynamic_ncols=True,
     )
+    shown: dict[str, str] = {}
     with bar, _deferred_signals() as signals:
         for step in range(start, stop):
             values = step_function(step)
@@ -226,14 +256,21 @@ def run(
             saving = checkpoint is not None and (
                 done % checkpoint_every == 0 or done == stop or stopping
             )
-            if logging or saving:
+            looking = [watcher for watcher in watchers if due(watcher, done, stop)]
+            if logging or saving or looking:
                 numbers = _as_numbers(values)
                 _check_finite(numbers, name, step, checkpoint)
-                bar.set_postfix(_beside_the_bar(numbers), refresh=False)
                 # Before the checkpoint: after a kill between the two, `rewind` drops the surplus
                 # lines. In the other order a line would be missing for good.
                 if metrics is not None and logging:
                     metrics.write(done, numbers)
+                for watcher in looking:
+                    seen = _look(watcher, name, done, checkpoint)
+                    if metrics is not None:
+                        metrics.write_look(done, watcher, seen)
+                    numbers |= seen
+                shown |= _beside_the_bar(numbers)
+                bar.set_postfix(shown, refresh=False)
                 for listener in listeners:
                     listener(name, done, stop, numbers)
             if saving:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Transitions
 from ddice.parts import loop
+from ddice.parts.watcher import Undisturbing, Watcher
 
 Update = Callable[[Batch, int], loop.Metrics]  # batch, step -> metrics
 
@@ -76,7 +77,8 @@ class Trainable(Protocol):
 class Stage:
     """Steps `start` .. `stop` - 1 of the parts that one `update` trains on the same batches.
 
-    `reads` are the parts that `update` reads and does not train. A stage is saved as one thing:
+    `reads` are the parts that `update` reads and does not train. `watchers` look at the training
+    and change nothing of it, so that the key leaves them out. A stage is saved as one thing:
     `state` and `load_state` are those of its parts, under their names.
     """
 
@@ -88,6 +90,7 @@ class Stage:
     start: int
     stop: int
     reads: tuple[Trainable, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
 
     def step(self, data: Transitions, step: int) -> loop.Metrics:
         """One step on the batch of that step."""
@@ -185,5 +188,12 @@ def run_stage(
             checkpoint_every=checkpoint_every,
             metrics=metrics,
             listeners=listeners,
+            watchers=_undisturbing(stage),
         )
     stage.check_trained(data)
+
+
+def _undisturbing(stage: Stage) -> list[Watcher]:
+    parts = (*stage.parts.values(), *stage.reads)
+    modules = tuple(part for part in parts if isinstance(part, nn.Module))
+    return [Undisturbing(watcher, modules) for watcher in stage.watchers]

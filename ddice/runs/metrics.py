@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddice.core.reading import parse_json, read_bytes
+from ddice.parts.loop import IDENTITY, WATCHER
+from ddice.parts.watcher import Watcher
 
 STAGES = ("prior", "backend", "extractor", "joint")
 EXPECTED = "_expected"  # "mean_ratio_expected" is what "mean_ratio" should be
@@ -47,3 +50,23 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             )
         else:
             yield record
+
+
+def own_looks(content: bytes, watchers: Sequence[Watcher]) -> tuple[bytes, dict[str, list[int]]]:
+    """The lines of a metrics file without the looks of others than these watchers, whose identity
+    counts: what they saw may be of another policy. Beside it the steps of the looks, by watcher.
+    """
+    steps: dict[str, list[int]] = {watcher.name: [] for watcher in watchers}
+    own = {(watcher.name, watcher.identity) for watcher in watchers}
+    kept = []
+    for line in content.splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+            look = (record[WATCHER], record[IDENTITY]) if WATCHER in record else None
+        except (ValueError, TypeError, KeyError):  # whoever reads the file says so
+            look = None
+        if look in own:
+            steps[record[WATCHER]].append(record["step"])
+        if look is None or look in own:
+            kept.append(line)
+    return b"".join(kept), steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from abc import ABC, abstractmethod
 
@@ -11,6 +12,7 @@ from ddice.extractors import Extractor
 from ddice.parts import loop
 from ddice.parts.ratio_source import RatioSource
 from ddice.parts.stage import Stage, Update, alone
+from ddice.parts.watcher import Watcher
 from ddice.policies import evaluation
 from ddice.runs.recipe import Recipe
 
@@ -41,6 +43,19 @@ class Stages(ABC):
     @abstractmethod
     def do(self, stage: Stage) -> None:
         """Bring the parts of the stage to its end."""
+
+    def watchers(
+        self,
+        stage: str,
+        *,
+        prior: Prior | None = None,
+        backend: RatioSource | None = None,
+        extractor: Extractor | None = None,
+    ) -> tuple[Watcher, ...]:
+        """Who watches a stage; the parts are those that are there by then, the live ones of the
+        stage among them.
+        """
+        return ()
 
     def check(self, *, with_backend: bool = True) -> None:
         """Raise ValueError, before anything is trained, when the parts do not fit together or
@@ -77,26 +92,31 @@ class Stages(ABC):
             return prior, None, self.extractor(prior, None)
         if self.recipe.schedule == "joint":
             return prior, *self.joint(prior)
-        backend = self.backend()
+        backend = self.backend(prior)
         return prior, backend, self.extractor(prior, backend)
 
     def prior(self) -> Prior:
         """The prior, after its stage."""
         recipe = self.recipe
         part = recipe.prior.build(self.data.spec, recipe.seed).to(self.device)
-        self.do(alone(part, name="prior", steps=recipe.steps.prior))
+        stage = alone(part, name="prior", steps=recipe.steps.prior)
+        self.do(dataclasses.replace(stage, watchers=self.watchers("prior", prior=part)))
         return part
 
-    def backend(self) -> RatioSource:
-        """The backend, after its stage."""
+    def backend(self, prior: Prior | None = None) -> RatioSource:
+        """The backend, after its stage; it knows nothing of the prior, which watchers may."""
         part = self._untrained_backend()
-        self.do(alone(part, name="backend", steps=self.recipe.steps.backend))
+        stage = alone(part, name="backend", steps=self.recipe.steps.backend)
+        watchers = self.watchers("backend", prior=prior, backend=part)
+        self.do(dataclasses.replace(stage, watchers=watchers))
         return part
 
     def extractor(self, prior: Prior | None, backend: RatioSource | None) -> Extractor:
         """The extractor, after its stage."""
         part = self._untrained_extractor(prior, backend)
-        self.do(part.stage(backend, name="extractor", steps=self.recipe.steps.extractor))
+        stage = part.stage(backend, name="extractor", steps=self.recipe.steps.extractor)
+        watchers = self.watchers("extractor", prior=prior, backend=backend, extractor=part)
+        self.do(dataclasses.replace(stage, watchers=watchers))
         return part
 
     def joint(self, prior: Prior | None) -> tuple[RatioSource, Extractor]:
@@ -112,6 +132,7 @@ class Stages(ABC):
             seed=recipe.seed,
             start=0,
             stop=recipe.steps.backend,
+            watchers=self.watchers("joint", prior=prior, backend=backend, extractor=extractor),
         )
         self.do(stage)
         return backend, extractor

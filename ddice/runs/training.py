@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddice.core import cache
-from ddice.core.reading import require_regular
+from ddice.core.reading import read_bytes, require_regular
 from ddice.core.storage import load_tensors, save_tensors, write_bytes, write_json
 from ddice.data import Transitions
 from ddice.diffusion.prior import Prior
@@ -17,9 +17,11 @@ from ddice.extractors import Extractor
 from ddice.parts import loop
 from ddice.parts.ratio_source import RatioSource
 from ddice.parts.stage import Stage, run_stage
+from ddice.parts.watcher import looks
 from ddice.policies.evaluation import Evaluation, Moment
 from ddice.policies.policy import Policy
 from ddice.runs.folder import check_run, claim_run
+from ddice.runs.metrics import LIMIT, own_looks
 from ddice.runs.recipe import Recipe
 from ddice.runs.stages import Stages
 from ddice.runs.status import hold, require_free
@@ -118,6 +120,7 @@ class Training(Stages):
         metrics = self._metrics(stage)
         if metrics is not None and entry.metrics.exists():
             _copy(entry.metrics, metrics)
+        self._say_unseen(stage)
         stage.check_trained(self.data)
 
     def _run(self, stage: Stage, entry: cache.Entry) -> None:
@@ -132,6 +135,9 @@ class Training(Stages):
             }
         )
         metrics = self._metrics(stage)
+        self._keep_own_looks(
+            stage
+        )  # of a run folder in which the same training was watched otherwise
         run_stage(
             stage,
             self.data,
@@ -141,6 +147,7 @@ class Training(Stages):
             metrics=None if metrics is None else loop.MetricsFile(metrics, stage.name),
             listeners=self.listeners,
         )
+        self._say_unseen(stage)
         # They are not there when the last step was done in another run folder.
         if metrics is not None and metrics.exists():
             _copy(metrics, entry.metrics)
@@ -148,6 +155,36 @@ class Training(Stages):
         # last: a kill before that loses no training.
         save_tensors(entry.state, STATE, stage.state(), {"key": entry.folder.name})
         entry.checkpoint.unlink(missing_ok=True)
+
+    def _keep_own_looks(self, stage: Stage) -> dict[str, list[int]]:
+        """Remove from the metrics of a stage what was seen by others than its watchers; the steps
+        at which those looked, by their names.
+        """
+        metrics = self._metrics(stage)
+        if metrics is None or not metrics.exists():
+            return {}
+        content = read_bytes(metrics, LIMIT)
+        own, steps = own_looks(content, stage.watchers)
+        if own != content:
+            write_bytes(metrics, own)
+        return steps
+
+    def _say_unseen(self, stage: Stage) -> None:
+        """Say what the watchers of a trained stage have not seen: nothing is trained again for it,
+        because the training is the same.
+        """
+        seen = self._keep_own_looks(stage)
+        if self.folder is None:
+            return
+        for watcher in stage.watchers:
+            asked = looks(watcher, stage.start, stage.stop)
+            missing = sorted(set(asked) - set(seen.get(watcher.name, ())))
+            if missing:
+                self.say(
+                    f"{stage.name}: {watcher.name} is missing at {len(missing)} of {len(asked)} "
+                    f"steps, the first {missing[0]:,}: these were trained before it was asked for, "
+                    "and are not trained again (another DDICE_CACHE trains anew)"
+                )
 
     def _discard_damaged(self, stage: str, path: Path, kind: str) -> None:
         """Delete a file of the cache that cannot be read, so that it is made again: a cache is a
