@@ -96,6 +96,19 @@ def test_stochastic_actions_follow_their_seed(tmp_path: Path) -> None:
     assert not np.array_equal(loaded.act(observations), loaded.act(observations))
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_the_noise_scale_of_a_policy(scale: float, tmp_path: Path) -> None:
+    """The standard normal numbers of a seed, scaled, through the policy itself."""
+    original = policy(candidates=1).with_settings(noise_scale=scale)
+    assert original.config.noise_scale == scale
+    export(original, tmp_path)
+    observations = np.zeros((5, original.spec.observations.size), np.float32)
+    got = ExportedPolicy(tmp_path / "policy.onnx").act(observations, seed=3)
+    noise = np.random.default_rng(3).standard_normal((5, 1, 2), dtype=np.float32)
+    unit = original.decide(torch.as_tensor(observations), torch.as_tensor(scale * noise)).actions
+    np.testing.assert_allclose(got, original.spec.actions.from_unit(unit.numpy()), atol=1e-5)
+
+
 def test_a_gaussian_policy(tmp_path: Path) -> None:
     original = make(Gaussian())
     export(original, tmp_path)
@@ -181,7 +194,7 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx.load(tmp_path / "policy.onnx")
     kept = [one for one in model.metadata_props if one.key not in ("ddice.schema", "ddice.digest")]
     for value, message in (
-        ("3", "has schema 3, this file reads 2"),
+        ("2", "has schema 2, this file reads 3"),
         (None, "not one that ddice export wrote"),
     ):
         del model.metadata_props[:]

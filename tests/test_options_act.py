@@ -146,6 +146,7 @@ OTHER: dict[str, Any] = {
     "candidates": 2,
     "selection": Selection(rule="softmax", temperature=1e-3),
     "clip_candidates": "after_scoring",
+    "noise_scale": 0.5,
     "guidance_scale": 3.0,
     "guidance": Guidance(network=OTHER_NET, batch_size=16, noises_per_action=2),
     "solver": DDIM(evaluations=2),
@@ -245,7 +246,7 @@ def extractor(config: Any) -> Tensor:
     observations = 3 * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(64, policy.config.candidates, 2, generator=torch.Generator().manual_seed(1))
     choice = policy.decide(observations, 3 * noise, torch.linspace(0, 0.99, 64))
-    return tensors(choice.actions, choice.candidates)
+    return tensors(choice.actions, choice.candidates, policy.choose(observations, seed=0).actions)
 
 
 def divergence(config: Any) -> Tensor:

@@ -429,6 +429,32 @@ def test_settings_of_acting_need_no_training() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0, 2.0])
+def test_the_noise_scale_multiplies_the_noise_of_every_candidate(scale: float) -> None:
+    """Candidates are the first observation plus 10 times the noise, here (LOW + HIGH) / 2 = 1 and
+    half a range of 3 from it in the first action dimension.
+    """
+    observations = 0.1 * np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    plain, scaled = affine(), affine(noise_scale=scale)
+    middle = observations[:, 0]
+    noise = plain.choose(observations, seed=0).candidates[:, 0, 0].numpy() - middle
+    got = scaled.choose(observations, seed=0).candidates[:, 0, 0].numpy() - middle
+    np.testing.assert_allclose(got, scale * noise, atol=1e-5)
+    settings = plain.with_settings(noise_scale=scale)
+    assert settings.config == scaled.config
+    np.testing.assert_array_equal(
+        settings.act(observations, seed=0), scaled.act(observations, seed=0)
+    )
+
+
+def test_a_gaussian_policy_without_noise_plays_its_mean() -> None:
+    policy = whole(candidates=1).with_settings(noise_scale=0.0)
+    observations = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    mean, _ = policy.sampler.mean_and_log_std(torch.as_tensor(observations))
+    for choice in (policy.choose(observations), policy.choose(observations, deterministic=True)):
+        torch.testing.assert_close(choice.candidates[:, 0], mean)
+
+
 def test_settings_that_a_policy_has_no_use_for() -> None:
     gaussian, unguided = whole(), whole(kind="diffusion")
     for policy, changes, message in (
@@ -436,6 +462,8 @@ def test_settings_that_a_policy_has_no_use_for() -> None:
         (unguided, {"guidance_scale": 2.0}, "this policy has no guidance_scale to change"),
         (affine(), {"candidates": 2}, "needs a Q to choose among them and there is none"),
         (unguided, {"candidates": 0}, "greater than or equal to 1"),
+        (unguided, {"noise_scale": -0.1}, "greater than or equal to 0"),
+        (unguided, {"noise_scale": 0.0}, "all 3 candidates are the same action"),
     ):
         with pytest.raises(ValueError, match=message):
             policy.with_settings(**changes)

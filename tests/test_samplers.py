@@ -250,8 +250,7 @@ def test_fixed_latents_start_alike_for_every_number_of_candidates(kind: str) -> 
     assert torch.equal(latents, sampler.latents(6, 2))
     assert torch.equal(latents[:3], sampler.latents(3, 2))
     assert len(latents.unique(dim=0)) == 6
-    if kind == "gaussian":
-        assert not latents[0].any()
+    assert not latents[0].any()  # the middle of the policy
 
 
 # Gaussian.

@@ -9,7 +9,7 @@ from ddice.policies.policy import Policy
 
 
 def add_acting_options(command: argparse.ArgumentParser) -> None:
-    """--few-steps, --guidance-scale and --candidates."""
+    """--few-steps, --guidance-scale, --candidates and --noise-scale."""
     steps = (
         f"the solver FEW_STEPS, of {FEW_STEPS.evaluations} evaluations, in place of the policy's"
     )
@@ -22,6 +22,11 @@ def add_acting_options(command: argparse.ArgumentParser) -> None:
         type=int,
         help="K, in place of the policy's, more or fewer",
     )
+    command.add_argument(
+        "--noise-scale",
+        type=float,
+        help="factor on the noise of candidates: below 1 keeps to the middle of the policy",
+    )
 
 
 def acting(policy: Policy, options: argparse.Namespace) -> Policy:
@@ -30,6 +35,7 @@ def acting(policy: Policy, options: argparse.Namespace) -> Policy:
         "solver": FEW_STEPS if options.few_steps else None,
         "guidance_scale": options.guidance_scale,
         "candidates": options.candidates,
+        "noise_scale": options.noise_scale,
     }
     return (
         policy

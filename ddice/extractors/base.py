@@ -27,7 +27,15 @@ from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_me
 from ddice.parts.ratio_source import RatioSource
 from ddice.parts.stage import Stage, Update, alone, run_stage
 from ddice.policies.engines import QCallable
-from ddice.policies.policy import Clipping, Policy, check_q, check_selection, make_policy
+from ddice.policies.policy import (
+    ABOUT_NOISE_SCALE,
+    Clipping,
+    Policy,
+    check_noise,
+    check_q,
+    check_selection,
+    make_policy,
+)
 
 
 class ExtractorConfig(Config, abstract=True):
@@ -44,11 +52,13 @@ class ExtractorConfig(Config, abstract=True):
     clip_candidates: Clipping = Field(
         "before_scoring", description="map all candidates into the action bounds, or the chosen one"
     )
+    noise_scale: float = Field(1.0, ge=0, description=ABOUT_NOISE_SCALE)
 
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
     acting_fields: ClassVar[tuple[str, ...]] = (  # not read in training
-        "candidates", "selection", "clip_candidates", "guidance_scale", "solver", "clip_denoised",
+        "candidates", "selection", "clip_candidates", "noise_scale", "guidance_scale", "solver",
+        "clip_denoised",
     )  # fmt: skip
 
     @abstractmethod
@@ -76,6 +86,7 @@ class ExtractorConfig(Config, abstract=True):
             hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=...).fit(data)"
             raise ValueError(f"{type(self).__name__} needs a backend for its ratios: {hint}")
         check_q(self.candidates, backend is not None and backend.has_q)
+        check_noise(self.candidates, self.noise_scale)
         if backend is not None and backend.has_q:
             check_selection(self.selection, self.candidates, backend.q)
         if prior is not None and backend is not None:
@@ -206,6 +217,7 @@ class Extractor(Part):
             candidates=self.config.candidates,
             selection=self.config.selection,
             clip_candidates=self.config.clip_candidates,
+            noise_scale=self.config.noise_scale,
             q=q,
             notes=notes,
         ).to(self.device)

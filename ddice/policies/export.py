@@ -70,6 +70,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
         "observations": [part.model_dump(mode="json") for part in policy.spec.observations.parts],
         "observation_size": policy.spec.observations.size,
         "latents": policy.sampler.latents(config.candidates, actions.size).tolist(),
+        "noise_scale": config.noise_scale,
         "batch": batch,
         "env": None if policy.spec.env is None else policy.spec.env.id,
         "notes": config.notes,

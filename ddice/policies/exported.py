@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 2  # of inputs, outputs and metadata of the .onnx file
+SCHEMA = 3  # of inputs, outputs and metadata of the .onnx file
 OUTPUTS = ("actions", "unit_actions", "candidates", "chosen")
 
 
@@ -152,10 +152,11 @@ class ExportedPolicy:
             )
         rows = np.atleast_2d(flat)
         if deterministic:
-            noise = np.repeat(self._latents[None], len(rows), 0)
+            latents = np.repeat(self._latents[None], len(rows), 0)
             uniform = np.full(len(rows), -1, dtype=np.float32)
         else:
-            noise, uniform = self._noise(len(rows), seed)
+            latents, uniform = self._noise(len(rows), seed)
+        noise = latents * np.float32(self.about["noise_scale"])
         actions = self.run(rows, noise, uniform)["actions"]
         if np.isnan(actions).any():
             row = int(np.argwhere(np.isnan(actions))[0, 0])

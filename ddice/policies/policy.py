@@ -48,6 +48,10 @@ from ddice.policies.saved import (
 )
 
 Clipping = Literal["before_scoring", "after_scoring"]
+ABOUT_NOISE_SCALE = (
+    "factor on the noise that candidates start from: 1 samples the policy, less keeps to its "
+    "middle, 0 plays the middle itself"
+)
 
 
 class PolicyConfig(Config):
@@ -57,6 +61,7 @@ class PolicyConfig(Config):
     candidates: int = Field(1, ge=1, description="K, actions sampled per decision")
     selection: AnySelection = MeanSelection()
     clip_candidates: Clipping = "before_scoring"
+    noise_scale: float = Field(1.0, ge=0, description=ABOUT_NOISE_SCALE)
     q: QConfig | Literal["given"] | None = None
     notes: dict[str, str] = Field(default_factory=dict, description="where the policy comes from")
 
@@ -67,6 +72,15 @@ def check_q(candidates: int, has_q: bool) -> None:
         raise ValueError(
             f"candidates = {candidates} needs a Q to choose among them and there is none: give "
             "one (of a backend that has it, or a callable of your own), or use candidates=1"
+        )
+
+
+def check_noise(candidates: int, noise_scale: float) -> None:
+    """Raise ValueError when K > 1 candidates were to start from no noise at all."""
+    if candidates > 1 and not noise_scale:
+        raise ValueError(
+            f"with noise_scale = 0 all {candidates} candidates are the same action: use "
+            "candidates=1, or a noise_scale above 0"
         )
 
 
@@ -93,6 +107,7 @@ class Policy:
     ):
         check_q(config.candidates, q is not None)
         check_selection(config.selection, config.candidates, q)
+        check_noise(config.candidates, config.noise_scale)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
         self.settings, self.engine = settings, make_engine(settings, self.procedure)
@@ -146,18 +161,24 @@ class Policy:
         guidance_scale: float | None = None,
         candidates: int | None = None,
         selection: Selection | None = None,
+        noise_scale: float | None = None,
     ) -> Policy:
         """A new policy of the same networks that acts otherwise: nothing is trained for these. What
         is None stays.
 
         solver: of the diffusion ODE, such as `ddice.diffusion.solvers.FEW_STEPS`.
         guidance_scale: kappa. candidates: K, up or down: a policy keeps the Q that it was given.
-        selection: how Q chooses. Raises ValueError for a solver or a scale of a policy that has no
-        use for it, and for several candidates without a Q.
+        selection: how Q chooses. noise_scale: factor on the noise of candidates. Raises ValueError
+        for a solver or a guidance scale of a policy that has no use for it, and for several
+        candidates without a Q or without noise.
         """
         acting = {
             key: value
-            for key, value in (("candidates", candidates), ("selection", selection))
+            for key, value in (
+                ("candidates", candidates),
+                ("selection", selection),
+                ("noise_scale", noise_scale),
+            )
             if value is not None
         }
         sampling = {
@@ -248,9 +269,16 @@ class Policy:
     def _noise(
         self, batch: int, deterministic: bool, seed: int | Sequence[int] | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Latents (B, K, A) and, unless deterministic, uniform numbers (B,) for a selection that
-        samples.
+        """Latents (B, K, A), scaled by `noise_scale`, and, unless deterministic, uniform numbers
+        (B,) for a selection that samples.
         """
+        latents, uniform = self._latents(batch, deterministic, seed)
+        return latents * self.config.noise_scale, uniform
+
+    def _latents(
+        self, batch: int, deterministic: bool, seed: int | Sequence[int] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, unscaled."""
         shape, sampled, device = (
             (self.config.candidates, self.spec.actions.size),
             self.config.selection.samples,
@@ -376,6 +404,7 @@ def make_policy(
     candidates: int,
     selection: Selection,
     clip_candidates: Clipping = "before_scoring",
+    noise_scale: float = 1.0,
     q: QCallable | None,
     notes: Mapping[str, str] | None = None,
 ) -> Policy:
@@ -392,6 +421,7 @@ def make_policy(
         candidates=candidates,
         selection=selection,
         clip_candidates=clip_candidates,
+        noise_scale=noise_scale,
         q=kind,
         notes=dict(notes or {}),
     )

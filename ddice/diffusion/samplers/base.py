@@ -39,9 +39,14 @@ class Sampler(nn.Module, ABC):
         """Candidates, not yet mapped into the bounds; each from its own noise alone."""
 
     def latents(self, candidates: int, actions: int) -> Tensor:
-        """The fixed noise (K, A) of deterministic acting."""
+        """The fixed noise (K, A) of deterministic acting: none in the first candidate, which is
+        the middle of the policy (of a Gaussian, its mean).
+        """
         # On the CPU, whatever the device of the policy: generators of devices draw other numbers
         # from the same seed, and a saved policy must act the same everywhere.
         source = torch.Generator("cpu").manual_seed(0)
         shape = (candidates, actions)
-        return torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
+        noise = torch.randn(shape, generator=source, dtype=torch.float32, device="cpu")
+        # One random number for all states would push every action of an episode the same way.
+        noise[0] = 0
+        return noise

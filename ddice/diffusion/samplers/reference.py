@@ -144,16 +144,3 @@ class GaussianSampler(Sampler):
         mean, log_std = self.mean_and_log_std(observations)
         # (B, A) -> (B, 1, A), against noise (B, K, A).
         return mean[:, None] + log_std.exp()[:, None] * noise
-
-    def latents(self, candidates: int, actions: int) -> Tensor:
-        """The fixed noise (K, A) of deterministic acting: the first candidate is the mean."""
-        noise = torch.randn(
-            candidates,
-            actions,
-            generator=torch.Generator("cpu").manual_seed(0),
-            dtype=torch.float32,
-            device="cpu",
-        )
-        # With K = 1, acting is then the mode of the policy.
-        noise[0] = 0
-        return noise
