@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant("the temperature under V dropped", "value_loss", "V / T[..., None]", "V", CRITIC),
     Mutant(
         "the larger of two critics",
-        "_scaled_advantage",
+        "_advantage",
         "self.config.reduction.reduce(Q)",
         "Q.amax(-2)",
         CRITIC,
@@ -153,8 +153,22 @@ MUTANTS = (
         "tests/test_backends.py::test_reductions_by_hand",
     ),
     Mutant(
+        "the expectile of the other side",
+        "expectile_loss",
+        "X.where(U >= 0, Y)",
+        "X.where(U < 0, Y)",
+        "tests/test_iql.py::test_the_expectile_loss_by_hand",
+    ),
+    Mutant(
+        "a ratio without its cap",
+        "IqlBackend.log_ratio_of",
+        "X.clamp(max=C)",
+        "X",
+        "tests/test_iql.py::test_the_cap_by_hand",
+    ),
+    Mutant(
         "the live critic for the averaged one",
-        "_scaled_advantage",
+        "_advantage",
         "self.target(X, Y)",
         "self.critic(X, Y)",
         CRITIC,

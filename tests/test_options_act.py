@@ -22,17 +22,18 @@ from ddice.dice_backends import (
     DeterministicDice,
     FDice,
     GivenRatio,
+    Iql,
     LowerBound,
     OptiDice,
     OrthogonalDice,
     PiecewiseF,
 )
+from ddice.dice_backends.critic import AnySelector
 from ddice.dice_backends.divergences import Alpha, Divergence, NumericDivergence
 from ddice.dice_backends.optidice import AnyExpectation
 from ddice.dice_backends.q_function import QConfig
 from ddice.dice_backends.reduction import AnyReduction
 from ddice.dice_backends.rewards import AnyReward, Rewards, Scale
-from ddice.dice_backends.semi_gradient import AnySelector
 from ddice.dice_backends.state_correction import StateCorrection
 from ddice.diffusion.guidance import AnyRescaling, Guidance
 from ddice.diffusion.networks import (
@@ -91,6 +92,7 @@ QUICK: dict[str, Any] = {"candidates": 3, "solver": DDIM(evaluations=3)}
 EXAMPLES: dict[type[Config], dict[str, Any]] = {
     PiecewiseF: {**PAIR, "selector": HEAD},
     FDice: {**PAIR, "divergence": "kl"},
+    Iql: {**PAIR, "temperature": 0.05},
     DeterministicDice: ALONE,
     OrthogonalDice: ALONE,
     OptiDice: ALONE,
@@ -137,6 +139,8 @@ OTHER: dict[str, Any] = {
     "OrthogonalDice.divergence": "pearson",
     "OptiDice.divergence": "half_pearson",
     "advantage": AdvantageHead(network=OTHER_NET),
+    "expectile": 0.9,
+    "Iql.log_cap": 0.1,
     "trade_off": 0.3,
     "orthogonal_weight": 0.2,
     "expectation": "sample",

@@ -7,6 +7,7 @@ from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.base import Backend, BackendConfig
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.given import GivenRatio, GivenRatioBackend
+from ddice.dice_backends.iql import Iql
 from ddice.dice_backends.optidice import OptiDice, RegressedExpectation, SampledExpectation
 from ddice.dice_backends.orthogonal import OrthogonalDice
 from ddice.dice_backends.q_function import QConfig, QFunction
@@ -17,7 +18,14 @@ from ddice.dice_backends.state_correction import CorrectedRatio, StateCorrection
 from ddice.dice_backends.value_only import DeterministicDice
 
 AnyBackend = Annotated[
-    PiecewiseF | FDice | DeterministicDice | OrthogonalDice | OptiDice | GivenRatio | BackendConfig,
+    PiecewiseF
+    | FDice
+    | Iql
+    | DeterministicDice
+    | OrthogonalDice
+    | OptiDice
+    | GivenRatio
+    | BackendConfig,
     Door("ddice.backends"),
 ]
 
@@ -33,6 +41,7 @@ __all__ = [
     "FDice",
     "GivenRatio",
     "GivenRatioBackend",
+    "Iql",
     "LowerBound",
     "Minimum",
     "OptiDice",

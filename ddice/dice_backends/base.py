@@ -72,6 +72,8 @@ class Backend(Part):
     has_q: bool = True
     has_value: bool = True
     values_are_returns: bool = True
+    # What to do about values that have run away.
+    remedy: ClassVar[str] = 'Raise the temperature, or let it be found: temperature="ess:0.3"'
     log_temperature: Tensor
 
     def __init__(self, config: BackendConfig, spec: Spec, seed: Seed):
@@ -178,8 +180,7 @@ class Backend(Part):
             warnings.warn(
                 f"values average {', '.join(f'{value:.4g}' for value in values)}, but returns "
                 f"lie between {low:.4g} and {high:.4g}: they have run "
-                "away, and the ratios with them. Raise the temperature, or let it be found: "
-                'temperature="ess:0.3"',
+                f"away, and the ratios with them. {self.remedy}",
                 stacklevel=2,
             )
 

@@ -9,6 +9,8 @@ from ddice.testing.divergences import DIVERGENCE_CHECKS, check_divergence
 from ddice.testing.exact import (
     Solution,
     dual,
+    expectile,
+    implicit,
     occupancy,
     orthogonal_dual,
     policy_of,
@@ -82,7 +84,9 @@ __all__ = [
     "error",
     "exact_actions",
     "exact_flow",
+    "expectile",
     "grid_world",
+    "implicit",
     "measured_order",
     "occupancy",
     "orthogonal_dual",

@@ -7,6 +7,7 @@ A new member needs its file, its place in the union, and one line here. Where th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from ddice.dice_backends import (
     DeterministicDice,
     FDice,
     GivenRatio,
+    Iql,
     OptiDice,
     OrthogonalDice,
     PiecewiseF,
@@ -29,7 +31,14 @@ from ddice.diffusion.samplers import Diffusion, Gaussian
 from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
 from ddice.extractors import GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
-from ddice.testing.exact import KINDS, Solution, dual, orthogonal_dual, semi_gradient
+from ddice.testing.exact import (
+    KINDS,
+    Solution,
+    dual,
+    implicit,
+    orthogonal_dual,
+    semi_gradient,
+)
 from ddice.testing.fixed_points import as_table, train, train_orthogonal_limit
 from ddice.testing.tabular import Array, Problem, random_problem
 
@@ -120,6 +129,15 @@ def orthogonal_limit(problem: Problem, kind: str, temperature: float, discount: 
     return orthogonal_dual(problem, kind, temperature, discount, 0.6)
 
 
+def published_expectile(
+    problem: Problem, kind: str, temperature: float, discount: float
+) -> Solution:
+    """Where the default expectile of 0.7 and the default cap of 100 lead IQL, which has no
+    divergence.
+    """
+    return implicit(problem, 0.7, temperature, discount, math.log(100))
+
+
 def twice_above(batch: Batch) -> Tensor:
     """w (B,): twice the weight where the first action is positive."""
     return 1.0 + (batch.actions[..., 0] > 0).float()
@@ -143,6 +161,7 @@ GUIDED: Fields = {"guidance": {"network": NETWORK, "batch_size": ROWS}, "solver"
 PIECEWISE = FixedPoint(semi_gradient, 700, divergences=("piecewise",))
 SURE = FixedPoint(semi_gradient, 700, problem=CERTAIN, on="deterministic dynamics")
 DUAL = FixedPoint(dual, 2500, 0.05)
+EXPECTILE = FixedPoint(published_expectile, 700, divergences=("expectile 0.7",))
 LIMIT = FixedPoint(
     orthogonal_limit,
     400,
@@ -156,6 +175,7 @@ LIMIT = FixedPoint(
 BACKENDS: tuple[BackendExample, ...] = (
     BackendExample(PiecewiseF, PAIR, exact=PIECEWISE),
     BackendExample(FDice, {**PAIR, "divergence": "kl"}, exact=FixedPoint(semi_gradient, 700)),
+    BackendExample(Iql, PAIR, exact=EXPECTILE),
     BackendExample(DeterministicDice, ALONE, exact=SURE),
     BackendExample(OrthogonalDice, ALONE, exact=LIMIT),
     BackendExample(OptiDice, ALONE, exact=DUAL),

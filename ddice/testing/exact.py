@@ -105,6 +105,36 @@ def semi_gradient(
     return Solution(v, q, ratio(kind, (q - v[:, None]) / temperature))
 
 
+def expectile(q: Array, behaviour: Array, share: float) -> Array:
+    """V (S,) with share E[(Q - V)+ | s] = (1 - share) E[(V - Q)+ | s] under pi_D: the mean at 1/2,
+    the maximum in the limit 1.
+    """
+
+    def slope(v: Array) -> Array:  # increasing in v
+        above, below = np.maximum(q - v[:, None], 0), np.maximum(v[:, None] - q, 0)
+        total: Array = (behaviour * ((1 - share) * below - share * above)).sum(1)
+        return total
+
+    return bisect(slope, q.min(1), q.max(1))
+
+
+def implicit(
+    problem: Problem,
+    share: float,
+    temperature: float,
+    discount: float,
+    log_cap: float,
+) -> Solution:
+    """IQL's fixed point Q = E[r + discount (1 - d) V(s')], V = `expectile`(Q), by iteration: a
+    contraction by the discount. w = min(exp((Q - V) / temperature), e^log_cap).
+    """
+    v = np.zeros(problem.states)
+    for _ in range(1 if discount == 0 else int(np.log(1e-13) / np.log(discount))):
+        q = problem.expectation(problem.r + discount * ~problem.d * v[problem.following])
+        v = expectile(q, problem.behaviour, share)
+    return Solution(v, q, np.exp(np.minimum((q - v[:, None]) / temperature, log_cap)))
+
+
 def deviations(problem: Problem, discount: float, v: Array, absorbing: float) -> Array:
     """e(s, a) = E[r + discount V(s') - V(s)], with the absorbing state behind terminations, (S,
     A).
