@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from ddice.core.machine import device_name, versions
 from ddice.policies.engines.products import Products
 
 PACKAGES = ("ddice", "torch", "numpy", "onnxruntime", "triton")
@@ -23,37 +23,14 @@ READS = {"cpu": 1, "cuda": 100}  # of the same bytes, for each time that the dev
 MIB = 2**20
 
 
-def processor() -> str:
-    """The name of the processor, with its family and model where the system gives them: one name
-    may stand for several generations.
-    """
-    info = Path("/proc/cpuinfo")
-    pairs = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
-    fields = {
-        key.strip(): value.strip() for key, _, value in reversed(pairs)
-    }  # of the first processor
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return fields["model name"] + (
-        f", family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
-    )
-
-
 def description(device: str) -> dict[str, str]:
     """Processor, device, threads and versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    name = torch.cuda.get_device_name() if device == "cuda" else processor()
     return {
         "device": device,
-        "machine": name,
+        "machine": device_name(device),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **versions,
+        **versions(PACKAGES),
     }
 
 

@@ -132,7 +132,7 @@ def test_train_then_evaluate(npz: Path, tmp_path: Path, run: Run, plots: None) -
     assert lines[2].startswith("  score   -")
     assert "raw returns: no reference scores are known" in output
     assert {path.name for path in (tmp_path / "runs" / "a").iterdir() if path.name[0] != "."} == {
-        "recipe.json", "metrics", "metrics.png", "policy", "evaluation.json",
+        "recipe.json", "metrics", "metrics.png", "policy", "evaluation.json", "made_with.jsonl",
     }  # fmt: skip
     trained = Evaluation.model_validate_json(
         (tmp_path / "runs" / "a" / "evaluation.json").read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ddice.collection.episodes import ActionNoise, Episode, play, require_boxes
 from ddice.collection.parts import Parts
 from ddice.core.cache import entry
 from ddice.core.config import Config
+from ddice.core.machine import versions
 from ddice.core.randomness import one_seed
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
 from ddice.data.memory import memory_of, words
@@ -151,7 +151,7 @@ def collect(
             noise=noise,
             epsilon=epsilon,
             deterministic=deterministic,
-            versions=_versions(),
+            versions=versions(PACKAGES),
         )
         if has_dataset(dataset_id):
             _require_same(dataset_id, plan)
@@ -211,16 +211,6 @@ def _record(env: Any, env_kwargs: Mapping[str, Any] | None) -> EnvRecord:
         return record_of(made)
     finally:
         close_environment(made)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _played(

@@ -21,6 +21,7 @@ from ddice.parts.watcher import looks
 from ddice.policies.evaluation import Evaluation, Moment
 from ddice.policies.policy import Policy
 from ddice.runs.folder import check_run, claim_run
+from ddice.runs.made_with import record_made_with
 from ddice.runs.metrics import LIMIT, own_looks
 from ddice.runs.recipe import Recipe
 from ddice.runs.stages import Stages
@@ -238,6 +239,7 @@ def train(
         return trained, recipe.evaluation.evaluate(trained.policy, progress=progress)
     with hold(folder) as reporter:
         claim_run(folder, recipe)
+        record_made_with(folder, training.device)
         training.listeners = (reporter, *listeners)
         trained = training.train()
         # Before it is scored, so that an environment that fails costs no trained policy.

@@ -17,6 +17,7 @@ from ddice.parts.part import effective_sample_size
 from ddice.parts.ratio_source import RatioSource
 from ddice.runs.comparison.grid import Cell, Comparison
 from ddice.runs.comparison.store import Result, Results, cell_key
+from ddice.runs.made_with import record_made_with
 from ddice.runs.status import hold, require_free
 from ddice.runs.training import CHECKPOINT_EVERY, Say, Training, episodes_over
 
@@ -65,6 +66,7 @@ def compare(
     found = []
     with hold(folder) as reporter:
         write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
+        record_made_with(folder, resolve_device(comparison.recipe.device))
         results = Results(folder / "results.jsonl")
         for number, (cell, training) in enumerate(
             zip(comparison.cells(), trainings, strict=True), 1
