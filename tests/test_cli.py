@@ -479,10 +479,29 @@ def test_a_whole_process(npz: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("command", "model"), [("train", Recipe), ("compare", Comparison)])
 def test_help_mentions_every_field(command: str, model: Any, run: Run) -> None:
-    status, output, _ = run(command, "--help")
+    status, output, _ = run(command, "--help-all")
     assert status == 0
     words = set(output.split())
     assert [name for name, _, _ in leaves(model) if f"--{name}" not in words] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "of"),
+    [
+        ("train", 13, ("--backend.temperature  float|str = 1.0  strength", Recipe)),
+        ("compare", 10, ("--seeds  [int,...] = [0]", Comparison)),
+    ],
+)
+def test_help_fits_one_screen_and_names_the_rest(
+    command: str, fields: int, of: tuple[str, Any], run: Run
+) -> None:
+    status, output, _ = run(command, "--help")
+    assert status == 0
+    lines, (line, model) = output.splitlines(), of
+    assert len(lines) <= 40
+    assert sum(each.startswith("--") for each in lines) == fields
+    assert sum(each.startswith(line) for each in lines) == 1
+    assert f"{len({name for name, _, _ in leaves(model)})} in all; --help-all lists them" in output
 
 
 @pytest.mark.parametrize(

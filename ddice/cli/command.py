@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,58 @@ Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status
 
 
 def add_command(
-    commands: Any, name: str, run: Run, text: str, fields: type[BaseModel] | None = None
+    commands: Any,
+    name: str,
+    run: Run,
+    text: str,
+    fields: type[BaseModel] | None = None,
+    first: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """A new command among `commands`; with `fields`, every field of that model is an option too."""
-    epilog = (
-        None
-        if fields is None
-        else f"every field of the {fields.__name__.lower()} is an option:\n"
-        + "\n".join(describe_fields(fields))
-    )
+    """A new command among `commands`; with `fields`, every field of that model is an option too.
+    Its help names them all, or only those in `first`, and --help-all all of them.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        name, help=text, description=text, formatter_class=raw, allow_abbrev=False
     )
     command.set_defaults(run_command=run, takes_fields=fields)
+    if fields is not None and first:
+        command.epilog = _first_fields(fields, first)
+        command.add_argument(
+            "--help-all", action=_HelpAll, const=fields, help="the same with every field"
+        )
+    elif fields is not None:
+        command.epilog = _all_fields(fields)
     return command
+
+
+class _HelpAll(argparse.Action):
+    """Print the help with every field of a model (`const`) as an option, and exit."""
+
+    def __init__(self, option_strings: list[str], dest: str, const: Any, help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, const=const, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.epilog = _all_fields(self.const)
+        parser.print_help()
+        parser.exit()
+
+
+def _all_fields(fields: type[BaseModel]) -> str:
+    title = f"every field of the {fields.__name__.lower()} is an option:"
+    return "\n".join([title, *describe_fields(fields)])
+
+
+def _first_fields(fields: type[BaseModel], first: Sequence[str]) -> str:
+    lines = describe_fields(fields)
+    # The first of a name: other kinds of a choice may have a field of the same name.
+    found = {line.split()[0]: line.strip() for line in reversed(lines)}
+    options = sum(name.startswith("--") and not name.endswith(".*") for name in found)
+    title = (
+        f"every field of the {fields.__name__.lower()} is an option, {options} in all; --help-all "
+        "lists them. The first to know:"
+    )
+    return "\n".join([title, *(found[f"--{name}"] for name in first)])
 
 
 def own_options(options: argparse.Namespace) -> list[str]:
@@ -82,10 +119,7 @@ def read_fields(
 
 def add_trust(command: argparse.ArgumentParser) -> None:
     """--trust, of commands that read what may be made of somebody's own classes."""
-    text = (
-        "a module whose classes may be imported, because the policy or the recipe is made of them; "
-        "again for another one"
-    )
+    text = "import classes of this module, which the recipe or policy is made of"
     command.add_argument("--trust", metavar="MODULE", action="append", default=[], help=text)
 
 
@@ -94,9 +128,9 @@ def add_listeners(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tensorboard",
         action="store_true",
-        help="write metrics for TensorBoard, into tensorboard/ of the run folder",
+        help="write tensorboard/ into the run folder",
     )
-    text = "called as function(stage, step, steps, metrics) every 100 steps and at every checkpoint"
+    text = "call it every 100 steps as function(stage, step, steps, metrics)"
     command.add_argument("--hook", metavar="MODULE:FUNCTION", help=text)
 
 

@@ -23,6 +23,20 @@ from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS
 from ddice.runs.training import CHECKPOINT_EVERY
 
+# what a first comparison changes; --help-all has the rest
+FIRST = (
+    "backends",
+    "extractors",
+    "seeds",
+    "recipe.data.source",
+    "recipe.data.env",
+    "recipe.steps.prior",
+    "recipe.steps.backend",
+    "recipe.steps.extractor",
+    "recipe.evaluation.episodes",
+    "recipe.device",
+)
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -30,15 +44,15 @@ def register(commands: Any) -> None:
         "Train and score backends x extractors on one dataset; print the table, behaviour "
         "policy first."
     )
-    command = add_command(commands, "compare", _compare, text, Comparison)
-    text = "the recipe that data, prior, steps and evaluation start from: see ddice presets"
+    command = add_command(commands, "compare", _compare, text, Comparison, FIRST)
+    text = "the recipe to start from: see ddice presets"
     command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help=text)
-    command.add_argument("--config", help="JSON file of fields")
-    command.add_argument(
-        "--run", required=True, help="run folder; results that are there are not computed again"
-    )
+    command.add_argument("--config", metavar="FILE", help="JSON file of fields")
+    text = "run folder; results that are there stay"
+    command.add_argument("--run", metavar="FOLDER", required=True, help=text)
     command.add_argument(
         "--checkpoint-every",
+        metavar="N",
         type=int,
         default=CHECKPOINT_EVERY,
         help="steps of training that a killed run can lose",

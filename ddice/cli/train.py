@@ -23,6 +23,23 @@ from ddice.runs.presets import PRESETS, unpublished
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import CHECKPOINT_EVERY, train
 
+# what a first run changes; --help-all has the rest
+FIRST = (
+    "data.source",
+    "data.env",
+    "data.action_bounds",
+    "backend.kind",
+    "backend.temperature",
+    "extractor.kind",
+    "extractor.candidates",
+    "steps.prior",
+    "steps.backend",
+    "steps.extractor",
+    "evaluation.episodes",
+    "seed",
+    "device",
+)
+
 
 def register(commands: Any) -> None:
     """Add the command."""
@@ -30,7 +47,7 @@ def register(commands: Any) -> None:
         "Train a recipe, save its policy and evaluate it; the same command resumes a run that "
         "was stopped."
     )
-    command = add_command(commands, "train", _train, text, Recipe)
+    command = add_command(commands, "train", _train, text, Recipe, FIRST)
     command.add_argument(
         "--preset",
         default="default",
@@ -38,17 +55,16 @@ def register(commands: Any) -> None:
         metavar="NAME",
         help="the recipe to start from: see ddice presets",
     )
-    command.add_argument("--config", help="JSON file of fields, over the preset")
-    command.add_argument(
-        "--run", help="run folder: recipe.json, metrics, policy, evaluation.json and plots"
-    )
+    command.add_argument("--config", metavar="FILE", help="JSON file of fields, over the preset")
+    command.add_argument("--run", metavar="FOLDER", help="run folder: policy, metrics, scores")
     command.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters, memory and predicted time, and train nothing",
+        help="print sizes and predicted time, train nothing",
     )
     command.add_argument(
         "--checkpoint-every",
+        metavar="N",
         type=int,
         default=CHECKPOINT_EVERY,
         help="steps of training that a killed run can lose",
