@@ -252,10 +252,10 @@ def test_kill_while_policy_and_scores_are_written(
             path = folder / name.removeprefix("cache/")
             path.parent.mkdir(parents=True)
             path.write_bytes(content)
-    arguments = command(npz, run)
+    arguments, begun = command(npz, run), {"recipe.json", "made_with.jsonl"}
     for target, there in (
-        ("policy.json", {"recipe.json", "policy.safetensors"}),
-        ("evaluation.json", {"recipe.json", "policy.safetensors", "policy.json"}),
+        ("policy.json", {*begun, "policy.safetensors"}),
+        ("evaluation.json", {*begun, "policy.safetensors", "policy.json"}),
     ):
         process = start([target, *arguments], folder, KILL_AT)
         process.communicate(timeout=600)
