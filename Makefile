@@ -37,7 +37,10 @@ $(INSTALLED): pyproject.toml .ci/install
 	@touch $@
 
 run: $(INSTALLED) ## train, evaluate and compare on PointMaze umaze, one seed; BUDGET=tiny only shows that all works
+	@echo '==> first the dataset $(DATASET), where it is not there yet: a minute or two'
 	$(VENV)/bin/ddice data make $(DATASET)
+	@echo '==> then, in $(RUN), training and evaluation; measured in a moment, this machine needs for them:'
+	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN) $(ARGS) --dry-run
 	$(VENV)/bin/ddice compare --config $(CONFIG) --run $(RUN) $(ARGS)
 
 reproduce: $(INSTALLED) ## the table of the README: the same with three seeds

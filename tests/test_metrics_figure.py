@@ -93,15 +93,17 @@ def test_a_joint_stage_is_read_as_its_parts() -> None:
 
 
 def test_an_unknown_metric_is_asked_with_its_stage() -> None:
-    questions = [
-        reading(part, "of_my_own").question for part in ("prior", "backend", "evaluation", "x")
-    ]
+    questions = [reading(part, "own").question for part in ("prior", "backend", "extractor", "x")]
     assert questions == [
         "Does the prior fit?",
         "Is the critic sane?",
-        "How well does it play?",
+        "Does the policy learn?",
         "What else was measured?",
     ]
+    for stage in ("extractor", "joint"):
+        part, name = part_of(stage, "evaluation/score")
+        assert (part, name) == (stage, "evaluation/score")
+        assert reading(part, name).question == "How well does it play?"
 
 
 def test_curves_and_texts_of_the_figure() -> None:

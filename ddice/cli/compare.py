@@ -12,12 +12,14 @@ from ddice.cli.command import (
     add_listeners,
     add_trust,
     drawn,
+    duration,
     listeners,
     plot,
     read_fields,
 )
 from ddice.core.storage import write_bytes
 from ddice.runs.comparison import Comparison, compare, render_table
+from ddice.runs.comparison.plan import plan
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS
@@ -51,6 +53,11 @@ def register(commands: Any) -> None:
     text = "run folder; results that are there stay"
     command.add_argument("--run", metavar="FOLDER", required=True, help=text)
     command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what is left to do and its predicted time, train nothing",
+    )
+    command.add_argument(
         "--checkpoint-every",
         metavar="N",
         type=int,
@@ -67,6 +74,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     fields = read_fields(options, rest, base, Comparison)
     comparison = Comparison.read(fields, trust=options.trust)
     folder = Path(options.run)
+    if options.dry_run:
+        _print_plan(comparison, folder)
+        return
     listeners(options, folder)  # what is missing is said before anything is trained
     with drawn(lambda ended: _draw(folder, ended)):
         results = compare(
@@ -80,6 +90,15 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     write_bytes(folder / "table.md", (table + "\n").encode())
     plot(lambda: plot_scores(results, folder / "scores.png"))
     print(f"\n{table}\n\nresults, plots and policies: {folder}")
+
+
+def _print_plan(comparison: Comparison, folder: Path) -> None:
+    tasks = plan(comparison, folder, comparison.recipe.data.load())
+    for task in tasks:
+        time = duration(task.seconds) if task.count else "found trained"
+        print(f"{task.name:44} {task.count:9,} {task.unit:8} {time:>13}")
+    total = duration(sum(task.seconds for task in tasks))
+    print(f"time: {total} as measured now; more while this machine does other things")
 
 
 def _draw(folder: Path, ended: str) -> None:

@@ -13,6 +13,7 @@ from ddice.parts.stage import Stage, Trainable
 from ddice.runs.recipe import Recipe
 from ddice.runs.stages import Stages
 
+STEPS = 20  # that are measured
 UNCOUNTED = 3  # first steps, in which optimiser and caches are made
 
 
@@ -26,7 +27,7 @@ class Forecast:
     seconds: float
 
 
-def forecast(recipe: Recipe, data: Transitions, *, steps: int = 20) -> list[Forecast]:
+def forecast(recipe: Recipe, data: Transitions, *, steps: int = STEPS) -> list[Forecast]:
     """Time `steps` steps of each stage on the real data, after a few that are not counted;
     nothing is kept.
     """
@@ -45,30 +46,37 @@ class _Timing(Stages):
         self.found: list[Forecast] = []
 
     def do(self, stage: Stage) -> None:
-        parts = stage.parts.values()
-        if not any(part.trains for part in parts):
-            return
-        first = max(part.warm_up for part in parts)
-        counted = first + UNCOUNTED
-        last = counted + self.steps
-        for part in parts:
-            part.prepare(self.data)
-            # Most steps come after the warm-up, and cost more than those within it.
-            part.load_state(
-                {**part.state(), "step": torch.tensor(first, dtype=torch.int64, device="cpu")}
-            )
-            # A falling learning rate warns where it knows no end, and is refused at the end.
-            part.until(last)
-        started = 0.0
-        for step in range(first, last):
-            if step == counted:
-                started = time.perf_counter()
-            metrics = stage.step(self.data, step)
-            _ = [float(value) for value in metrics.values()]  # waits for the device
-        seconds = (time.perf_counter() - started) / self.steps
-        steps = stage.stop - stage.start
-        parameters = sum(_trained_parameters(part) for part in parts)
-        self.found.append(Forecast(stage.name, parameters, steps, seconds * steps))
+        if any(part.trains for part in stage.parts.values()):
+            self.found.append(forecast_stage(stage, self.data, steps=self.steps))
+
+
+def forecast_stage(stage: Stage, data: Transitions, *, steps: int = STEPS) -> Forecast:
+    """As `forecast`, of one stage; its parts are no longer what they were."""
+    parts = stage.parts.values()
+    first = max(part.warm_up for part in parts)
+    counted = first + UNCOUNTED
+    last = counted + steps
+    for part in parts:
+        part.prepare(data)
+        # Most steps come after the warm-up, and cost more than those within it.
+        set_step(part, first)
+        # A falling learning rate warns where it knows no end, and is refused at the end.
+        part.until(last)
+    started = 0.0
+    for step in range(first, last):
+        if step == counted:
+            started = time.perf_counter()
+        metrics = stage.step(data, step)
+        _ = [float(value) for value in metrics.values()]  # waits for the device
+    seconds = (time.perf_counter() - started) / steps
+    all_steps = stage.stop - stage.start
+    parameters = sum(_trained_parameters(part) for part in parts)
+    return Forecast(stage.name, parameters, all_steps, seconds * all_steps)
+
+
+def set_step(part: Trainable, step: int) -> None:
+    """Let a part believe that it has done so many steps."""
+    part.load_state({**part.state(), "step": torch.tensor(step, dtype=torch.int64, device="cpu")})
 
 
 def _trained_parameters(part: Trainable) -> int:

@@ -14,7 +14,8 @@ PLAY = "How well does it play?"
 OTHER = "What else was measured?"
 QUESTIONS = (PRIOR, RATIOS, CRITIC, POLICY, PLAY, OTHER)
 # of metrics that nobody has described: a part of one's own, a plugin
-OF_STAGE = {"prior": PRIOR, "backend": CRITIC, "extractor": POLICY, "evaluation": PLAY}
+OF_STAGE = {"prior": PRIOR, "backend": CRITIC, "extractor": POLICY}
+OF_WATCHER = {"evaluation": PLAY}
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,14 @@ def part_of(stage: str, name: str) -> tuple[str, str]:
     """(part, metric) of a metric as a metrics file names it: a joint stage writes
     "backend/v_loss".
     """
-    part, _, metric = name.rpartition("/")
-    return (part, metric) if stage == "joint" and part else (stage, name)
+    part, _, metric = name.partition("/")
+    return (part, metric) if stage == "joint" and part in OF_STAGE else (stage, name)
 
 
 def reading(part: str, name: str) -> Reading:
-    """How to read a metric; one that is not described is asked with its stage."""
-    return READINGS.get((part, name), Reading(OF_STAGE.get(part, OTHER), ""))
+    """How to read a metric; one that is not described is asked with its watcher, as in
+    "evaluation/score", or else with its stage.
+    """
+    watcher = name.partition("/")[0]
+    question = OF_WATCHER.get(watcher) or OF_STAGE.get(part, OTHER)
+    return READINGS.get((part, name), Reading(question, ""))

@@ -106,6 +106,11 @@ class Comparison(Config):
                 )
         return self
 
+    def require_episodes(self) -> None:
+        """Raise ValueError when nothing is to be played."""
+        if not self.recipe.evaluation.episodes:
+            raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
+
     def cells(self) -> Iterator[Cell]:
         """The behaviour policy first, then every backend with its extractors; seeds innermost."""
         like = next(

@@ -43,8 +43,7 @@ def compare(
     Raises ValueError, before anything is trained, when a backend and an extractor do not fit
     together or nothing is to be played.
     """
-    if not comparison.recipe.evaluation.episodes:
-        raise ValueError("a comparison needs recipe.evaluation.episodes of at least 1")
+    comparison.require_episodes()
     folder = Path(run)
     require_free(folder)
     data = (comparison.recipe.data.load() if data is None else data).to(
