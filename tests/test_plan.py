@@ -25,7 +25,8 @@ STEP, EPISODE = 0.25, 3.0  # seconds, as the tests measure them
 
 
 @pytest.fixture
-def comparison(tmp_path: Path) -> Comparison:
+def comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
+    monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
     recipe = small.recipe(
         small.write_npz(tmp_path / "data.npz"),
         data={"env": small.SHORT},
@@ -36,7 +37,7 @@ def comparison(tmp_path: Path) -> Comparison:
     extractors = {"four": guided | {"candidates": 4}, "one": guided | {"candidates": 1}}
     return Comparison(
         recipe=recipe,
-        backends={"mine": small.BACKENDS["piecewise_f"]},
+        backends={"mine": {"kind": "piecewise_f", **small.BACKENDS["piecewise_f"]}},
         extractors={
             name: {"kind": "guide_then_select", **fields} for name, fields in extractors.items()
         },

@@ -126,7 +126,7 @@ def record_of(env: Any) -> EnvRecord:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"expected an env that can be written as JSON, got {spec.id!r}: {error}; register "
-            "it with plain arguments"
+            "it with a text, entry_point='module:Class', and with plain arguments"
         ) from error
 
 
