@@ -25,7 +25,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce tables test kernels wheel bench clean
+.PHONY: help setup run reproduce tables test kernels wheel docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test: $(INSTALLED) ## ruff, mypy and the tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+docs: $(INSTALLED) ## the pages of docs/ and a reference made of the docstrings, in build/site/index.html
+	$(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(INSTALLED) ## the speed measurements of benchmarks/, rendered into benchmarks/README.md (10 to 20 minutes on a quiet machine)
 	@mkdir -p .benchmarks
