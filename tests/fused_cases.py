@@ -17,6 +17,7 @@ from test_engines import GUIDANCES, SCORES, inputs, make
 from torch import Tensor
 
 from ddice.diffusion.networks import MLP
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
@@ -48,7 +49,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     for score, network in SCORES.items():
         for guidance, config in GUIDANCES.items():
             sampler = Diffusion(
-                prior=DiffusionPrior(network=network),
+                prior=DiffusionPrior(prediction=NoisePrediction(), network=network),
                 guidance=config,
                 guidance_scale=1.5,
                 solver=DDIM(evaluations=2),
@@ -60,7 +61,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
                 2,
             )
     small = Diffusion(
-        prior=DiffusionPrior(network=SCORES["residual, fourier"]),
+        prior=DiffusionPrior(prediction=NoisePrediction(), network=SCORES["residual, fourier"]),
         guidance=GUIDANCES["silu"],
         clip_denoised=True,
     )

@@ -478,7 +478,7 @@ class Elsewhere:
     batch_size: int = 512
 
     def denoiser(self, features: Tensor) -> Denoiser:
-        return network_denoiser(self.averaged, features, self.config.schedule)
+        return network_denoiser(self.averaged, features, self.config)
 
     def identity(self, data: Transitions) -> str:
         return f"elsewhere:{data.spec.behaviour_fingerprint}"

@@ -22,6 +22,7 @@ from torch import Tensor
 from ddice.dice_backends import QConfig
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM
@@ -37,7 +38,7 @@ SPEC = example_data().spec
 CPU = torch.device("cpu")
 SAMPLING = Selection(rule="softmax", temperature=0.1)
 GUIDED = Diffusion(
-    prior=DiffusionPrior(network=ResidualScore(width=8, blocks=1)),
+    prior=DiffusionPrior(prediction=NoisePrediction(), network=ResidualScore(width=8, blocks=1)),
     guidance=Guidance(network=MLP(hidden=(8,), activation="silu")),
     solver=DDIM(evaluations=3),
     clip_denoised=False,

@@ -48,6 +48,7 @@ from ddice.diffusion.networks import (
     PublishedScore,
     ResidualScore,
 )
+from ddice.diffusion.prediction import AnyPrediction, NoisePrediction
 from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.diffusion.samplers import AnySampler, AnySelection, Diffusion, Gaussian, Selection
 from ddice.diffusion.schedule import AnySchedule, VariancePreserving
@@ -63,7 +64,7 @@ RAW = FlattenEncoder(normalize=False)
 SLOW = Optimizer(learning_rate=1e-4)
 HEAD = AdvantageHead(network=NET)
 SCORE = ResidualScore(width=8, blocks=1)
-PRIOR = DiffusionPrior(network=SCORE, batch_size=16)
+PRIOR = DiffusionPrior(prediction=NoisePrediction(), network=SCORE, batch_size=16)
 GUIDANCE = Guidance(network=NET, batch_size=16, noises_per_action=2)
 STEPS = 4
 
@@ -165,6 +166,7 @@ OTHER: dict[str, Any] = {
     "factor": 2.0,
     "coefficient": 3.0,
     "schedule": VariancePreserving(beta_max=10.0),
+    "prediction": NoisePrediction(),
     "ema": 0.0,
     "DiffusionPrior.network": ResidualScore(width=9, blocks=1),
     "prior": DiffusionPrior(network=ResidualScore(width=9, blocks=1)),
@@ -288,7 +290,9 @@ def prior(config: Any) -> Tensor:
 
 
 def optimizer(config: Any) -> Tensor:
-    return prior(DiffusionPrior(network=SCORE, batch_size=16, optimizer=config))
+    return prior(
+        DiffusionPrior(prediction=NoisePrediction(), network=SCORE, batch_size=16, optimizer=config)
+    )
 
 
 def guidance(config: Any) -> Tensor:
@@ -334,6 +338,12 @@ def schedule(config: Any) -> Tensor:
     return tensors(t, config.alpha(t), config.time(config.log_snr(t) + 1))
 
 
+def prediction(config: Any) -> Tensor:
+    output, x = torch.linspace(-2, 2, 9), torch.linspace(0, 1, 9)
+    alpha, sigma = torch.tensor(0.6), torch.tensor(0.8)
+    return tensors(config.target(output, x, alpha, sigma), config.noise(output, x, alpha, sigma))
+
+
 INPUTS = torch.linspace(-2, 2, 8 * 9).sin().reshape(8, 9)
 FEATURES, ACTIONS, TIMES = INPUTS.split([3, 2, TIME_FEATURES], dim=-1)
 
@@ -370,6 +380,7 @@ UNIONS: tuple[tuple[Any, Any], ...] = (
     (AnyPrior, prior),
     (Optimizer, optimizer),
     (AnySchedule, schedule),
+    (AnyPrediction, prediction),
     (AnySolver, solver),
     (Guidance, guidance),
     (AnyRescaling, rescaling),

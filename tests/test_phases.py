@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ddice.diffusion.networks import NORM_EPS
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion
 from ddice.diffusion.solvers import DDIM
@@ -56,6 +57,9 @@ def apply(step: Step, y: Tensor, others: list[Tensor]) -> Tensor:
         with torch.enable_grad():
             normal = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
             return torch.autograd.grad(normal, x, (gradient * gain).expand_as(x))[0]
+    if step.op == "velocity":
+        velocity, x, alpha, sigma = given
+        return alpha * velocity + sigma * x
     assert step.op == "clean"
     noise, x, inverse, factor = given
     return (x * inverse - noise * factor).clamp(-1, 1)
@@ -138,7 +142,7 @@ def test_the_published_networks_in_thirteen_phases() -> None:
     four backwards, goes beside them.
     """
     sampler = Diffusion(
-        prior=DiffusionPrior(network=SCORES["published"]),
+        prior=DiffusionPrior(prediction=NoisePrediction(), network=SCORES["published"]),
         guidance=GUIDANCES["published"],
         solver=DDIM(evaluations=2),
         clip_denoised=False,

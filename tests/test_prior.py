@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from gaussian import CENTRAL, FINE, SMALL, STATES, STD, TIMES, behaviour, data, grid, prior
-from oracles import VP
 
 from ddice.diffusion.networks import ResidualScore
 from ddice.diffusion.prior import DiffusionPrior, denoising_loss
@@ -54,9 +53,11 @@ def test_the_denoiser_predicts_the_mean_noise(state: float) -> None:
 
 @pytest.mark.oracle
 def test_the_loss_reaches_what_no_model_can_go_below() -> None:
-    """E[Var(noise | a_t)] = E_t[alpha^2 std^2 / (alpha^2 std^2 + sigma^2)]."""
+    """E[Var(v | a_t)] = E_t[Var(noise | a_t) / alpha^2] = E_t[std^2 / (alpha^2 std^2 + sigma^2)],
+    because noise - alpha v is known where a_t is.
+    """
     times = np.linspace(1e-3, 1, 4001)
-    floor = np.mean([(VP().alpha(t) * STD / behaviour(1.0).deviation(t)) ** 2 for t in times])
+    floor = np.mean([(STD / behaviour(1.0).deviation(t)) ** 2 for t in times])
     with torch.no_grad():
         losses = [
             prior().loss(data().sample(512, seed=9, step=k), 10_000 + k).item() for k in range(200)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddice.dice_backends import PiecewiseF
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import (
     AnySampler,
@@ -32,7 +33,7 @@ from ddice.diffusion.solvers import DDIM, PUBLISHED
 from ddice.extractors import SelectOnly
 from ddice.policies.policy import make_policy
 
-TINY = DiffusionPrior(network=ResidualScore(width=8, blocks=1))
+TINY = DiffusionPrior(prediction=NoisePrediction(), network=ResidualScore(width=8, blocks=1))
 
 
 # Selection.

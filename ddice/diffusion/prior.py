@@ -23,7 +23,8 @@ from ddice.diffusion.networks import (
     Network,
     ResidualScore,
 )
-from ddice.diffusion.schedule import AnySchedule, NoiseSchedule, VariancePreserving
+from ddice.diffusion.prediction import AnyPrediction, VelocityPrediction
+from ddice.diffusion.schedule import AnySchedule, VariancePreserving
 from ddice.diffusion.solvers import Denoiser
 from ddice.parts import loop
 from ddice.parts.fitting import Fits
@@ -31,14 +32,14 @@ from ddice.parts.part import Optimizer, Part, average, weighted_mean
 
 
 def denoising_loss(
-    predicted: Tensor, noise: Tensor, weights: Tensor, factors: Tensor | None = None
+    predicted: Tensor, target: Tensor, weights: Tensor, factors: Tensor | None = None
 ) -> Tensor:
-    """Weighted mean over rows of factors * sum_a (predicted - noise)^2; predicted and noise
+    """Weighted mean over rows of factors * sum_a (predicted - target)^2; predicted and target
     (*seeds, B, A), weights and factors (*seeds, B).
     """
     # (*seeds, B, A) -> (*seeds, B). The sum over A, as published, is the squared norm; a mean would
     # scale the step size by 1 / A.
-    error = (predicted - noise).square().sum(-1)
+    error = (predicted - target).square().sum(-1)
     # Factors are not in the denominator: they come divided by a running mean, and dividing by their
     # sum in each batch would bias the weights.
     return weighted_mean(error if factors is None else factors * error, weights)
@@ -53,6 +54,9 @@ class PriorConfig(Config, Fits["Prior"], abstract=True):
 
     kind: str
     schedule: AnySchedule = VariancePreserving()
+    prediction: AnyPrediction = Field(
+        VelocityPrediction(), description="what the network predicts: velocity, or noise"
+    )
     encoder: AnyEncoder = FlattenEncoder()
     # Published: Adam at 1e-4, batch 4096, 600k steps, no averaged weights. Shorter runs need the
     # larger rate, and averaging removes much of the noise that it leaves in the last weights.
@@ -77,7 +81,7 @@ class PriorConfig(Config, Fits["Prior"], abstract=True):
 
 
 class DiffusionPrior(PriorConfig):
-    """Noise prediction (Song et al., arXiv 2011.13456)."""
+    """Denoising score matching (Song et al., arXiv 2011.13456)."""
 
     kind: Literal["diffusion"] = "diffusion"
     network: AnyScore = ResidualScore()
@@ -107,11 +111,11 @@ class Prior(Part):
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     def loss(self, batch: Batch, step: int, factors: Tensor | None = None) -> Tensor:
-        """E[factors * |network(a_t, t) - noise|^2] with a_t = alpha(t) a + sigma(t) noise,
-        (*seeds); factors (*seeds, B) default to 1.
+        """E[factors * |network(a_t, t) - target|^2] with a_t = alpha(t) a + sigma(t) noise,
+        (*seeds); factors (*seeds, B) default to 1. The target is that of `prediction`.
         """
-        # The minimiser is E[noise | s, a_t] = -sigma grad log pi_D,t(a_t | s): denoising score
-        # matching (arXiv 2011.13456, equation 7) with the weight sigma^2.
+        # The noise read from the minimiser is E[noise | s, a_t] = -sigma grad log pi_D,t(a_t | s):
+        # denoising score matching (arXiv 2011.13456, equation 7).
         schedule, size = self.config.schedule, batch.actions.shape[-2:]
         # size is (B, A); t (*seeds, B) and noise (*seeds, B, A): one time and one noise per row.
         # Streams are named by step, so a resumed run draws the same numbers.
@@ -124,7 +128,10 @@ class Prior(Part):
             schedule.noise(batch.actions, t, noise),
             schedule.features(t),
         )
-        return denoising_loss(predicted, noise, batch.weights, factors)
+        target = self.config.prediction.target(
+            batch.actions, noise, schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
+        )
+        return denoising_loss(predicted, target, batch.weights, factors)
 
     def follow(self, step: int) -> None:
         """Move the averaged weights towards the live ones; the decay rises from 0.1 to `ema`, so
@@ -151,18 +158,19 @@ class Prior(Part):
         """The averaged network as a denoiser at these features (*seeds, ..., F), broadcast
         against its x (*seeds, ..., A).
         """
-        return network_denoiser(self.averaged, features, self.config.schedule)
+        return network_denoiser(self.averaged, features, self.config)
 
 
-def network_denoiser(network: Network, features: Tensor, schedule: NoiseSchedule) -> Denoiser:
-    """A score network as (x, t) -> predicted noise, t a scalar tensor."""
+def network_denoiser(network: Network, features: Tensor, config: PriorConfig) -> Denoiser:
+    """The network of a prior as (x, t) -> predicted noise, t a scalar tensor."""
+    schedule, prediction = config.schedule, config.prediction
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         # (4,) -> (1, ..., 1, 4), so that it broadcasts against x; the features keep their own batch
         # axes.
         time = schedule.features(t).reshape(*(1,) * (x.ndim - 1), -1)
-        noise: Tensor = network(features, x, time)
-        return noise
+        output: Tensor = network(features, x, time)
+        return prediction.noise(output, x, schedule.alpha(t), schedule.sigma(t))
 
     return denoise
 

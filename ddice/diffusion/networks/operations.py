@@ -281,6 +281,13 @@ def clean(noise: V, x: V, inverse: V, factor: V) -> V:
     return within_bounds(x * inverse - noise * factor)
 
 
+def noise_of_velocity(velocity: V, x: V, alpha: V, sigma: V) -> V:
+    """The noise alpha v + sigma x in x = alpha a + sigma noise, where v = alpha noise - sigma a and
+    alpha^2 + sigma^2 = 1 (arXiv 2202.00512, appendix D).
+    """
+    return velocity * alpha + x * sigma
+
+
 def add(x: V, *others: V) -> V:
     for other in others:
         x = x + other
@@ -418,6 +425,7 @@ OPERATIONS: dict[str, Operation] = {
         onnx=layer_norm_onnx,
         backward=Operation(inputs=2, parameters=1, formula=layer_norm_backward),
     ),
+    "velocity": Operation(inputs=4, formula=noise_of_velocity),
     "clean": Operation(inputs=4, formula=clean),
     "standardize": Operation(inputs=1, parameters=2, formula=standardize),
     # Of time alone, so that it is a constant before an engine other than tensors could meet it.

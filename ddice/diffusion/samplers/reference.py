@@ -74,7 +74,7 @@ class DiffusionSampler(Sampler):
         # (B, F) -> (B, 1, F), broadcast over K: what depends on the state alone is computed once
         # for all its candidates.
         features, schedule = self.encoder(observations)[:, None], self.config.prior.schedule
-        denoiser = network_denoiser(self.network, features, schedule)
+        denoiser = network_denoiser(self.network, features, self.config.prior)
         # At scale 0 the product is 0, and the evaluation of g would be wasted.
         if self.guidance is not None and self.config.guidance_scale:
             denoiser = guided(

@@ -18,6 +18,8 @@ from ddice.dice_backends.q_function import QFunction
 from ddice.diffusion.networks import Encoder, Layer, Network, StandardEncoder
 from ddice.diffusion.networks.operations import operation
 from ddice.diffusion.networks.plan import run_backward, run_forward
+from ddice.diffusion.prediction import NoisePrediction, VelocityPrediction
+from ddice.diffusion.prior import PriorConfig
 from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Solver
@@ -206,7 +208,7 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     program.sizes["x"] = sampler.network.sizes["actions"]
     inputs = {**features, "actions": "x", "time": program.constant(schedule.features(t)[:, None])}
     names, plan = add_network(program, sampler.network, inputs)
-    program.output = names[plan[-1].output]
+    program.output = _noise(program, names[plan[-1].output], config.prior, t)
     if sampler.guidance is not None and config.guidance_scale:
         gradient = add_gradient(
             program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t)
@@ -219,6 +221,19 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
         )
         program.output = program.emit("clean", (program.output, "x", *levels), program.sizes["x"])
     return DiffusionProgram(_of_candidates(program), matrix.to(t), t)
+
+
+def _noise(program: Program, output: str, prior: PriorConfig, t: Tensor) -> str:
+    """Append what reads the noise in x from the output of a prior's network at times t (T)."""
+    prediction, schedule = prior.prediction, prior.schedule
+    if isinstance(prediction, NoisePrediction):
+        return output
+    if not isinstance(prediction, VelocityPrediction):
+        raise NotCovered(f"not covered: the prediction {class_name(type(prediction))}")
+    levels = (
+        program.constant(level[:, None, None]) for level in (schedule.alpha(t), schedule.sigma(t))
+    )
+    return program.emit("velocity", (output, "x", *levels), program.sizes["x"])
 
 
 def gaussian_program(sampler: GaussianSampler) -> GaussianProgram:

@@ -9,6 +9,7 @@ from ddice.dice_backends import CriticEnsemble, Minimum, PiecewiseF
 from ddice.dice_backends.rewards import ReturnRange
 from ddice.diffusion.guidance import BatchMaximum, Guidance, Unscaled
 from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.solvers import PUBLISHED
 from ddice.extractors import GuideThenSelect
@@ -22,6 +23,7 @@ _PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)
 _OFFICIAL = Recipe(
     prior=DiffusionPrior(
         network=PublishedScore(),
+        prediction=NoisePrediction(),
         encoder=_RAW,
         optimizer=Optimizer(learning_rate=1e-4),
         batch_size=4096,

@@ -13,6 +13,11 @@ REASONS: dict[str, str] = {
         "default is a small residual network on smooth features of the noise level, which "
         "trains in minutes on a CPU."
     ),
+    "prior.prediction": (
+        "Published: the network predicts noise, whose error the clean action multiplies by up to "
+        "150. That of a velocity (arXiv 2202.00512) is not: after as many steps the actions of a "
+        "state are known better."
+    ),
     "prior.encoder": (
         "Published networks read raw observations. The default normalises them, so that the "
         "same settings suit data of any scale."
