@@ -167,6 +167,27 @@ MUTANTS = (
         "tests/test_iql.py::test_the_cap_by_hand",
     ),
     Mutant(
+        "lambda-returns past the end",
+        "lambda_returns",
+        "torch.where(D, 0.0, V)",
+        "V",
+        "tests/test_backup.py::test_five_rows_by_hand",
+    ),
+    Mutant(
+        "a cut that forgets what follows",
+        "lambda_returns",
+        "torch.where(P.remaining > 0, X, Y)",
+        "X",
+        "tests/test_backup.py::test_five_rows_by_hand",
+    ),
+    Mutant(
+        "refreshed by half",
+        "targets",
+        "(T - W) % N == 0",
+        "(T - W) % (2 * N) == 0",
+        "tests/test_backup.py::test_targets_stand_still_between_refreshes",
+    ),
+    Mutant(
         "the live critic for the averaged one",
         "_advantage",
         "self.target(X, Y)",

@@ -23,11 +23,13 @@ from ddice.dice_backends import (
     FDice,
     GivenRatio,
     Iql,
+    LambdaReturns,
     LowerBound,
     OptiDice,
     OrthogonalDice,
     PiecewiseF,
 )
+from ddice.dice_backends.backup import AnyBackup
 from ddice.dice_backends.critic import AnySelector
 from ddice.dice_backends.divergences import Alpha, Divergence, NumericDivergence
 from ddice.dice_backends.optidice import AnyExpectation
@@ -132,6 +134,9 @@ OTHER: dict[str, Any] = {
     "critic": OTHER_NET,
     "critic_members": 3,
     "reduction": LowerBound(pessimism=2.0),
+    "backup": LambdaReturns(refresh_every=2),
+    "lam": 0.1,
+    "refresh_every": 2,
     "pessimism": 2.0,
     "selector": CriticEnsemble(members=3),
     "members": 4,
@@ -277,6 +282,10 @@ def reduction(config: Any) -> Tensor:
     return backend(PiecewiseF(**PAIR, reduction=config))
 
 
+def backup(config: Any) -> Tensor:
+    return backend(PiecewiseF(**PAIR, backup=config))
+
+
 def expectation(config: Any) -> Tensor:
     return backend(OptiDice(**ALONE, expectation=config))
 
@@ -374,6 +383,7 @@ UNIONS: tuple[tuple[Any, Any], ...] = (
     (FittedQEvaluation, fitted_q),
     (AnySelector, selector),
     (AnyReduction, reduction),
+    (AnyBackup, backup),
     (AnyExpectation, expectation),
     (Divergence, divergence),
     (AnyReward, reward),

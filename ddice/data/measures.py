@@ -113,26 +113,42 @@ def reward_summary(rewards: Tensor, totals: EpisodeTotals | None) -> RewardSumma
     )
 
 
-def discounted_to_go(rewards: Tensor, episode: Tensor, discount: float) -> Tensor:
-    """G_t = r_t + discount * G_{t+1} within each episode, (N,), in the dtype of `rewards`.
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of rows that belong together, such as episodes: what sums along them need to know."""
 
-    Sums over 1, 2, 4, ... steps are doubled until they span the longest episode: as many passes as
-    its logarithm, in float64.
-    """
-    count = len(rewards)
-    change = torch.ones(count, dtype=torch.bool, device=rewards.device)
-    change[:-1] = episode[1:] != episode[:-1]
-    ends = torch.nonzero(change).squeeze(1)
-    lengths = torch.diff(ends, prepend=ends.new_tensor([-1]))
-    last = torch.repeat_interleave(ends, lengths)
-    position = torch.arange(count, device=rewards.device)
-    total, span, factor = rewards.double().clone(), 1, float(discount)
-    longest = int(lengths.max())
-    while span < longest:
-        inside = position[:-span] + span <= last[:-span]
-        total[:-span] = total[:-span] + torch.where(inside, factor * total[span:], 0.0)
-        span, factor = 2 * span, factor * factor
-    return total.to(rewards.dtype)
+    remaining: Tensor  # (N,), how many rows of its piece follow each row
+    longest: int  # rows of a piece
+
+    @classmethod
+    def of(
+        cls,
+        number: Tensor,  # (N,), of the piece of each row: another one begins where it changes
+    ) -> Pieces:
+        """The runs of equal numbers."""
+        _, lengths = torch.unique_consecutive(number, return_counts=True)
+        last = torch.repeat_interleave(lengths.cumsum(0) - 1, lengths)
+        position = torch.arange(len(number), dtype=torch.int64, device=number.device)
+        return cls(last - position, int(lengths.max()))
+
+    def to_go(
+        self,
+        values: Tensor,  # (..., N)
+        discount: float,
+    ) -> Tensor:
+        """G_t = v_t + discount * G_{t+1} within each piece, (..., N), in the dtype of `values`.
+
+        Sums over 1, 2, 4, ... steps are doubled until they span the longest piece: as many passes
+        as its logarithm, in float64.
+        """
+        total, span, factor = values.double().clone(), 1, float(discount)
+        while span < self.longest:
+            further = factor * total[..., span:]
+            # Filled, not multiplied: a number of another piece may be infinite.
+            further.masked_fill_(self.remaining[:-span] < span, 0.0)
+            total[..., :-span] += further
+            span, factor = 2 * span, factor * factor
+        return total.to(values.dtype)
 
 
 def fingerprint(header: Iterable[Config | str], arrays: Iterable[Tensor | None]) -> str:

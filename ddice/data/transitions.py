@@ -14,7 +14,7 @@ from ddice.data.batch import Batch, InitialBatch
 from ddice.data.description import Description, Provenance, describe
 from ddice.data.measures import (
     EpisodeTotals,
-    discounted_to_go,
+    Pieces,
     fingerprint,
     normalizer_of,
     reward_summary,
@@ -219,6 +219,21 @@ class Transitions:
         chosen = min(units - 1, max(1, round(fraction * units)))
         return self._take(order[:chosen]), self._take(order[chosen:])
 
+    @property
+    def pieces(self) -> Pieces:
+        """The episodes, and their parts where a termination lies inside of one. Raises ValueError
+        for independent transitions.
+        """
+        if self.episode is None:
+            raise ValueError(
+                "expected whole episodes, got independent transitions: returns-to-go need "
+                "terminations and truncations, or episode_ids"
+            )
+        # How many terminations lie before each row, (N,). Added to the episode's number it gives
+        # every piece one of its own, the terminated row being the last of its piece.
+        before = torch.nn.functional.pad(self.terminations.cumsum(0)[:-1], (1, 0))
+        return Pieces.of(self.episode + before)
+
     def returns_to_go(self, rewards: Tensor, discount: float) -> Tensor:
         """G_t = sum of discount^k rewards[t + k] to the end of the episode, (N,), for (N,) rewards
         aligned with the rows of this object.
@@ -226,21 +241,14 @@ class Transitions:
         The sum ends at a termination, which can lie inside an episode, and at the end of the
         episode, a cut or not. Raises ValueError for independent transitions and for another shape.
         """
-        if self.episode is None:
-            raise ValueError(
-                "expected whole episodes, got independent transitions: returns-to-go need "
-                "terminations and truncations, or episode_ids"
-            )
+        pieces = self.pieces
         if tuple(rewards.shape) != (len(self),):
             raise ValueError(
                 f"expected rewards of shape ({len(self)},), got {tuple(rewards.shape)}"
             )
         if not 0 <= discount <= 1:
             raise ValueError(f"expected a discount in [0, 1], got {discount}")
-        # How many terminations lie before each row, (N,). Added to the episode's number it gives
-        # every piece one of its own, the terminated row being the last of its piece.
-        before = torch.nn.functional.pad(self.terminations.cumsum(0)[:-1], (1, 0))
-        return discounted_to_go(rewards, (self.episode + before).to(rewards.device), discount)
+        return pieces.to_go(rewards.to(self.device), discount).to(rewards.device)
 
     def describe(self) -> Description:
         """What the dataset holds, in numbers; `print` it."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from ddice.core.plugins import Door
 from ddice.dice_backends.advantage import AdvantageHead
+from ddice.dice_backends.backup import LambdaReturns, OneStep
 from ddice.dice_backends.base import Backend, BackendConfig
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.given import GivenRatio, GivenRatioBackend
@@ -42,8 +43,10 @@ __all__ = [
     "GivenRatio",
     "GivenRatioBackend",
     "Iql",
+    "LambdaReturns",
     "LowerBound",
     "Minimum",
+    "OneStep",
     "OptiDice",
     "OrthogonalDice",
     "PiecewiseF",

@@ -15,8 +15,9 @@ from typing_extensions import Self
 
 from ddice.core.config import from_kind
 from ddice.core.randomness import Seed
-from ddice.data import Batch, Spec
+from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.advantage import AdvantageHead
+from ddice.dice_backends.backup import AnyBackup, OneStep
 from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.q_function import SCORES_ACTIONS, QConfig, QFunction
@@ -44,6 +45,7 @@ class CriticConfig(WarmStartConfig, abstract=True):
         Minimum(), description="how they become the one Q that V and the ratio see"
     )
     selector: AnySelector = Field(AveragedCritic(), description="which Q ranks candidates")
+    backup: AnyBackup = Field(OneStep(), description="how far the target of Q looks ahead")
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
@@ -52,9 +54,10 @@ class CriticConfig(WarmStartConfig, abstract=True):
 
 
 class CriticBackend(WarmStartBackend):
-    """The trainable Q and V: min over Q of E[(r + gamma V(s') - Q)^2]. What V minimises, and which
-    ratio follows from the advantage Q - V, is the algorithm's: one of your own gives `value_loss`
-    and `log_ratio_of`, and may report more in `diagnostics`.
+    """The trainable Q and V: min over Q of E[(r + gamma V(s') - Q)^2], or to the targets of
+    another `backup`. What V minimises, and which ratio follows from the advantage Q - V, is the
+    algorithm's: one of your own gives `value_loss` and `log_ratio_of`, and may report more in
+    `diagnostics`.
 
     Both see actions of the data only, so that w is an action ratio.
     """
@@ -72,6 +75,7 @@ class CriticBackend(WarmStartBackend):
         # averaging only and never receives a gradient.
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.head = config.selector.build(config.critic, inputs, seed)
+        self.backup = config.backup.build(spec, seed)
 
     @abstractmethod
     def value_loss(
@@ -111,6 +115,13 @@ class CriticBackend(WarmStartBackend):
         )
         value = self.value_network if selector.adds_value else None
         return QFunction(settings, self.encoder, network, value)
+
+    def prepare(self, data: Transitions) -> None:
+        """Read the whole dataset where a warm start or the backup needs it. `fit` calls it; a
+        hand-written loop must.
+        """
+        super().prepare(data)
+        self.backup.prepare(self, data)
 
     def _members(self, x: Tensor) -> Tensor:
         """Add the axis of the ensemble members behind that of the seeds."""
@@ -153,16 +164,14 @@ class CriticBackend(WarmStartBackend):
         """One joint step of V, Q and the selector; the target of Q uses the live V."""
         features = self.encoder(batch.observations)
         values = self.value_network(features).squeeze(-1)
-        # r + gamma (1 - d) V(s'), the target of Q. Semi-gradient: the target is a constant, which
-        # is why w is the action ratio, not a state-action ratio (arXiv 2504.13368, proposition 1).
-        # V has no averaged copy, as published: the one of Q is enough to steady the bootstrap.
-        with torch.no_grad():
-            next_values = self.value_network(self.encoder(batch.next_observations)).squeeze(-1)
-            targets = self.bootstrap(batch, next_values)
         returns = self.warm_start_target(batch, step)
         # (*seeds, B), with a gradient to V and none to Q.
         advantage = self._advantage(features, batch.actions, values)
         if returns is None:
+            # Such as r + gamma (1 - d) V(s'). Semi-gradient: the target of Q is a constant, which
+            # is why w is the action ratio, not a state-action ratio (arXiv 2504.13368, proposition
+            # 1). V has no averaged copy, as published: that of Q is enough to steady the bootstrap.
+            targets = self.backup.targets(self, batch, step)
             v_loss = self.value_loss(advantage, values, batch.weights)
         else:
             # Warm start: V and Q regress the observed return-to-go. The loss of V does not act

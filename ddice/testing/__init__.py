@@ -6,6 +6,7 @@ from ddice.testing.backends import BACKEND_CHECKS, check_backend
 from ddice.testing.bandit import ContinuousBandit
 from ddice.testing.distance import TwoSample, energy_distance, two_sample
 from ddice.testing.divergences import DIVERGENCE_CHECKS, check_divergence
+from ddice.testing.episodic import lambda_fixed_point
 from ddice.testing.exact import (
     Solution,
     dual,
@@ -87,6 +88,7 @@ __all__ = [
     "expectile",
     "grid_world",
     "implicit",
+    "lambda_fixed_point",
     "measured_order",
     "occupancy",
     "orthogonal_dual",
