@@ -14,7 +14,7 @@ from ddice.dice_backends import PiecewiseF
 from ddice.extractors import GuideThenSelect, SelectOnly
 
 
-def main(steps: int = 2000, episodes: int = 30, out: str = "runs/own_env") -> tuple[float, float]:
+def main(steps: int = 1500, episodes: int = 30, out: str = "runs/own_env") -> tuple[float, float]:
     """Mean returns of the behaviour and of the policy."""
     # Rewards and ends as they were recorded; the environment is where policies are evaluated.
     data = ddice.load_dataset(record(), env=ENV)
@@ -38,7 +38,7 @@ def main(steps: int = 2000, episodes: int = 30, out: str = "runs/own_env") -> tu
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000, help="of each training")
+    parser.add_argument("--steps", type=int, default=1500, help="of each training")
     parser.add_argument("--episodes", type=int, default=30, help="of each evaluation")
     parser.add_argument("--out", default="runs/own_env", help="folder for the policy")
     options = parser.parse_args()

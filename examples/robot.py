@@ -47,7 +47,7 @@ def loop(act: Any, ticks: int) -> tuple[float, list[float]]:
     return float(np.linalg.norm(observation - GOAL)), took
 
 
-def main(steps: int = 2000, ticks: int = 100, out: str = "runs/robot") -> float:
+def main(steps: int = 1500, ticks: int = 100, out: str = "runs/robot") -> float:
     """The last distance from the goal."""
     exported(steps, Path(out))
     # act.py lies beside policy.onnx; on the robot it is imported as it is.
@@ -67,7 +67,7 @@ def main(steps: int = 2000, ticks: int = 100, out: str = "runs/robot") -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000, help="of each training")
+    parser.add_argument("--steps", type=int, default=1500, help="of each training")
     parser.add_argument("--ticks", type=int, default=100, help="of the control loop")
     parser.add_argument("--out", default="runs/robot", help="folder of the exported policy")
     options = parser.parse_args()

@@ -83,6 +83,7 @@ def test_own_critic(few: None) -> None:
     assert np.corrcoef(np.log(weights), returns)[0, 1] > 0.2
 
 
+@pytest.mark.slow
 def test_sweep(few: None) -> None:
     module = script("sweep")
     assert tuple(module.main(steps=2, episodes=2)) == module.TEMPERATURES
@@ -97,6 +98,7 @@ def test_robot(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("runs/robot/policy.onnx").exists()
 
 
+@pytest.mark.slow
 def test_compare(few: None, capsys: pytest.CaptureFixture[str]) -> None:
     difference = script("compare").main(steps=2, episodes=2)
     assert len(difference.first.returns) == 2

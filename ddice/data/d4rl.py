@@ -4,11 +4,13 @@ truncations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddice.data.arrays import read_arrays
+from ddice.data.columns import ColumnNames, advice, read_table
+from ddice.data.robomimic import is_robomimic, read_robomimic
 from ddice.data.source import Source
 
 COLUMNS = {
@@ -28,25 +30,49 @@ needs.
 """
 
 
-def read_hdf5(path: Path, name: str, episode_steps: int | None) -> Source:
-    """Read an HDF5 file in D4RL's layout. Raises ValueError for another kind of file and for
-    columns that `read_d4rl` refuses.
+def read_hdf5(
+    path: Path, name: str, episode_steps: int | None, columns: ColumnNames | None = None
+) -> Source:
+    """Read an HDF5 file in D4RL's or robomimic's layout, or with the columns that `columns` names.
+    Raises ValueError for another kind of file and for what the readers of these refuse.
     """
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
+            if columns is not None:
+                return read_table(Nodes(file), name, columns=columns, episode_steps=episode_steps)
+            if is_robomimic(file):
+                return read_robomimic(file, name)
             if "episode_0" in file:
                 raise ValueError(
                     "expected D4RL's columns, got episodes, as Minari writes them: give the id "
                     "of the dataset"
                 )
-            columns = {key: _values(node) if key in COLUMNS else None for key, node in file.items()}
+            found = {key: _values(node) if key in COLUMNS else None for key, node in file.items()}
     except OSError as error:
         raise ValueError(
             f"cannot be read as HDF5 ({error}): it is truncated, or another kind of file"
         ) from error
-    return read_d4rl(columns, name, episode_steps)
+    return read_d4rl(found, name, episode_steps)
+
+
+class Nodes(Mapping[str, Any]):
+    """The columns of an open HDF5 file, those in groups under their path; only what is asked for
+    is read.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> Any:
+        return _values(self._file[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
 
 
 def read_d4rl(columns: Mapping[str, Any], name: str, episode_steps: int | None) -> Source:
@@ -61,7 +87,7 @@ def read_d4rl(columns: Mapping[str, Any], name: str, episode_steps: int | None) 
         if key not in columns:
             raise ValueError(
                 f"expected the columns {', '.join(REQUIRED)} of D4RL, got "
-                f"{', '.join(columns) or 'none'}: {key!r} is missing"
+                f"{', '.join(columns) or 'none'}: {key!r} is missing ({advice(columns)})"
             )
     source = read_arrays(
         {ours: columns[theirs] for theirs, ours in COLUMNS.items() if theirs in columns},

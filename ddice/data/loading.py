@@ -17,6 +17,7 @@ from ddice.data.checks import (
     require_vectors,
     require_weights,
 )
+from ddice.data.columns import ColumnNames
 from ddice.data.description import Provenance
 from ddice.data.environment import Environment, clean_record, inspect, record_of
 from ddice.data.measures import EpisodeTotals
@@ -49,15 +50,16 @@ def load_dataset(
     reference_scores: tuple[float, float] | None = None,
     env: Any = None,
     episode_steps: int | None = None,
+    columns: ColumnNames | None = None,
     download: bool = True,
     cache: bool = True,
 ) -> Transitions:
     """Read a dataset as flat transitions.
 
     source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys:
-    `ddice.data.arrays.KEYS`), a file (.npz: such a dict,
-        or the columns of OGBench or D4RL; .hdf5, .h5: those of D4RL), or a list of these, whose
-        rows are counted through in order.
+        `ddice.data.arrays.KEYS`), a frame of pandas or polars, a file (.npz: such a dict, or the
+        columns of OGBench or D4RL; .hdf5, .h5: those of D4RL or robomimic; .csv), or a list of
+        these, whose rows are counted through in order.
     goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment;
     `desired_goal` is hidden and reward is 1 when the next
         position lies within the success radius, else 0. "observed": everything recorded. None:
@@ -67,8 +69,10 @@ def load_dataset(
     and 1; default those of Minari, else a bundled table, else none. env: id, `gymnasium.Env` or
     `EnvSpec` of the evaluation environment; always wins over the recorded one. episode_steps: where
     nothing says where episodes are cut (D4RL files without timeouts), cut them after that many
-    rows. download: whether a Minari id that is not here is downloaded; cache: whether what is read
-    from Minari and from files is kept for the next time,
+    rows. columns: names in arrays, frames and files that are not ours, {ours: theirs}; several of
+    theirs are put side by side: {"observations": ["x", "y"], "rewards": "reward"}. download:
+    whether a Minari id that is not here is downloaded; cache: whether what is read from Minari and
+    from files is kept for the next time,
         in `DDICE_CACHE` (else ~/.cache/ddice). The outcome is the same; a changed source or a
         damaged entry is read again.
     Raises ValueError or TypeError for bad data, FileNotFoundError for a dataset that is not to be
@@ -81,7 +85,14 @@ def load_dataset(
         raise ValueError("expected at least one source, got an empty list")
     names = [f"arrays {i}" if len(items) > 1 else "arrays" for i in range(len(items))]
     sources = [
-        read(item, name, download=download, episode_steps=episode_steps, cache=cache)
+        read(
+            item,
+            name,
+            download=download,
+            episode_steps=episode_steps,
+            cache=cache,
+            columns=columns,
+        )
         for item, name in zip(items, names, strict=True)
     ]
     given = None if env is None else record_of(env)

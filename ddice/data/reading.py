@@ -12,40 +12,53 @@ from typing import Any
 
 import numpy as np
 
-from ddice.data.arrays import read_arrays
+from ddice.data.columns import ColumnNames, read_table
 from ddice.data.d4rl import read_d4rl, read_hdf5
 from ddice.data.flat import cached
 from ddice.data.minari_reader import read_minari
 from ddice.data.minari_store import is_minari, locate
 from ddice.data.ogbench import is_ogbench, read_ogbench
 from ddice.data.source import Source
+from ddice.data.tables import csv_table, frame_table, is_frame
 
-SUFFIXES = (".npz", ".hdf5", ".h5")
+SUFFIXES = (".npz", ".csv", ".hdf5", ".h5")
 
 
-def read(item: Any, name: str, *, download: bool, episode_steps: int | None, cache: bool) -> Source:
-    """Read one source; `name` is that of a dict of arrays. Raises ValueError, TypeError and
-    OSError for what cannot be read.
+def read(
+    item: Any,
+    name: str,
+    *,
+    download: bool,
+    episode_steps: int | None,
+    cache: bool,
+    columns: ColumnNames | None = None,
+) -> Source:
+    """Read one source; `name` is that of a dict of arrays or a frame. Raises ValueError, TypeError
+    and OSError for what cannot be read.
     """
-    if isinstance(item, Mapping):
-        return read_arrays(item, name, episode_steps=episode_steps)
+    if isinstance(item, Mapping) or is_frame(item):
+        table = item if isinstance(item, Mapping) else frame_table(item)
+        return read_table(table, name, columns=columns, episode_steps=episode_steps)
     if isinstance(item, Path) or (
         isinstance(item, str) and (Path(item).suffix.lower() in SUFFIXES or Path(item).is_file())
     ):
         path, name = Path(item).expanduser().resolve(), str(item)
         _require_file(path, name)
-        reader = partial(_read_file, path, name, episode_steps)
-        source = (
-            cached({"source": str(path), "episode_steps": episode_steps}, [path], reader)
-            if cache
-            else reader()
-        )
+        reader = partial(_read_file, path, name, episode_steps, columns)
+        named = {} if columns is None else {"columns": dict(columns)}
+        identity = {"source": str(path), "episode_steps": episode_steps, **named}
+        source = cached(identity, [path], reader) if cache else reader()
         source.name = name  # another spelling of the same path is the same entry
         return source
     if not isinstance(item, str) and not is_minari(item):
         raise TypeError(
-            "expected a Minari id, a MinariDataset, a dict of arrays, a file or a list of "
-            f"these, got {type(item).__name__}"
+            "expected a Minari id, a MinariDataset, a dict of arrays, a frame of pandas or polars, "
+            f"a file or a list of these, got {type(item).__name__}"
+        )
+    if columns is not None:
+        raise ValueError(
+            f"expected columns= only for arrays, frames and files, got it for {item}: Minari "
+            "names its columns itself"
         )
     if episode_steps is not None:
         raise ValueError(
@@ -84,11 +97,17 @@ def _require_file(path: Path, name: str) -> None:
         raise ValueError(f"{what}, got {name}")
 
 
-def _read_file(path: Path, name: str, episode_steps: int | None) -> Source:
+def _read_file(
+    path: Path, name: str, episode_steps: int | None, columns: ColumnNames | None
+) -> Source:
+    suffix = path.suffix.lower()
     try:
-        return (_read_npz if path.suffix.lower() == ".npz" else read_hdf5)(
-            path, name, episode_steps
-        )
+        if suffix == ".npz":
+            return _read_npz(path, name, episode_steps, columns)
+        if suffix == ".csv":
+            table = csv_table(path)
+            return read_table(table, name, columns=columns, episode_steps=episode_steps)
+        return read_hdf5(path, name, episode_steps, columns)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except TypeError as error:
@@ -119,13 +138,17 @@ class Columns(Mapping[str, np.ndarray]):
         return len(self._file)
 
 
-def _read_npz(path: Path, name: str, episode_steps: int | None) -> Source:
+def _read_npz(
+    path: Path, name: str, episode_steps: int | None, columns: ColumnNames | None
+) -> Source:
     if not zipfile.is_zipfile(path):
         raise ValueError("cannot be read as a .npz: it is truncated, or another kind of file")
     try:
         with np.load(path, allow_pickle=False) as zipped:
             file = Columns(zipped)
-            if is_ogbench(file):
+            if columns is not None:
+                return read_table(file, name, columns=columns, episode_steps=episode_steps)
+            if is_ogbench(file) and "observations" in file:
                 if episode_steps is not None:
                     raise ValueError(
                         "expected no episode_steps, because the terminals of an OGBench file "
@@ -134,6 +157,6 @@ def _read_npz(path: Path, name: str, episode_steps: int | None) -> Source:
                 return read_ogbench(file, name)
             if "terminals" in file and "timeouts" in file:
                 return read_d4rl(file, name, episode_steps)
-            return read_arrays(dict(file), name, episode_steps=episode_steps)
+            return read_table(file, name, columns=None, episode_steps=episode_steps)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"cannot be read as a .npz ({error}): it is damaged") from error

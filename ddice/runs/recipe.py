@@ -22,8 +22,8 @@ class DataSource(Config):
     source: str | tuple[str, ...] = Field(
         "ddice/pointmaze-umaze-v0",
         description=(
-            "a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL), or a list "
-            "of these"
+            "a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL, robomimic), "
+            "a .csv, or a list of these"
         ),
     )
     goal: Literal["fixed", "observed"] | None = Field(
@@ -42,6 +42,9 @@ class DataSource(Config):
     episode_steps: int | None = Field(
         None, ge=1, description="rows per episode, where a file does not say where episodes are cut"
     )
+    columns: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="names of a table that are not ours, by ours: columns.actions action"
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
     fraction_seed: int = 0
 
@@ -56,6 +59,7 @@ class DataSource(Config):
             reference_scores=self.reference_scores,
             env=self.env,
             episode_steps=self.episode_steps,
+            columns=self.columns,
         )
         # A subset of everything would describe itself as a part of the data.
         return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
