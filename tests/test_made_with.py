@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddice.core import machine
-from ddice.runs.made_with import record_made_with
+from ddice.runs.made_with import made_with, record_made_with
 
 PROCESSORS = """\
 processor\t: 0
@@ -73,3 +73,9 @@ def test_a_line_for_each_command_and_none_for_its_repetition(
     assert about["python"] == platform.python_version()
     assert about["versions"]["ddice"] == version("ddice")
     assert about["name"] == machine.processor()
+
+
+def test_a_module_that_was_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/user/ddice/cli/__main__.py", "train"])
+    monkeypatch.setattr(sys, "orig_argv", ["/home/user/bin/python", "-m", "ddice.cli", "train"])
+    assert made_with(torch.device("cpu")).command == "python -m ddice.cli train"

@@ -50,10 +50,9 @@ class MadeWith:
 def made_with(device: torch.device) -> MadeWith:
     """What this process is, and what it computes with."""
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    script, *arguments = sys.argv or [""]
     return MadeWith(
         started=started,
-        command=shlex.join([Path(script).name, *arguments]),
+        command=_command(),
         system=f"{platform.system()} {platform.machine()}",
         device=str(device),
         name=device_name(device),
@@ -62,6 +61,14 @@ def made_with(device: torch.device) -> MadeWith:
         python=platform.python_version(),
         versions=versions(PACKAGES),
     )
+
+
+def _command() -> str:
+    """As it was typed, without the folder of the program, which names a user."""
+    # `python -m ddice.cli` leaves no more than the path of a file in sys.argv.
+    whole = Path(sys.argv[0]).name == "__main__.py"
+    program, *arguments = sys.orig_argv if whole else sys.argv
+    return shlex.join([Path(program).name, *arguments])
 
 
 def record_made_with(folder: Path, device: torch.device) -> None:
