@@ -191,6 +191,9 @@ def test_names_of_other_libraries_are_answered_with_the_mapping() -> None:
     assert f"give columns={mapping}" in str(caught.value)
     assert "'done' is also true where time ran out" in str(caught.value)
     assert fingerprint(arrays, mapping)
+    del arrays["obs"]
+    with pytest.raises(ValueError, match="with observations added"):
+        fingerprint(arrays)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ddice.core.config import unknown_name
-from ddice.data.arrays import KEYS, read_arrays
+from ddice.data.arrays import KEYS, REQUIRED, read_arrays
 from ddice.data.source import Source, numeric
 
 ColumnNames: TypeAlias = Mapping[str, str | Sequence[str]]
@@ -49,7 +49,9 @@ def advice(names: Iterable[str]) -> str:
         if both
         else ""
     )
-    return f"these are names of another library, give columns={found}{caution}"
+    unnamed = [name for name in REQUIRED if name not in found and name not in there]
+    more = f", with {' and '.join(unnamed)} added" if unnamed else ""
+    return f"these are names of another library, give columns={found}{more}{caution}"
 
 
 def read_table(
