@@ -16,7 +16,9 @@ IMAGE = 3  # dimensions of an observation in a row, height, width and channels
 def is_robomimic(names: Mapping[str, Any]) -> bool:
     """Whether an open HDF5 file holds demonstrations of robomimic."""
     group = names.get("data")
-    return hasattr(group, "keys") and any(key.startswith("demo") for key in group.keys())  # noqa: SIM118
+    if group is None or not hasattr(group, "keys"):  # a dataset has no keys
+        return False
+    return any(str(key).startswith("demo") for key in group)
 
 
 def read_robomimic(file: Any, name: str) -> Source:
