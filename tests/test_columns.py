@@ -172,7 +172,7 @@ def test_frames_of_libraries(library: str, expected: str) -> None:
 def test_names_of_other_libraries_are_answered_with_the_mapping() -> None:
     arrays = {
         "obs": OURS["observations"],
-        "next_obs": OURS["observations"],
+        "next_obs": np.stack([[1.0, 2.0, 3.0], [6.0, 7.0, 8.0]], 1),
         "action": OURS["actions"],
         "reward": REWARD,
         "done": DONE,

@@ -75,7 +75,9 @@ def read_table(
     arrays = {ours: _side_by_side(table, theirs) for ours, theirs in columns.items()}
     arrays |= {key: table[key] for key in table if key in KEYS and key not in arrays}
     source = read_arrays(arrays, name, episode_steps=episode_steps)
-    used = {*arrays, *(one for theirs in columns.values() for one in _names(theirs))}
+    read = [one for theirs in columns.values() for one in _names(theirs)]
+    # "state/pose" reads of the group "state".
+    used = {*arrays, *read, *(one.partition("/")[0] for one in read)}
     if left := [str(key) for key in table if key not in used]:
         source.notes.append(f"columns that are not read: {', '.join(left)}")
     return source
