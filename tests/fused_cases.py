@@ -19,7 +19,7 @@ from torch import Tensor
 from ddice.diffusion.networks import MLP
 from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
+from ddice.diffusion.samplers import Actor, Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
 from ddice.policies.engines import Choice, layout
 from ddice.policies.engines.decision import decision_program
@@ -84,6 +84,7 @@ def policies() -> Iterator[tuple[str, Policy, int]]:
     )
     yield "lower bound", make(short, selection=Selection(rule="lcb", coefficient=0.7)), 3
     yield "gaussian", make(Gaussian(network=MLP(hidden=(8,))), candidates=5), 2
+    yield "actor", make(Actor(network=MLP(hidden=(8,))), candidates=1), 2
     yield "gelu, one entry of the table", make(gelu.sampler(), candidates=3), 3
     yield "large tiles", make(short, candidates=29), 5
     yield (

@@ -66,6 +66,7 @@ MULTI_STEP = f"{SOLVERS}test_multi_step_written_out"
 EVEN = f"{SOLVERS}test_an_even_count_ends_with_two_first_order_steps"
 CLIPPING = f"{SOLVERS}test_clipping_by_hand"
 ENGINES = "tests/test_engines.py"
+ACTOR = "tests/test_policy_gradient.py::"
 NUMBERS = "tests/test_randomness.py::test_each_of_the_three_names_matters"
 ORACLE = "tests/test_testing_guidance.py::test_guidance_equals_quadrature"
 
@@ -277,6 +278,28 @@ MUTANTS = (
         'C.clip_candidates == "before_scoring"',
         'C.clip_candidates == "after_scoring"',
         SAMPLING,
+    ),
+    # the policy gradient
+    Mutant(
+        "an actor that descends Q",
+        "actor_loss",
+        "return X - Y",
+        "return X + Y",
+        f"{ACTOR}test_the_loss_by_hand",
+    ),
+    Mutant(
+        "a gradient in the divisor",
+        "actor_loss",
+        "S.detach().abs()",
+        "S.abs()",
+        f"{ACTOR}test_the_loss_by_hand",
+    ),
+    Mutant(
+        "a gradient in the critic",
+        "scores_of",
+        "S.detach() + X",
+        "S + X",
+        f"{ACTOR}test_the_critic_gets_no_gradient",
     ),
     # engines
     Mutant(

@@ -223,10 +223,10 @@ def test_an_extractor_goes_on_from_its_state(extractor) -> None:
     whole, first, second = (config.build(data().spec, seed=1, prior=prior()) for _ in range(3))
     for step in range(14):
         batch = data().sample(16, seed=1, step=step)
-        whole.update(batch, step=step, log_ratio=ratios.log_ratio(batch))
+        whole.learn_from(batch, ratios, step=step)
         if step == 7:
             second.load_state({name: value.clone() for name, value in first.state().items()})
-        (first if step < 7 else second).update(batch, step=step, log_ratio=ratios.log_ratio(batch))
+        (first if step < 7 else second).learn_from(batch, ratios, step=step)
     same(whole.state(), second.state())
 
 

@@ -47,7 +47,7 @@ from ddice.diffusion.prior import DiffusionPrior, Prior, PriorConfig
 from ddice.diffusion.samplers import Diffusion, Gaussian
 from ddice.diffusion.schedule import NoiseSchedule, VariancePreserving
 from ddice.diffusion.solvers import DDIM
-from ddice.extractors import GaussianBC, GuideThenSelect
+from ddice.extractors import GaussianBC, GuideThenSelect, PolicyGradient
 from ddice.policies.engines import NotCovered
 from ddice.policies.engines.decision import add_network
 from ddice.policies.engines.program import Program
@@ -287,7 +287,8 @@ def test_they_conform() -> None:
         (Gaussian, "Derive from SamplerConfig"),
         (DiffusionPrior, "Derive from PriorConfig"),
         (GuideThenSelect, "Derive from DiffusionConfig"),
-        (GaussianBC, "Derive from ExtractorConfig"),
+        (GaussianBC, "Derive from SelectingConfig"),
+        (PolicyGradient, "Derive from ExtractorConfig"),
         (PiecewiseF, "Derive from PairConfig"),
         (OptiDice, "Derive from ValueOnlyConfig"),
         (Scale, "Derive from RewardTransform"),

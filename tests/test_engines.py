@@ -21,7 +21,7 @@ from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, FourierTime, Network, PublishedScore, ResidualScore, Score
 from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.diffusion.samplers import Actor, AnySampler, Diffusion, Gaussian, Selection
 from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep, Solver
 from ddice.policies.engines import NotCovered, products
@@ -139,6 +139,7 @@ def cases() -> Iterator[tuple[str, Policy]]:
                 )
             ),
         )
+    yield "actor", make(Actor(network=MLP(hidden=(8,), layer_norm=True)), candidates=1)
     for selection, candidates, after in itertools.product(SELECTIONS, (1, 2, 7), (False, True)):
         rule = selection.rule
         yield (

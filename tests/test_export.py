@@ -17,7 +17,7 @@ from ddice.cli import main
 from ddice.data.spec import Normalizer, ObservationPart, Observations
 from ddice.diffusion.networks import MLP
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import Diffusion, Gaussian, Selection
+from ddice.diffusion.samplers import Actor, Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import FEW_STEPS
 from ddice.policies.export import export
 from ddice.policies.exported import ExportedPolicy, seal
@@ -109,8 +109,13 @@ def test_the_noise_scale_of_a_policy(scale: float, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, original.spec.actions.from_unit(unit.numpy()), atol=1e-5)
 
 
-def test_a_gaussian_policy(tmp_path: Path) -> None:
-    original = make(Gaussian())
+@pytest.mark.parametrize(
+    ("sampler", "candidates"), [(Gaussian(), 4), (Actor(), 1)], ids=["gaussian", "actor"]
+)
+def test_a_policy_without_diffusion(
+    sampler: Gaussian | Actor, candidates: int, tmp_path: Path
+) -> None:
+    original = make(sampler, candidates=candidates)
     export(original, tmp_path)
     observations = (
         np.random.default_rng(0)

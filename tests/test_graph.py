@@ -24,7 +24,7 @@ from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import AnySampler, Diffusion, Gaussian, Selection
+from ddice.diffusion.samplers import Actor, AnySampler, Diffusion, Gaussian, Selection
 from ddice.diffusion.solvers import DDIM
 from ddice.policies.engines import Choice
 from ddice.policies.engines.base import Engine
@@ -45,9 +45,13 @@ GUIDED = Diffusion(
 )
 
 
-def make(sampler: AnySampler = GUIDED, selection: Selection | None = None) -> Policy:
+def make(
+    sampler: AnySampler = GUIDED, selection: Selection | None = None, candidates: int = 4
+) -> Policy:
     q = QConfig(critic=MLP(hidden=(8,)), members=3, value=MLP(hidden=(8,)))
-    config = PolicyConfig(sampler=sampler, candidates=4, selection=selection or Selection(), q=q)
+    config = PolicyConfig(
+        sampler=sampler, candidates=candidates, selection=selection or Selection(), q=q
+    )
     return Policy(config, SPEC, sampler.build(SPEC), q.build(SPEC))
 
 
@@ -134,6 +138,16 @@ def test_padded_recordings_make_the_decisions_of_eager(
         )
     assert (recorder.captures, recorder.replays) == (3 * kinds, 2 * kinds + 2 * 7)
     assert {size for size, _ in engine._buckets} == {1, 4, 16}
+
+
+def test_the_one_action_of_an_actor_is_recorded() -> None:
+    policy = make(Actor(network=MLP(hidden=(8,))), candidates=1)
+    engine, eager = graph(policy), policy.compile("eager")
+    for batch in (3, 5):
+        observations, noise, _ = inputs(batch, seed=batch)
+        expected = eager.decide(observations, noise[:, :1])
+        assert float(expected.actions.std(0).min()) > 1e-3
+        same(engine.decide(observations, noise[:, :1], None), expected)
 
 
 @pytest.mark.parametrize(

@@ -405,7 +405,7 @@ MISTAKES = [
     ),
     (
         {"schedule": "joint", "extractor": {"kind": "select_only"}},
-        "joint training needs an extractor that learns from ratios: use schedule ",
+        "joint training needs an extractor that learns from the backend: use schedule ",
     ),
 ]
 

@@ -52,10 +52,24 @@ from ddice.diffusion.networks import (
 )
 from ddice.diffusion.prediction import AnyPrediction, NoisePrediction
 from ddice.diffusion.prior import AnyPrior, DiffusionPrior
-from ddice.diffusion.samplers import AnySampler, AnySelection, Diffusion, Gaussian, Selection
+from ddice.diffusion.samplers import (
+    Actor,
+    AnySampler,
+    AnySelection,
+    Diffusion,
+    Gaussian,
+    Selection,
+)
 from ddice.diffusion.schedule import AnySchedule, VariancePreserving
 from ddice.diffusion.solvers import DDIM, AnySolver
-from ddice.extractors import AnyExtractor, GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.extractors import (
+    AnyExtractor,
+    GaussianBC,
+    GuideThenSelect,
+    PolicyGradient,
+    SelectOnly,
+    WeightedBC,
+)
 from ddice.ope import FittedQEvaluation
 from ddice.parts.part import Optimizer
 from ddice.testing.example import example_data
@@ -84,7 +98,8 @@ def flat_ratio(batch: Any) -> Tensor:
 
 
 def critic(observations: Tensor, actions: Tensor) -> Tensor:
-    return torch.stack([actions.sum(-1), 2 * actions.sum(-1)])
+    # of two members, each the smaller one for some actions
+    return torch.stack([actions.sum(-1), 2 * actions.sum(-1) - 0.2])
 
 
 # the fields of small examples that differ from the defaults, for quickness or because they are
@@ -106,6 +121,7 @@ EXAMPLES: dict[type[Config], dict[str, Any]] = {
     GuideThenSelect: {**QUICK, "guidance": GUIDANCE},
     WeightedBC: {**QUICK, "batch_size": 16},
     GaussianBC: {"candidates": 3, "batch_size": 16, "network": NET},
+    PolicyGradient: {"batch_size": 16, "network": NET},
     SelectOnly: QUICK,
     # before a pole: elsewhere max_ratio has nothing to do
     NumericDivergence: {"function": with_pole},
@@ -115,6 +131,7 @@ EXAMPLES: dict[type[Config], dict[str, Any]] = {
     Guidance: {"network": NET, "batch_size": 16, "noises_per_action": 2},
     Diffusion: {"prior": PRIOR, "guidance": GUIDANCE, "solver": DDIM(evaluations=3)},
     Gaussian: {"network": NET},
+    Actor: {"network": NET},
     ResidualScore: {"width": 8, "blocks": 1},
     PublishedScore: {"widths": (16, 8, 8), "condition": 8, "embedding": 8},
     MLP: {"hidden": (8,)},
@@ -162,6 +179,7 @@ OTHER: dict[str, Any] = {
     "solver": DDIM(evaluations=2),
     "clip_denoised": False,
     "init": "fresh",
+    "bc_weight": 3.0,
     "log_cap": 0.1,
     "network": OTHER_NET,
     "max_ratio": 2.0,

@@ -23,7 +23,7 @@ from ddice.dice_backends import QConfig
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
-from ddice.diffusion.samplers import Diffusion, DiffusionSampler, Gaussian, Selection
+from ddice.diffusion.samplers import Diffusion, DiffusionSampler, Gaussian, Sampler, Selection
 from ddice.diffusion.solvers import FEW_STEPS
 from ddice.policies.policy import Policy, load_policy, make_policy
 
@@ -51,7 +51,7 @@ def spec_of(nested: bool = False) -> Spec:
 SPEC = spec_of()
 
 
-class Affine(nn.Module):
+class Affine(Sampler):
     """A sampler whose candidates are known: 10 times the noise plus the first observation."""
 
     def __init__(self) -> None:

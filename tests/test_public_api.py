@@ -86,6 +86,7 @@ def configurations() -> list[Any]:
 
 EVERY = configurations()
 NAMES = [config.kind for config in EVERY]
+OTHERS = -len(small.EXTRACTORS)  # prior and backends, before the extractors
 
 
 def test_no_kind_is_forgotten_here() -> None:
@@ -268,7 +269,9 @@ def of_seed(seed: Any, data: Transitions) -> tuple[Any, Any]:
     return recipe.prior.fit(data, **options), recipe.backend.fit(data, **options)
 
 
-@pytest.mark.parametrize("kind", ["guide_then_select", "weighted_bc", "gaussian_bc"])
+@pytest.mark.parametrize(
+    "kind", ["guide_then_select", "weighted_bc", "gaussian_bc", "policy_gradient"]
+)
 def test_a_checkpoint_of_other_ratios_is_foreign(
     kind: str, data: Transitions, parts: tuple[Any, Any], tmp_path: Path
 ) -> None:
@@ -294,7 +297,7 @@ def test_a_checkpoint_of_other_ratios_is_foreign(
     assert steps == []
 
 
-@pytest.mark.parametrize("config", EVERY[:-4], ids=NAMES[:-4])
+@pytest.mark.parametrize("config", EVERY[:OTHERS], ids=NAMES[:OTHERS])
 def test_a_part_goes_on(config: Any, data: Transitions, parts: tuple[Any, Any]) -> None:
     if config.kind == "diffusion":
         config = config.model_copy(
@@ -349,7 +352,7 @@ def test_one_candidate_needs_no_q(
 
 def test_what_every_backend_offers(data: Transitions) -> None:
     batch = data.sample(9, seed=0, step=0)
-    for config in EVERY[1:-4]:
+    for config in EVERY[1:OTHERS]:
         backend = fit(config, data, (None, None), steps=2)
         log_ratio = backend.log_ratio(batch)
         assert log_ratio.shape == (9,)

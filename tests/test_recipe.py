@@ -82,7 +82,7 @@ def test_joint_training_needs_an_extractor_that_learns_from_ratios() -> None:
     with pytest.raises(
         ValidationError,
         match=(
-            'joint training needs an extractor that learns from ratios: use schedule "staged" '
+            'joint training needs an extractor that learns from the backend: use schedule "staged" '
             "with select_only"
         ),
     ):

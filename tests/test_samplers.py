@@ -16,6 +16,7 @@ from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import (
+    Actor,
     AnySampler,
     AnySelection,
     Diffusion,
@@ -280,11 +281,30 @@ def test_candidates_of_the_gaussian() -> None:
     )
 
 
+# Actor.
+
+
+@pytest.mark.oracle
+def test_the_action_of_an_actor() -> None:
+    """tanh of an affine map of the standardised state, by hand; whatever the noise."""
+    sampler = Actor(network=MLP(hidden=())).build(data().spec)
+    weights = dict(sampler.network.named_parameters())
+    slope, shift = weights["linear_0_weight"].item(), weights["linear_0_bias"].item()
+    mean, std = data().spec.normalizer.mean[0], data().spec.normalizer.std[0]
+    noise = torch.tensor([[[0.0], [1.0]], [[0.5], [3.0]]])
+    got = sampler(STATES, noise)
+    for i, state in enumerate((-1.0, 1.0)):
+        expected = np.tanh(slope * (state - mean) / std + shift)
+        assert got[i].flatten().tolist() == pytest.approx([expected, expected], abs=1e-6)
+    assert not sampler.reads_noise
+
+
 def test_configurations_survive_json() -> None:
     adapter = TypeAdapter(AnySampler)
     for config in (
         Diffusion(prior=TINY, guidance=Guidance(), solver=FINE, clip_denoised=False),
         Gaussian(network=MLP(hidden=(3,))),
+        Actor(network=MLP(hidden=(3,))),
     ):
         assert adapter.validate_json(config.model_dump_json()) == config
     assert VariancePreserving() == TINY.schedule

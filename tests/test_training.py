@@ -522,9 +522,12 @@ def test_a_second_extractor_trains_neither_prior_nor_backend(npz: Path, trained:
         "extractor",
         "extractor",
         "extractor",
-    ]  # the first one again, two others, and one without training
+        "extractor",
+    ]  # the first one again, three others, and one without training
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
-    assert [line.split(":")[0] for line in said].count("prior") == 3  # a Gaussian needs none
+    assert [line.split(":")[0] for line in said].count(
+        "prior"
+    ) == 3  # a Gaussian and an actor need none
     assert all("found trained (" in line for line in said)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,6 +26,21 @@ from ddice.parts.fitting import Fits, GoesOn
 from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 
 RatioFunction = Callable[[Batch], Tensor]
+
+
+NAMED_BY = 4096  # rows whose values name a Q: enough to tell functions apart, and quick
+
+
+@dataclass(frozen=True)
+class _OfEverySeed:
+    """A Q of rows (B, S) and (B, A), asked for those of several seeds (R, B, ...): (R, M, B)."""
+
+    q: QCallable
+
+    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
+        seeds, rows = actions.shape[:2]
+        values = self.q(observations.flatten(0, 1), actions.flatten(0, 1))
+        return values.reshape(-1, seeds, rows).transpose(0, 1)
 
 
 def _digest(value: Any) -> str:
@@ -101,9 +117,9 @@ class GivenRatioBackend(GoesOn):
         self.step = 0
         self.device = torch.device("cpu")
         self.ratio_kind: RatioKind = config.ratio_kind
-        self.q: QCallable | None = config.q
-        if isinstance(config.q, str):
-            self.q = import_function(config.q, "q")
+        own_q = import_function(config.q, "q") if isinstance(config.q, str) else config.q
+        together = own_q is not None and not isinstance(self.seed, int)
+        self.q: QCallable | None = _OfEverySeed(own_q) if together else own_q
         self._function: RatioFunction | None = None
         self._log_weights: Tensor | None = None
         source = config.source
@@ -170,12 +186,19 @@ class GivenRatioBackend(GoesOn):
         """There are no values to check."""
 
     def identity(self, data: Transitions) -> str:
-        """Names the ratios of these data by their values: a function or a file may change
+        """Names the ratios of these data, and Q, by their values: a function or a file may change
         without its name.
         """
         digest = hashlib.blake2b(digest_size=16)
         for batch in data.batches(65_536):
             digest.update(self.log_ratio(batch).cpu().numpy().tobytes())
+        if self.q is not None:
+            with torch.no_grad():
+                batch = data.sample(NAMED_BY, seed=self.seed, step=0)
+                # At other actions too, because that is where an actor asks.
+                for actions in (batch.actions, -batch.actions):
+                    values = self.q(batch.observations, actions)
+                    digest.update(values.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:

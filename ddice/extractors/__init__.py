@@ -3,13 +3,14 @@
 from typing import Annotated
 
 from ddice.core.plugins import Door
-from ddice.extractors.base import Extractor, ExtractorConfig
+from ddice.extractors.base import Extractor, ExtractorConfig, SelectingConfig
 from ddice.extractors.guide_then_select import GuideThenSelect
+from ddice.extractors.policy_gradient import PolicyGradient
 from ddice.extractors.select_only import SelectOnly
 from ddice.extractors.weighted_bc import GaussianBC, WeightedBC
 
 AnyExtractor = Annotated[
-    GuideThenSelect | WeightedBC | GaussianBC | SelectOnly | ExtractorConfig,
+    GuideThenSelect | WeightedBC | GaussianBC | PolicyGradient | SelectOnly | ExtractorConfig,
     Door("ddice.extractors"),
 ]
 
@@ -19,6 +20,8 @@ __all__ = [
     "ExtractorConfig",
     "GaussianBC",
     "GuideThenSelect",
+    "PolicyGradient",
     "SelectOnly",
+    "SelectingConfig",
     "WeightedBC",
 ]

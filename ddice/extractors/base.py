@@ -1,4 +1,4 @@
-"""What every extractor has in common: how it chooses among candidates, and how ratios reach it."""
+"""What every extractor has in common: what it reads of a backend, and the policy it gives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import RatioSource
-from ddice.parts.stage import Stage, Update, alone, run_stage
+from ddice.parts.stage import Stage, alone, run_stage
 from ddice.policies.engines import QCallable
 from ddice.policies.policy import (
     ABOUT_NOISE_SCALE,
@@ -39,27 +39,21 @@ from ddice.policies.policy import (
 
 
 class ExtractorConfig(Config, abstract=True):
-    """The fields that all extractors share. One of your own gives a `kind` and `build`."""
+    """What all extractors share. One of your own gives a `kind` and `build`; one whose policy draws
+    several candidates per decision derives from `SelectingConfig`.
+    """
 
     kind: str
 
-    candidates: int = Field(
-        1, ge=1, description="K, actions sampled per decision; more than one needs a Q"
-    )
-    selection: AnySelection = Field(
-        MeanSelection(), description="how Q chooses among the candidates"
-    )
-    clip_candidates: Clipping = Field(
-        "before_scoring", description="map all candidates into the action bounds, or the chosen one"
-    )
-    noise_scale: float = Field(1.0, ge=0, description=ABOUT_NOISE_SCALE)
-
     needs_prior: ClassVar[bool] = True
     needs_ratio: ClassVar[bool] = True
-    acting_fields: ClassVar[tuple[str, ...]] = (  # not read in training
-        "candidates", "selection", "clip_candidates", "noise_scale", "guidance_scale", "solver",
-        "clip_denoised",
-    )  # fmt: skip
+    needs_q: ClassVar[bool] = False  # in training; several candidates need one to act
+    acting_fields: ClassVar[tuple[str, ...]] = ()  # not read in training
+
+    @property
+    def reads_backend(self) -> bool:
+        """Whether training reads anything of a backend."""
+        return self.needs_ratio or self.needs_q
 
     @abstractmethod
     def build(self, spec: Spec, seed: Seed = 0, prior: TrainedPrior | None = None) -> Extractor:
@@ -85,12 +79,24 @@ class ExtractorConfig(Config, abstract=True):
         if self.needs_ratio and backend is None:
             hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=...).fit(data)"
             raise ValueError(f"{type(self).__name__} needs a backend for its ratios: {hint}")
-        check_q(self.candidates, backend is not None and backend.has_q)
-        check_noise(self.candidates, self.noise_scale)
-        if backend is not None and backend.has_q:
-            check_selection(self.selection, self.candidates, backend.q)
+        if self.needs_q and (backend is None or not backend.has_q):
+            hint = "PiecewiseF().fit(data, steps=...), or GivenRatio(source=..., q=...).fit(data)"
+            raise ValueError(
+                f"{type(self).__name__} needs a backend with a Q, which it learns from: {hint}"
+            )
         if prior is not None and backend is not None:
             check_same_spaces(prior.spec, backend.spec)
+
+    def policy(
+        self,
+        spec: Spec,
+        sampler: Sampler,
+        *,
+        q: QCallable | None,
+        notes: Mapping[str, str],
+    ) -> Policy:
+        """The policy of a trained sampler: here one action per state, of which none is chosen."""
+        return make_policy(spec, sampler, candidates=1, selection=MeanSelection(), q=q, notes=notes)
 
     def fit(
         self,
@@ -130,7 +136,53 @@ class ExtractorConfig(Config, abstract=True):
         return policies
 
 
-class DiffusionConfig(ExtractorConfig, abstract=True):
+class SelectingConfig(ExtractorConfig, abstract=True):
+    """The fields of extractors whose policy draws K candidates per decision and lets Q choose."""
+
+    candidates: int = Field(
+        1, ge=1, description="K, actions sampled per decision; more than one needs a Q"
+    )
+    selection: AnySelection = Field(
+        MeanSelection(), description="how Q chooses among the candidates"
+    )
+    clip_candidates: Clipping = Field(
+        "before_scoring", description="map all candidates into the action bounds, or the chosen one"
+    )
+    noise_scale: float = Field(1.0, ge=0, description=ABOUT_NOISE_SCALE)
+
+    acting_fields: ClassVar[tuple[str, ...]] = (
+        "candidates", "selection", "clip_candidates", "noise_scale", "guidance_scale", "solver",
+        "clip_denoised",
+    )  # fmt: skip
+
+    def check(self, prior: TrainedPrior | None, backend: RatioSource | None) -> None:
+        super().check(prior, backend)
+        check_q(self.candidates, backend is not None and backend.has_q)
+        check_noise(self.candidates, self.noise_scale)
+        if backend is not None and backend.has_q:
+            check_selection(self.selection, self.candidates, backend.q)
+
+    def policy(
+        self,
+        spec: Spec,
+        sampler: Sampler,
+        *,
+        q: QCallable | None,
+        notes: Mapping[str, str],
+    ) -> Policy:
+        return make_policy(
+            spec,
+            sampler,
+            candidates=self.candidates,
+            selection=self.selection,
+            clip_candidates=self.clip_candidates,
+            noise_scale=self.noise_scale,
+            q=q,
+            notes=notes,
+        )
+
+
+class DiffusionConfig(SelectingConfig, abstract=True):
     """The fields of extractors whose policy is a diffusion model."""
 
     solver: AnySolver = Field(PUBLISHED, description="sampler of the diffusion ODE")
@@ -161,9 +213,7 @@ def check_same_spaces(first: Spec, second: Spec) -> None:
 
 
 class Extractor(Part):
-    """Ratios in, a policy out. `update` reads dataset actions only; the prior is read, never
-    trained.
-    """
+    """What a backend has learned in, a policy out. Prior and backend are read, never trained."""
 
     config: ExtractorConfig
     prior: TrainedPrior | None
@@ -202,6 +252,12 @@ class Extractor(Part):
     def update(self, batch: Batch, *, step: int, log_ratio: Tensor | None = None) -> loop.Metrics:
         """One step on dataset actions with their log ratios (*seeds, B)."""
 
+    def learn_from(self, batch: Batch, backend: RatioSource | None, *, step: int) -> loop.Metrics:
+        """One step with what this extractor reads of a backend: its ratios, for most."""
+        # Ratios are data here: a backend computes them without gradients and is not trained on.
+        log_ratio = None if backend is None else backend.log_ratio(batch)
+        return self.update(batch, step=step, log_ratio=log_ratio)
+
     def policy(self, q: QCallable | None = None, notes: Mapping[str, str] | None = None) -> Policy:
         """What has been learned so far, as a policy of its own. Raises ValueError when
         candidates > 1 and q is None.
@@ -211,16 +267,8 @@ class Extractor(Part):
                 "several seeds were trained together: take one with select(i), then its policy"
             )
         notes = {"extractor": self.kind, **(notes or {})}
-        return make_policy(
-            self.spec,
-            self.sampler(),
-            candidates=self.config.candidates,
-            selection=self.config.selection,
-            clip_candidates=self.config.clip_candidates,
-            noise_scale=self.config.noise_scale,
-            q=q,
-            notes=notes,
-        ).to(self.device)
+        policy = self.config.policy(self.spec, self.sampler(), q=q, notes=notes)
+        return policy.to(self.device)
 
     @torch.no_grad()
     def follow_mean(self, log_ratio: Tensor, weights: Tensor, step: int) -> Tensor:
@@ -255,10 +303,18 @@ class Extractor(Part):
     def stage(
         self, backend: RatioSource | None, *, steps: int | None, name: str | None = None
     ) -> Stage:
-        """The next `steps` steps with the ratios of `backend`, which is not trained."""
+        """The next `steps` steps with what `backend` has learned, which is not trained. Raises
+        ValueError where Q is needed and was never trained.
+        """
+        if self.config.needs_q and backend is not None and backend.trains and not backend.step:
+            raise ValueError(
+                f"{type(self.config).__name__} learns from the Q of this {backend.kind}, which has "
+                "done no step of training: train it first, backend.fit(data, steps=...), or both "
+                'together, schedule="joint"'
+            )
         return dataclasses.replace(
             alone(self, steps=steps, name=name),
-            update=with_ratios(self, backend),
+            update=lambda batch, step: self.learn_from(batch, backend, step=step),
             reads=() if backend is None else (backend,),
         )
 
@@ -272,7 +328,7 @@ class Extractor(Part):
         on_step: loop.OnStep | None = None,
         checkpoint: str | Path | None = None,
     ) -> Self:
-        """Train for `steps` more steps with the ratios of `backend`, which is not trained; see
+        """Train for `steps` more steps with what `backend` has learned, which is not trained; see
         `GoesOn.fit`.
         """
         run_stage(
@@ -283,17 +339,6 @@ class Extractor(Part):
             checkpoint=checkpoint,
         )
         return self
-
-
-def with_ratios(extractor: Extractor, backend: RatioSource | None) -> Update:
-    """The update of an extractor with the ratios of `backend`, as a function of batch and step."""
-
-    def update(batch: Batch, step: int) -> loop.Metrics:
-        # Ratios are data here: a backend computes them without gradients and is not trained on.
-        log_ratio = None if backend is None else backend.log_ratio(batch)
-        return extractor.update(batch, step=step, log_ratio=log_ratio)
-
-    return update
 
 
 def relative_metrics(

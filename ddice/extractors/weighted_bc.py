@@ -16,12 +16,12 @@ from ddice.diffusion.guidance import bounded_log_ratio
 from ddice.diffusion.networks import MLP, AnyEncoder, FlattenEncoder
 from ddice.diffusion.samplers import DiffusionSampler, Gaussian, GaussianSampler
 from ddice.diffusion.trained_prior import TrainedPrior
-from ddice.extractors.base import DiffusionConfig, Extractor, ExtractorConfig, relative_metrics
+from ddice.extractors.base import DiffusionConfig, Extractor, SelectingConfig, relative_metrics
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, weighted_mean
 
 
-class _WeightedConfig(ExtractorConfig, abstract=True):
+class _WeightedConfig(SelectingConfig, abstract=True):
     optimizer: Optimizer = Optimizer(learning_rate=1e-3, decay="cosine")
     batch_size: int = Field(256, ge=1)
     log_cap: float = Field(

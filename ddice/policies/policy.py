@@ -84,6 +84,15 @@ def check_noise(candidates: int, noise_scale: float) -> None:
         )
 
 
+def check_sampler(sampler: Sampler, candidates: int, noise_scale: float) -> None:
+    """Raise ValueError for what a sampler that reads no noise cannot do."""
+    if not sampler.reads_noise and (candidates > 1 or noise_scale != 1):
+        raise ValueError(
+            f"the sampler {sampler.config.kind!r} gives one action per state, whatever the noise: "
+            f"use candidates=1 and noise_scale=1, got {candidates} and {noise_scale:g}"
+        )
+
+
 def check_selection(selection: Selection, candidates: int, q: QCallable | None) -> None:
     """Raise ValueError when K > 1 candidates were to be ranked by a rule that compares more members
     than the critic has. How many a callable of the user's has shows at its first call.
@@ -105,6 +114,7 @@ class Policy:
         q: QCallable | None,
         settings: EngineSettings = REFERENCE,
     ):
+        check_sampler(sampler, config.candidates, config.noise_scale)
         check_q(config.candidates, q is not None)
         check_selection(config.selection, config.candidates, q)
         check_noise(config.candidates, config.noise_scale)

@@ -122,9 +122,9 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Any:
-        if self.schedule == "joint" and not self.extractor.needs_ratio:
+        if self.schedule == "joint" and not self.extractor.reads_backend:
             raise ValueError(
-                "joint training needs an extractor that learns from ratios: use schedule "
+                "joint training needs an extractor that learns from the backend: use schedule "
                 '"staged" with select_only'
             )
         return self

@@ -18,11 +18,11 @@ from ddice.runs.recipe import Recipe
 
 
 def jointly(backend: RatioSource, extractor: Extractor) -> Update:
-    """One step of the backend, then one of the extractor with the ratios of the updated backend."""
+    """One step of the backend, then one of the extractor, which reads the updated backend."""
 
     def update(batch: Batch, step: int) -> loop.Metrics:
         of_backend = backend.update(batch, step=step)
-        of_extractor = extractor.update(batch, step=step, log_ratio=backend.log_ratio(batch))
+        of_extractor = extractor.learn_from(batch, backend, step=step)
         return {f"backend/{name}": value for name, value in of_backend.items()} | {
             f"extractor/{name}": value for name, value in of_extractor.items()
         }

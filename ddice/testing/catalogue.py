@@ -27,10 +27,16 @@ from ddice.dice_backends import (
     PiecewiseF,
 )
 from ddice.diffusion.networks import FlattenEncoder, PublishedScore, ResidualScore
-from ddice.diffusion.samplers import Diffusion, Gaussian
+from ddice.diffusion.samplers import Actor, Diffusion, Gaussian
 from ddice.diffusion.schedule import VariancePreserving
 from ddice.diffusion.solvers import DDIM, MultiStep, SingleStep
-from ddice.extractors import GaussianBC, GuideThenSelect, SelectOnly, WeightedBC
+from ddice.extractors import (
+    GaussianBC,
+    GuideThenSelect,
+    PolicyGradient,
+    SelectOnly,
+    WeightedBC,
+)
 from ddice.testing.exact import (
     KINDS,
     Solution,
@@ -185,6 +191,7 @@ EXTRACTORS: tuple[Example, ...] = (
     Example(GuideThenSelect, {"candidates": 2, **GUIDED}),
     Example(WeightedBC, {"candidates": 2, "batch_size": ROWS, "solver": SOLVER}),
     Example(GaussianBC, {"candidates": 2, "batch_size": ROWS, "network": NETWORK}),
+    Example(PolicyGradient, {"batch_size": ROWS, "network": NETWORK}),
     Example(SelectOnly, {"candidates": 2, "solver": SOLVER}),
 )
 SAMPLERS: tuple[Example, ...] = (
@@ -193,6 +200,7 @@ SAMPLERS: tuple[Example, ...] = (
         {"prior": {"kind": "diffusion", **SCORE}, "solver": {"kind": "ddim", "evaluations": 3}},
     ),
     Example(Gaussian, {"network": NETWORK}),
+    Example(Actor, {"network": NETWORK}),
 )
 SOLVERS: tuple[SolverExample, ...] = (
     SolverExample(DDIM, order=1),

@@ -1,5 +1,5 @@
-"""Conformance of extractors: from ratios to a policy, without ever asking prior or critic about
-generated actions in training.
+"""Conformance of extractors: from what a backend has learned to a policy, without ever asking the
+prior, nor the critic unless that is declared, about generated actions in training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def prefers_first(
     actions: Tensor,  # (B, A)
 ) -> Tensor:
     """Q (1, B) of one member that prefers a large first action."""
-    return actions[..., 0][None]
+    return actions[..., 0].unsqueeze(-2)
 
 
 def by_sign(batch: Batch) -> Tensor:
@@ -62,18 +62,23 @@ class _Backend:
 
     ratio_kind, trains = "action", False
 
-    def __init__(self, spec: Spec, has_q: bool = True):
+    def __init__(
+        self,
+        spec: Spec,
+        has_q: bool = True,
+        ratios: Callable[[Batch], Tensor | None] = by_sign,
+    ):
         self.spec = spec
         self.has_q = has_q
         self.has_value = False
         self.asked = 0
+        self.log_ratio = ratios
+        # Of Q: what must collect no gradient.
+        self.factor = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
 
     def q(self, observations: Tensor, actions: Tensor) -> Tensor:
         self.asked += 1
-        return prefers_first(observations, actions)
-
-    def log_ratio(self, batch: Batch) -> Tensor:
-        return by_sign(batch)
+        return self.factor * prefers_first(observations, actions)
 
     def select(self, index: int) -> _Backend:
         return self
@@ -96,7 +101,9 @@ class ExtractorBench(Bench):
         return self.config.build(self.data.spec, seed, self.prior(seed)).until(STEPS)
 
     def with_candidates(self, count: int) -> Any:
-        """The configuration with another number of candidates."""
+        """The configuration with another number of candidates, where it has one."""
+        if "candidates" not in type(self.config).model_fields:
+            return self.config
         return self.config.model_copy(update={"candidates": count})
 
     def ratios(self, batch: Batch) -> Tensor | None:
@@ -106,13 +113,15 @@ class ExtractorBench(Bench):
         return torch.where(batch.actions[..., 1] > CUT, -torch.inf, by_sign(batch))
 
     def update(self, part: Any, batch: Batch, step: int) -> Metrics:
-        metrics: Metrics = part.update(batch, step=step, log_ratio=self.ratios(batch))
+        backend = _Backend(self.data.spec, ratios=self.ratios)
+        metrics: Metrics = part.learn_from(batch, backend, step=step)
         return metrics
 
     def gradients_with(self, batch: Batch, log_ratio: Tensor | None) -> State:
         """The gradient of the first step on a batch with these ratios."""
         part = self.build()
-        part.update(batch, step=0, log_ratio=log_ratio)
+        backend = _Backend(self.data.spec, ratios=lambda batch: log_ratio)
+        part.learn_from(batch, backend, step=0)
         return {name: p.grad for name, p in part.named_parameters() if p.grad is not None}
 
     def observations(self) -> Any:
@@ -132,13 +141,19 @@ def missing_parts_are_refused_before_training(bench: ExtractorBench) -> None:
         what = "from check(None, backend) when needs_prior"
         expect_refusal(lambda: config.check(None, backend), what)
     if config.needs_ratio:
-        single = bench.with_candidates(1)
         what = "from check(prior, None) when needs_ratio"
-        expect_refusal(lambda: single.check(prior, None), what)
+        expect_refusal(lambda: bench.with_candidates(1).check(prior, None), what)
         what = "from update without log_ratio when needs_ratio"
         expect_refusal(lambda: bench.build().update(bench.batch(0), step=0), what)
-    several = bench.with_candidates(2)
     unable = _Backend(bench.data.spec, has_q=False)
+    if config.needs_q:
+        what = "from check with a backend without Q when needs_q"
+        expect_refusal(lambda: config.check(prior, unable), what)
+        what = "from update without q when needs_q"
+        expect_refusal(lambda: bench.build().update(bench.batch(0), step=0), what)
+    if "candidates" not in type(config).model_fields:
+        return
+    several = bench.with_candidates(2)
     what = "from check with 2 candidates and a backend without Q"
     expect_refusal(lambda: several.check(prior, unable), what)
     part = several.build(bench.data.spec, SEED, prior)
@@ -157,15 +172,15 @@ def zero_ratios_are_taken(bench: ExtractorBench) -> None:
         return
     part = bench.trained()
     nothing = torch.full((ROWS,), -torch.inf, dtype=torch.float32, device="cpu")
-    part.update(bench.batch(3), step=3, log_ratio=nothing)
+    part.learn_from(bench.batch(3), _Backend(bench.data.spec, ratios=lambda batch: nothing), step=3)
     bench.train(part, start=4, stop=5)
     for name, value in part.named_parameters():
         expect(bool(value.isfinite().all()), f"{name} is not finite after log ratios of -inf")
 
 
 def no_generated_action_in_training(bench: ExtractorBench) -> None:
-    """fit neither asks the critic, nor evaluates or changes the prior's networks: it sees
-    dataset actions only.
+    """fit neither evaluates nor changes the prior's networks; it asks the critic where the
+    extractor declares `needs_q`, and even then leaves no gradient in it.
     """
     prior = bench.prior()
     backend = _Backend(bench.data.spec)
@@ -184,7 +199,11 @@ def no_generated_action_in_training(bench: ExtractorBench) -> None:
     )
     for hook in hooks:
         hook.remove()
-    expect(backend.asked == 0, f"Q was asked {backend.asked} times in training")
+    if bench.config.needs_q:
+        expect(backend.asked > 0, "needs_q is declared, and Q was never asked in training")
+    else:
+        expect(backend.asked == 0, f"Q was asked {backend.asked} times in training")
+    expect(backend.factor.grad is None, "training leaves a gradient in the parameters of Q")
     after = {} if prior is None else prior.state()
     expect_same_state(after, before, "the prior after training the extractor")
     expect(isinstance(policy, Policy), f"fit returns a Policy, got {type(policy).__name__}")

@@ -11,11 +11,11 @@ from ddice.data import Batch, Spec
 from ddice.diffusion.networks import MLP
 from ddice.diffusion.samplers import Gaussian, GaussianSampler
 from ddice.diffusion.trained_prior import TrainedPrior
-from ddice.extractors import Extractor, ExtractorConfig
+from ddice.extractors import Extractor, SelectingConfig
 from ddice.parts.part import Optimizer
 
 
-class BestHalf(ExtractorConfig):
+class BestHalf(SelectingConfig):
     """-E[1(w > mean w) log pi(a | s)]."""
 
     kind: Literal["best_half"] = "best_half"

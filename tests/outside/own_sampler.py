@@ -12,7 +12,7 @@ from ddice.diffusion.networks import MLP, AnyEncoder, Encoder, FlattenEncoder, N
 from ddice.diffusion.samplers import Sampler, SamplerConfig
 from ddice.diffusion.solvers import DDIM, AnySolver
 from ddice.diffusion.trained_prior import TrainedPrior
-from ddice.extractors import Extractor, ExtractorConfig
+from ddice.extractors import Extractor, SelectingConfig
 from ddice.parts.part import Optimizer, weighted_mean
 
 
@@ -39,7 +39,7 @@ class OneStepSampler(Sampler):
         return self.network(self.encoder(observations).unsqueeze(-2), noise)
 
 
-class Distilled(ExtractorConfig):
+class Distilled(SelectingConfig):
     """E |network(s, noise) - flow(s, noise)|^2 over states of the data."""
 
     kind: Literal["distilled"] = "distilled"

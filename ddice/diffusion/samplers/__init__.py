@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from ddice.core.plugins import Door
+from ddice.diffusion.samplers.actor import Actor, ActorSampler
 from ddice.diffusion.samplers.base import Sampler, SamplerConfig
 from ddice.diffusion.samplers.reference import (
     Diffusion,
@@ -19,9 +20,11 @@ from ddice.diffusion.samplers.selection import (
     SoftmaxSelection,
 )
 
-AnySampler = Annotated[Diffusion | Gaussian | SamplerConfig, Door("ddice.samplers")]
+AnySampler = Annotated[Diffusion | Gaussian | Actor | SamplerConfig, Door("ddice.samplers")]
 
 __all__ = [
+    "Actor",
+    "ActorSampler",
     "AnySampler",
     "AnySelection",
     "Diffusion",

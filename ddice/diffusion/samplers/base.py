@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Sampler(nn.Module, ABC):
     """
 
     config: SamplerConfig
+    reads_noise: ClassVar[bool] = True  # without it all candidates of a state are the same
 
     @abstractmethod
     def forward(

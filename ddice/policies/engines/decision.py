@@ -20,7 +20,12 @@ from ddice.diffusion.networks.operations import operation
 from ddice.diffusion.networks.plan import run_backward, run_forward
 from ddice.diffusion.prediction import NoisePrediction, VelocityPrediction
 from ddice.diffusion.prior import PriorConfig
-from ddice.diffusion.samplers import DiffusionSampler, GaussianSampler, Selection
+from ddice.diffusion.samplers import (
+    ActorSampler,
+    DiffusionSampler,
+    GaussianSampler,
+    Selection,
+)
 from ddice.diffusion.schedule import NoiseSchedule
 from ddice.diffusion.solvers import Solver
 from ddice.policies.engines.base import Procedure
@@ -183,12 +188,19 @@ class GaussianProgram:
 
 
 @dataclass(frozen=True)
+class ActorProgram:
+    """`network` gives, from observations alone, the numbers (1, B, A) whose tanh is the action."""
+
+    network: Program
+
+
+@dataclass(frozen=True)
 class DecisionProgram:
     """A whole decision: observations (B, S) and noise (B, K, A) -> candidates -> the bounds ->
     selection by q -> actions (B, A) in [-1, 1].
     """
 
-    generator: DiffusionProgram | GaussianProgram
+    generator: DiffusionProgram | GaussianProgram | ActorProgram
     q: Program | None  # (M, B, K, 1) of candidates, up to a constant per state; None where K = 1
     selection: Selection
     clip_before_scoring: bool
@@ -236,12 +248,12 @@ def _noise(program: Program, output: str, prior: PriorConfig, t: Tensor) -> str:
     return program.emit("velocity", (output, "x", *levels), program.sizes["x"])
 
 
-def gaussian_program(sampler: GaussianSampler) -> GaussianProgram:
+def program_of_states(sampler: GaussianSampler | ActorSampler) -> Program:
     """The sampler's network, which reads observations alone."""
     program, features = _start({"features": sampler.encoder})
     names, plan = add_network(program, sampler.network, features)
     program.output = names[plan[-1].output]
-    return GaussianProgram(program.prune())
+    return program.prune()
 
 
 def q_program(q: QFunction) -> Program:
@@ -267,12 +279,15 @@ def decision_program(procedure: Procedure) -> DecisionProgram:
     sampler, q, candidates, selection, clip_before_scoring = procedure
     if candidates > 1 and q is not None and not isinstance(q, QFunction):
         raise NotCovered("not covered: a Q that is a callable of your own")
-    generator: DiffusionProgram | GaussianProgram
+    generator: DiffusionProgram | GaussianProgram | ActorProgram
     if isinstance(sampler, DiffusionSampler):
         generator, actions = diffusion_program(sampler), sampler.network.sizes["actions"]
     elif isinstance(sampler, GaussianSampler):
-        generator = gaussian_program(sampler)
+        generator = GaussianProgram(program_of_states(sampler))
         actions = generator.network.sizes[generator.network.output] // 2
+    elif isinstance(sampler, ActorSampler):
+        generator = ActorProgram(program_of_states(sampler))
+        actions = generator.network.sizes[generator.network.output]
     else:
         raise NotCovered(f"not covered: the sampler {class_name(type(sampler.config))}")
     program = q_program(q) if candidates > 1 and isinstance(q, QFunction) else None

@@ -15,7 +15,7 @@ from ddice.diffusion.networks.operations import operation
 from ddice.diffusion.networks.plan import along
 from ddice.diffusion.samplers.reference import gaussian_mean_and_log_std
 from ddice.policies.engines.base import Choice, Engine
-from ddice.policies.engines.decision import DecisionProgram, GaussianProgram
+from ddice.policies.engines.decision import ActorProgram, DecisionProgram, GaussianProgram
 from ddice.policies.engines.products import Products
 from ddice.policies.engines.program import SETUP_BATCH, Instruction, Program
 
@@ -57,6 +57,8 @@ class EagerEngine(Engine):
         if isinstance(generator, GaussianProgram):
             mean, log_std = gaussian_mean_and_log_std(setup[generator.network.output][0])
             return mean[:, None] + log_std.exp()[:, None] * noise
+        if isinstance(generator, ActorProgram):
+            return torch.tanh(setup[generator.network.output][0])[:, None].expand_as(noise)
         body = self._body(generator.network, *noise.shape[:2])
         rows = body.rows(setup)
         history = noise.new_empty(len(generator.times) + 1, noise.numel())

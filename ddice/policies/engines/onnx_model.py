@@ -18,7 +18,7 @@ from ddice.diffusion.samplers import (
     SoftmaxSelection,
 )
 from ddice.diffusion.samplers.reference import LOG_STD
-from ddice.policies.engines.decision import DecisionProgram, DiffusionProgram
+from ddice.policies.engines.decision import ActorProgram, DecisionProgram, DiffusionProgram
 from ddice.policies.engines.onnx_writer import Writer
 from ddice.policies.engines.program import Instruction, NotCovered, Program
 from ddice.policies.exported import SCHEMA
@@ -232,6 +232,12 @@ def _gaussian(writer: Writer, program: Program, actions: int) -> str:
     return writer.node("Add", (writer.node("Mul", (deviation, "noise")), mean), "candidates")
 
 
+def _actor(writer: Writer, program: Program) -> str:
+    action = writer.node("Tanh", (_Rows(writer, program).first(program.output),))
+    # One candidate: (B, A) -> (B, 1, A).
+    return writer.node("Unsqueeze", (action, writer.integers(1)), "candidates")
+
+
 def _chosen(writer: Writer, decision: DecisionProgram, candidates: str) -> str:
     """Indices (B,) of the chosen candidates."""
     count = decision.candidates
@@ -324,6 +330,8 @@ def onnx_model(
     generator = decision.generator
     if isinstance(generator, DiffusionProgram):
         raw = _diffusion(writer, generator, decision.candidates, size)
+    elif isinstance(generator, ActorProgram):
+        raw = _actor(writer, generator.network)
     else:
         raw = _gaussian(writer, generator.network, size)
     bounds = writer.floats(-1.0), writer.floats(1.0)

@@ -125,7 +125,7 @@ class Comparison(Config):
                 extractor = self.extractors[extractor_name]
                 for seed in self.seeds:
                     schedule = (
-                        self.recipe.schedule if extractor.needs_ratio else "staged"
+                        self.recipe.schedule if extractor.reads_backend else "staged"
                     )  # nothing to train together with the backend
                     parts = {
                         "backend": backend,
