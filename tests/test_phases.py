@@ -60,9 +60,12 @@ def apply(step: Step, y: Tensor, others: list[Tensor]) -> Tensor:
     if step.op == "velocity":
         velocity, x, alpha, sigma = given
         return alpha * velocity + sigma * x
-    assert step.op == "clean"
     noise, x, inverse, factor = given
-    return (x * inverse - noise * factor).clamp(-1, 1)
+    clean = x * inverse - noise * factor
+    if step.op == "denoised":
+        return clean
+    assert step.op == "clean"
+    return clean.clamp(-1, 1)
 
 
 def carry_out(found: Phases, x: Tensor, rows: dict[str, Tensor]) -> Tensor:

@@ -273,12 +273,17 @@ def standardize(x: V, middle: V, deviation: V) -> V:
     return (x - middle) / deviation
 
 
-def clean(noise: V, x: V, inverse: V, factor: V) -> V:
-    """The clean action x / alpha - noise sigma / alpha within the bounds; inverse = 1 / alpha,
-    factor = sigma / alpha.
+def denoised(noise: V, x: V, inverse: V, factor: V) -> V:
+    """The clean action x / alpha - noise sigma / alpha; inverse = 1 / alpha, factor = sigma /
+    alpha.
     """
     # x0 = (x - sigma noise) / alpha (arXiv 2211.01095), without a division in the inner loop.
-    return within_bounds(x * inverse - noise * factor)
+    return x * inverse - noise * factor
+
+
+def clean(noise: V, x: V, inverse: V, factor: V) -> V:
+    """The clean action within the bounds."""
+    return within_bounds(denoised(noise, x, inverse, factor))
 
 
 def noise_of_velocity(velocity: V, x: V, alpha: V, sigma: V) -> V:
@@ -426,6 +431,7 @@ OPERATIONS: dict[str, Operation] = {
         backward=Operation(inputs=2, parameters=1, formula=layer_norm_backward),
     ),
     "velocity": Operation(inputs=4, formula=noise_of_velocity),
+    "denoised": Operation(inputs=4, formula=denoised),
     "clean": Operation(inputs=4, formula=clean),
     "standardize": Operation(inputs=1, parameters=2, formula=standardize),
     # Of time alone, so that it is a constant before an engine other than tensors could meet it.

@@ -103,14 +103,16 @@ def add_gradient(
     return gradient
 
 
-def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tuple[Tensor, Tensor]:
+def solver_matrix(
+    solver: Solver, schedule: NoiseSchedule, *, clean: bool, clip: bool
+) -> tuple[Tensor, Tensor]:
     """The times (T) of the evaluations and the matrix (T + 1, T + 1) of a solver, lower triangular,
     float64.
 
-    Predictions are of noise, or `clean`: of clean actions. With h = (noise, prediction 0, ...,
-    prediction T - 1): row i times h is the x of evaluation i, and row T times h the action. Found
-    by integrating with coordinates in place of numbers. Raises NotCovered for a solver whose steps
-    are not linear.
+    Predictions are of noise, or `clean`: of clean actions, within the bounds where `clip`. With
+    h = (noise, prediction 0, ..., prediction T - 1): row i times h is the x of evaluation i, and
+    row T times h the action. Found by integrating with coordinates in place of numbers. Raises
+    NotCovered for a solver whose steps are not linear.
     """
     times: list[Tensor] = []
     rows: list[Tensor] = []
@@ -139,9 +141,9 @@ def solver_matrix(solver: Solver, schedule: NoiseSchedule, *, clean: bool) -> tu
     known = 2 * torch.randn(size, generator=source, dtype=torch.float64, device="cpu")
     answers = iter(known[1:])
     action = solver.integrate(
-        lambda x, t: noise(x, next(answers), t), known[0], schedule, clip=clean
+        lambda x, t: noise(x, next(answers), t), known[0], schedule, clip=clip
     )
-    used = torch.cat([known[:1], known[1:].clamp(-1, 1)]) if clean else known
+    used = torch.cat([known[:1], known[1:].clamp(-1, 1)]) if clip else known
     if not torch.allclose(action, matrix[-1] @ used, rtol=CHECK_TOLERANCE):
         raise NotCovered(f"{refusal}, whose steps are not linear in noise and predictions")
     return torch.stack(times), matrix
@@ -170,7 +172,7 @@ def _start(encoders: Mapping[str, Encoder]) -> tuple[Program, dict[str, str]]:
 
 @dataclass(frozen=True)
 class DiffusionProgram:
-    """`network` gives the guided prediction of evaluation i, of noise or of clipped clean actions;
+    """`network` gives the guided prediction of evaluation i, of noise or of clean actions;
     `matrix` (T + 1, T + 1) is the solver's, see `solver_matrix`."""
 
     network: Program
@@ -214,36 +216,45 @@ def diffusion_program(sampler: DiffusionSampler) -> DiffusionProgram:
     cannot be taken apart.
     """
     config, schedule = sampler.config, sampler.config.prior.schedule
-    times, matrix = solver_matrix(config.solver, schedule, clean=config.clip_denoised)
+    # Noise near t = 1 is x but for little, and the matrix would multiply what rounding left of it:
+    # clean actions, which a velocity gives without that, are the better predictions.
+    clip = config.clip_denoised
+    clean = clip or isinstance(config.prior.prediction, VelocityPrediction)
+    times, matrix = solver_matrix(config.solver, schedule, clean=clean, clip=clip)
     t = times.to(_standard(sampler.encoder).mean)
     program, features = _start({"features": sampler.encoder})
     program.sizes["x"] = sampler.network.sizes["actions"]
     inputs = {**features, "actions": "x", "time": program.constant(schedule.features(t)[:, None])}
     names, plan = add_network(program, sampler.network, inputs)
-    program.output = _noise(program, names[plan[-1].output], config.prior, t)
+    program.output = _noise(program, names[plan[-1].output], config.prior, times, t)
     if sampler.guidance is not None and config.guidance_scale:
         gradient = add_gradient(
             program, sampler.guidance, inputs, "actions", -config.guidance_scale * schedule.sigma(t)
         )
         program.output = program.emit("add", (program.output, gradient), program.sizes["x"])
-    if config.clip_denoised:
+    if clean:
         alpha, sigma = schedule.alpha(times), schedule.sigma(times)
         levels = (
             program.constant(level[:, None, None].to(t)) for level in (1 / alpha, sigma / alpha)
         )
-        program.output = program.emit("clean", (program.output, "x", *levels), program.sizes["x"])
+        name = "clean" if clip else "denoised"
+        program.output = program.emit(name, (program.output, "x", *levels), program.sizes["x"])
     return DiffusionProgram(_of_candidates(program), matrix.to(t), t)
 
 
-def _noise(program: Program, output: str, prior: PriorConfig, t: Tensor) -> str:
-    """Append what reads the noise in x from the output of a prior's network at times t (T)."""
+def _noise(program: Program, output: str, prior: PriorConfig, times: Tensor, like: Tensor) -> str:
+    """Append what reads the noise in x from the output of a prior's network at these times (T),
+    on the device of `like` and in its dtype.
+    """
     prediction, schedule = prior.prediction, prior.schedule
     if isinstance(prediction, NoisePrediction):
         return output
     if not isinstance(prediction, VelocityPrediction):
         raise NotCovered(f"not covered: the prediction {class_name(type(prediction))}")
+    # In double precision first: what sigma loses near 1 is divided by alpha in the clean action.
     levels = (
-        program.constant(level[:, None, None]) for level in (schedule.alpha(t), schedule.sigma(t))
+        program.constant(level[:, None, None].to(like))
+        for level in (schedule.alpha(times), schedule.sigma(times))
     )
     return program.emit("velocity", (output, "x", *levels), program.sizes["x"])
 
