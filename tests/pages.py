@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ddice.cli.command import read_fields, refuse
-from ddice.cli.main import _parser
+from ddice.cli.commands import _parser
 from ddice.runs.comparison import Comparison
 from ddice.runs.options import parse_flags
 from ddice.runs.presets import PRESETS

@@ -200,7 +200,7 @@ def third_party_problems(package: Path) -> list[str]:
 
 def init_problems(package: Path) -> list[str]:
     """A package's __init__ holds its docstring, imports, __all__ and type aliases: the union
-    that is a registry.
+    that is a registry. The outermost one may import on demand.
     """
     problems = []
     for path in sorted(package.rglob("__init__.py")):
@@ -211,10 +211,11 @@ def init_problems(package: Path) -> list[str]:
                 "__all__",
                 "__version__",
             )
+            on_demand = path.parent == package and ast.unparse(node).startswith("if TYPE_CHECKING:")
             is_alias = isinstance(node, ast.Assign) and isinstance(
                 node.value, ast.Subscript | ast.BinOp
             )
-            if not (is_docstring or is_import or is_name or is_alias):
+            if not (is_docstring or is_import or is_name or is_alias or on_demand):
                 problems.append(
                     f"{path.relative_to(package)}:{node.lineno}: "
                     f"{ast.unparse(node).splitlines()[0]}; an __init__ only passes names on"

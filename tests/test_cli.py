@@ -25,6 +25,7 @@ from ddice.dice_backends import AnyBackend
 from ddice.policies.evaluation import Evaluation, PairedEvaluation
 from ddice.runs.comparison import Comparison, Results
 from ddice.runs.recipe import Recipe
+from ddice.testing import catalogue
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -358,7 +359,9 @@ def whole_grid() -> list[str]:
     backends = {name: {"kind": name, **fields} for name, fields in small.BACKENDS.items()}
     extractors = {name: {"kind": name, **fields} for name, fields in small.EXTRACTORS.items()}
     assert set(backends) == {cls.model_fields["kind"].default for cls in members(AnyBackend)}
-    return ["--backends", json.dumps(backends), "--extractors", json.dumps(extractors)]
+    # Given ratios name functions of the catalogue.
+    trust = ["--trust", catalogue.__name__]
+    return ["--backends", json.dumps(backends), "--extractors", json.dumps(extractors), *trust]
 
 
 def assert_whole_grid(folder: Path, episode: int) -> None:
@@ -679,7 +682,7 @@ def test_several_candidates_without_q(npz: Path, tmp_path: Path, run: Run) -> No
         "data": {"source": str(npz), "env": small.SHORT},
         "backend": {"kind": "given", "source": "small:ratio"},
     }
-    line = mistake(run, "train", *small.flags(npz, fields), "--run", "a")
+    line = mistake(run, "train", *small.flags(npz, fields), "--run", "a", "--trust", "small")
     assert line.startswith(
         "error: candidates = 2 needs a Q to choose among them and there is none: give "
         "one (of a backend that has it, or a callable of your own), or use candidates=1"
@@ -695,6 +698,8 @@ def test_several_candidates_without_q(npz: Path, tmp_path: Path, run: Run) -> No
         "--no-progress",
         "--run",
         "a",
+        "--trust",
+        "small",
     )
     assert status == 0, errors
 

@@ -10,7 +10,9 @@ import pytest
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from ddice.core.config import Config, unknown_name
+from ddice.data.spec import RewardSummary
 from ddice.diffusion.solvers import DDIM
+from ddice.runs.recipe import Recipe
 
 
 class Optimiser(Config):
@@ -234,3 +236,36 @@ def test_digest_forgets_no_part_when_a_module_of_ours_moves(
     after = DDIM().digest(), Disc().digest()
     assert before[0] == after[0]
     assert before[1] != after[1]
+
+
+# -- numbers that would only fail later
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "message"),
+    [
+        ({"backend": {"value_weight": 1e31}}, "value_weight", "at most 1e.30"),
+        ({"backend": {"optimizer": {"learning_rate": 1e300}}}, "learning_rate", "at most 1e.30"),
+        ({"extractor": {"guidance": {"log_floor": -1e308}}}, "log_floor", "at most 1e.30"),
+        ({"prior": {"schedule": {"beta_max": 1e31}}}, "beta_max", "at most 1e.30"),
+        ({"steps": {"prior": 10**400}}, "steps.prior", "at most 2,147,483,647"),
+        ({"prior": {"batch_size": 2**31}}, "batch_size", "at most 2,147,483,647"),
+        ({"backend": {"value": {"hidden": [8, 10**400]}}}, "hidden", "at most 2,147,483,647"),
+        ({"backend": {"value": {"hidden": [0]}}}, "hidden", "greater than or equal to 1"),
+        ({"backend": {"value": {"hidden": [-1]}}}, "hidden", "greater than or equal to 1"),
+        ({"backend": {"value_weight": -1}}, "value_weight", "greater than 0"),
+        ({"prior": {"schedule": {"beta_max": 0.01}}}, "schedule", "at least beta_min"),
+        ({"data": {"reference_scores": [0, 1e308]}}, "reference_scores", "at most 1e.30"),
+    ],
+)
+def test_numbers_that_would_fail_in_training_are_refused_where_they_are_given(
+    fields: dict[str, Any], name: str, message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as refused:
+        Recipe.model_validate(fields)
+    assert name in ".".join(map(str, refused.value.errors()[0]["loc"]))
+
+
+def test_seeds_and_measured_numbers_may_be_of_any_size() -> None:
+    assert Recipe(seed=10**30).seed == 10**30
+    assert RewardSummary(mean=1e38, std=0.0).mean == 1e38

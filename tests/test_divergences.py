@@ -9,6 +9,7 @@ from oracles import brute_force_conjugate
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from ddice.core.config import TRUST
 from ddice.core.plugins import members
 from ddice.dice_backends.divergences import (
     BUILT_IN,
@@ -500,7 +501,8 @@ def test_a_numeric_divergence_in_a_recipe() -> None:
     adapter: TypeAdapter = TypeAdapter(Divergence)
     by_name = adapter.validate_python("oracles:hellinger")
     assert by_name == NumericDivergence(function="oracles:hellinger")
-    assert adapter.validate_json(by_name.model_dump_json()) == by_name
+    trust = {TRUST: ("oracles",)}
+    assert adapter.validate_json(by_name.model_dump_json(), context=trust) == by_name
     assert NumericDivergence(function=oracles.hellinger).model_dump(
         mode="json"
     ) == by_name.model_dump(mode="json")

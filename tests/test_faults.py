@@ -198,9 +198,23 @@ def test_a_full_disk_in_the_middle_of_a_line(
     first = '{"stage": "prior", "step": 100, "loss": 1.5}\n'
     assert path.read_text().startswith(first)
     assert path.read_text() > first
-    metrics.rewind(100)
+    with pytest.warns(UserWarning, match=r"prior\.jsonl, line 2 cannot be read and is removed"):
+        metrics.rewind(100)
     metrics.write(200, {"loss": 1.25})
     assert path.read_text() == first + '{"stage": "prior", "step": 200, "loss": 1.25}\n'
+
+
+def test_lines_of_metrics_that_say_nothing_are_named_and_removed(tmp_path: Path) -> None:
+    good = [b'{"stage": "prior", "step": 100}', b'{"stage": "other", "step": 900}']
+    bad = [b"[1]", b'{"stage": 3, "step": 1}', b'{"step": 1}', b"[" * 100_000, b"\xff", b'{"st']
+    path = tmp_path / "prior.jsonl"
+    path.write_bytes(b"\n".join([*bad, *good, b'{"stage": "prior", "step": 200}']) + b"\n")
+    with pytest.warns(UserWarning, match="cannot be read and is removed") as said:
+        MetricsFile(path, "prior").rewind(100)
+    assert [str(one.message).partition(" cannot")[0] for one in said] == [
+        f"{path}, line {number}" for number in range(1, len(bad) + 1)
+    ]
+    assert path.read_bytes().splitlines() == good
 
 
 def test_a_cache_that_cannot_be_written(

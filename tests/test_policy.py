@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -25,6 +26,7 @@ from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion, DiffusionSampler, Gaussian, Sampler, Selection
 from ddice.diffusion.solvers import FEW_STEPS
+from ddice.policies.export import export
 from ddice.policies.policy import Policy, load_policy, make_policy
 
 LOW, HIGH = (-2.0, 0.0), (4.0, 0.5)
@@ -290,6 +292,7 @@ def test_observations_of_nested_dicts() -> None:
         (np.array([0, np.nan, 0]), r"NaN or infinity at \[1\]"),
         (np.array([[0, 0, 0], [0, 0, -np.inf]]), r"NaN or infinity at \[1, 2\]"),
         (np.array([0, 1e300, 0]), "NaN or infinity"),
+        (np.array([[0, 0, 0], [0, -1e20, 0]]), r"at \[1, 1\] of shape \(2, 3\) lies further"),
     ],
 )
 def test_observations_that_cannot_be(observation, message: str) -> None:
@@ -303,12 +306,50 @@ def test_nan_is_no_action(engine) -> None:
         pytest.importorskip("onnxruntime")
     policy = whole(kind="diffusion")
     policy.sampler.encoder.mean[0], policy.sampler.encoder.std[0] = 0, 1e-38
-    huge = np.float32([[0, 0, 0], [3e38, 0, 0]])
+    huge = np.float32([[0, 0, 0], [1e10, 0, 0]])
     with pytest.raises(
         ValueError, match="no action for row 1 but NaN: the observation lies far outside its data"
     ):
         policy.compile(engine).act(huge)
     assert np.isfinite(policy.compile(engine).act(huge[:1])).all()
+
+
+@pytest.mark.parametrize("engine", ["reference", "eager", "onnx"])
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion"])
+def test_every_engine_refuses_what_lies_too_far_from_the_data(engine: str, kind: str) -> None:
+    """Of deviations 1, 1e15 times the deviation is the furthest; from 1e20 on some gave NaN and
+    others a bound.
+    """
+    if engine == "onnx":
+        pytest.importorskip("onnxruntime")
+    policy = whole(kind=kind).compile(engine)
+    furthest = np.float32(SPEC.limits)
+    assert np.isfinite(policy.act(furthest, deterministic=True)).all()
+    for size in (2e15, 1e20, 1e30, 3e38):
+        for sign in (-1, 1):
+            with pytest.raises(ValueError, match=r"at \[2\] of shape \(3,\) lies further"):
+                policy.act(np.float32([0, 0, sign * size]))
+
+
+@pytest.mark.parametrize("part", ["sampler", "q"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_make_no_policy(
+    part: str, value: float, tmp_path: Path
+) -> None:
+    policy = whole()
+    weights = next(iter(getattr(policy, part).parameters()))
+    with torch.no_grad():
+        weights.view(-1)[0] = value
+    policy.save(tmp_path)
+    for use in (policy.compile, lambda: load_policy(tmp_path), lambda: export(policy, tmp_path)):
+        with pytest.raises(ValueError, match=rf"the weights {part}\.\S+ hold NaN or infinity"):
+            use()
+
+
+def test_a_critic_of_the_user_that_gives_nan_chooses_nothing() -> None:
+    policy = affine(candidates=4, q=lambda _, actions: torch.full_like(actions[:, 0], math.nan))
+    with pytest.raises(ValueError, match="gave NaN for 24 of 24 candidates"):
+        policy.act(OBSERVATIONS)
 
 
 def test_several_candidates_need_a_q() -> None:

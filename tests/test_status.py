@@ -116,7 +116,8 @@ def holding_open(holding: contextlib.AbstractContextManager[Reporter]) -> Iterat
 
 
 def read_status_without_lock(folder: Path) -> Status:
-    return Status.model_validate_json((folder / status.FILE).read_text())
+    content = json.loads((folder / status.FILE).read_text())
+    return Status.model_validate({key: content[key] for key in content if key != status.DIGEST})
 
 
 @pytest.mark.parametrize("number", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL"])
@@ -159,8 +160,24 @@ def test_a_status_of_a_stranger_is_text(tmp_path: Path) -> None:
     assert "second line" in shown
 
 
+def test_a_status_that_was_changed_is_not_shown(tmp_path: Path) -> None:
+    """Every digit of it, one at a time; a status of before carries no digest."""
+    status.Reporter(tmp_path)("prior", 30, 100, {"loss": 0.5})
+    path = tmp_path / status.FILE
+    text = path.read_text()
+    places = [place for place, one in enumerate(text) if one.isdigit()]
+    assert len(places) > 40
+    for place in places:
+        path.write_text(f"{text[:place]}{(int(text[place]) + 5) % 10}{text[place + 1 :]}")
+        with pytest.raises(ValueError, match="is damaged"):
+            read_status(tmp_path)
+    fields = {key: value for key, value in json.loads(text).items() if key != status.DIGEST}
+    path.write_text(json.dumps(fields))
+    assert read_status(tmp_path).step == 30
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_a_status_that_is_no_file_is_none(tmp_path: Path) -> None:
+def test_a_status_that_is_no_file_is_damaged(tmp_path: Path) -> None:
     """A pipe is not waited for, a device not read without an end, deep JSON not walked."""
     path = tmp_path / status.FILE
     for make in (
@@ -171,7 +188,7 @@ def test_a_status_that_is_no_file_is_none(tmp_path: Path) -> None:
         os.mkdir,
     ):
         make(path)
-        with pytest.raises(FileNotFoundError, match="holds no run"):
+        with pytest.raises(ValueError, match=r"\.status\.json is damaged"):
             read_status(tmp_path)
         path.rmdir() if path.is_dir() else path.unlink()
 

@@ -26,7 +26,7 @@ from ddice.core import cache
 from ddice.core.storage import load_tensors, save_tensors
 from ddice.parts import loop
 from ddice.policies.evaluation import Evaluation
-from ddice.runs.folder import check_run, claim_run, differences
+from ddice.runs.folder import FILE, check_run, claim_run, differences, note_of, read_recipe
 from ddice.runs.forecast import forecast
 from ddice.runs.training import Training, train
 
@@ -409,6 +409,7 @@ def test_the_notes_of_a_policy_say_where_it_comes_from(npz: Path) -> None:
         "ratio": "action",
         "extractor": "guide_then_select",
         "data": data.spec.fingerprint,
+        **note_of(small.recipe(npz, evaluation={"episodes": 0})),
     }
 
 
@@ -431,6 +432,34 @@ def test_another_recipe_is_refused_and_what_differs_is_named(npz: Path, tmp_path
     (tmp_path / "recipe.json").write_text('{"seed"')
     with pytest.raises(ValueError, match=r"recipe\.json is not valid JSON .* delete the folder"):
         claim_run(tmp_path, small.recipe(npz))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '"text"'])
+def test_a_recipe_that_is_no_recipe_is_refused_in_words(
+    content: str, npz: Path, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"recipe\.json|another recipe"):
+        claim_run(tmp_path, small.recipe(npz))
+
+
+def test_a_recipe_that_was_changed_is_not_taken_for_that_of_the_policy(
+    npz: Path, tmp_path: Path
+) -> None:
+    recipe = small.recipe(npz)
+    claim_run(tmp_path, recipe)
+    notes = note_of(recipe)
+    assert read_recipe(tmp_path, notes) == recipe
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(json.dumps(json.loads(text), indent=1, sort_keys=True))
+    assert read_recipe(tmp_path, notes) == recipe  # the same, written otherwise
+    (tmp_path / FILE).write_text(text.replace('"fraction": 1.0', '"fraction": 0.5'))
+    with pytest.raises(ValueError, match="is not the recipe that the policy was made by"):
+        read_recipe(tmp_path, notes)
+    assert read_recipe(tmp_path, {}).data.fraction == 0.5  # a policy of before notes none
+    (tmp_path / FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no recipe\.json"):
+        read_recipe(tmp_path, notes)
 
 
 def test_differences() -> None:
@@ -693,11 +722,13 @@ def test_metrics_replace_a_link_in_the_cache_and_what_it_leads_to_stays(
 
 
 def test_no_steps_train_nothing(npz: Path, trained: list[str]) -> None:
-    result, _ = go(
-        small.recipe(
-            npz, steps={"prior": 0, "backend": 0, "extractor": 0}, evaluation={"episodes": 0}
-        )
+    recipe = small.recipe(
+        npz, steps={"prior": 0, "backend": 0, "extractor": 0}, evaluation={"episodes": 0}
     )
+    with pytest.warns(UserWarning, match="stays as it was initialised") as said:
+        result, _ = go(recipe)
+    named = [str(one.message).partition(":")[0] for one in said if "steps." in str(one.message)]
+    assert set(named) == {f"steps.{stage} = 0" for stage in ("prior", "backend", "extractor")}
     assert trained == []
     assert [path.name for path in cache.cache_folder().glob("*")] == ["data"]
     assert result.prior.step == result.backend.step == 0

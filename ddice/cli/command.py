@@ -76,6 +76,16 @@ def _first_fields(fields: type[BaseModel], first: Sequence[str]) -> str:
     return "\n".join([title, *(found[f"--{name}"] for name in first)])
 
 
+def names_modules(options: argparse.Namespace) -> bool:
+    """Whether the user names modules, which may be files of the working directory: by --trust and
+    --trust-env, or as "module:name".
+    """
+    given = vars(options)
+    trusted = [*given.get("trust", ()), *given.get("trust_env", ())]
+    named = [given.get("hook"), given.get("q"), given.get("env"), *(given.get("policy") or ())]
+    return bool(trusted) or any(":" in name for name in named if name is not None)
+
+
 def own_options(options: argparse.Namespace) -> list[str]:
     """The options of a command that are no fields."""
     return [
@@ -121,6 +131,15 @@ def add_trust(command: argparse.ArgumentParser) -> None:
     """--trust, of commands that read what may be made of somebody's own classes."""
     text = "import classes of this module, which the recipe or policy is made of"
     command.add_argument("--trust", metavar="MODULE", action="append", default=[], help=text)
+
+
+def add_trust_env(command: argparse.ArgumentParser) -> None:
+    """--trust-env, of commands that make the environment which data or a policy record."""
+    text = (
+        "a module by which the recorded environment may be made, because Gymnasium's registry does "
+        "not hold it; again for another one"
+    )
+    command.add_argument("--trust-env", metavar="MODULE", action="append", default=[], help=text)
 
 
 def add_listeners(command: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from ddice.cli.command import (
     add_command,
     add_listeners,
     add_trust,
+    add_trust_env,
     drawn,
     duration,
     listeners,
@@ -66,6 +67,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     add_trust(command)
+    add_trust_env(command)
     add_listeners(command)
 
 
@@ -85,6 +87,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
             progress=not options.no_progress,
             checkpoint_every=options.checkpoint_every,
             listeners=lambda policy: listeners(options, policy),
+            trust_env=options.trust_env,
         )
     table = render_table(results)
     write_bytes(folder / "table.md", (table + "\n").encode())

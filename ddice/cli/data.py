@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from ddice.cli import collect
-from ddice.cli.command import add_command
+from ddice.cli.command import add_command, add_trust_env
 from ddice.data import quality
 from ddice.runs.options import parse_flags
 from ddice.runs.recipe import DataSource
@@ -39,6 +39,8 @@ def register(commands: Any) -> None:
         "--plot", metavar="FILE.png", help="draw returns, lengths and the marginals of the actions"
     )
 
+    add_trust_env(describe)
+
     text = (
         "Look for what may be wrong with a source, and say what to do about it. The exit "
         "status is 1 if anything is an error."
@@ -46,6 +48,7 @@ def register(commands: Any) -> None:
     check = add_command(actions, "check", _check, text, DataSource)
     check.add_argument("name", nargs="?", help="a source")
     check.add_argument("--json", action="store_true", help="findings as a JSON list")
+    add_trust_env(check)
 
 
 def _make(options: argparse.Namespace, rest: list[str]) -> None:
@@ -70,7 +73,7 @@ def _source(options: argparse.Namespace, rest: list[str]) -> DataSource:
 
 
 def _describe(options: argparse.Namespace, rest: list[str]) -> None:
-    data = _source(options, rest).load()
+    data = _source(options, rest).load(options.trust_env)
     print(data.describe())
     if options.plot is not None:
         from ddice.pictures import dataset_overview
@@ -84,8 +87,8 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what loading warns of are findings here
-            data = source.load()
-        found: Sequence[quality.Finding] = quality.check(data)
+            data = source.load(options.trust_env)
+        found: Sequence[quality.Finding] = quality.check(data, trust_env=options.trust_env)
     except (ValueError, TypeError) as error:
         found = [quality.unreadable(error)]
     if options.json:

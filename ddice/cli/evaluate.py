@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ddice.cli.acting import acting, add_acting_options
-from ddice.cli.command import add_command, add_trust
+from ddice.cli.command import add_command, add_trust, add_trust_env
 from ddice.core.config import import_function
 from ddice.core.storage import write_bytes
 from ddice.pictures import (
@@ -61,6 +61,7 @@ def register(commands: Any) -> None:
     command.add_argument("--deterministic", action="store_true", help="fixed latents and argmax")
     add_acting_options(command)
     add_trust(command)
+    add_trust_env(command)
     command.add_argument(
         "--q",
         help='"module:function" of the critic, for a policy that selects by a callable of your own',
@@ -141,6 +142,7 @@ def _play(
         deterministic=options.deterministic,
         progress=not options.no_progress,
         on_step=on_step,
+        trust_env=options.trust_env,
     )
 
 
@@ -163,15 +165,13 @@ def _check_render(options: argparse.Namespace, env: Any) -> Maze | None:
             "there is nothing to render: the policy records no environment; give --env"
         )
     if Path(options.render).suffix == ".gif":
-        require_rendering(
-            env
-            # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is
-            # not there
-        )
+        # before anything else imports MuJoCo, which fails at once where MUJOCO_GL names what is
+        # not there
+        require_rendering(env, options.trust_env)
         return None
-    maze = read_maze(env)
+    maze = read_maze(env, options.trust_env)
     if maze is None:
-        require_rendering(env)
+        require_rendering(env, options.trust_env)
     return maze
 
 
@@ -188,5 +188,6 @@ def _render(options: argparse.Namespace, env: Any, maze: Maze | None, recorder: 
         fps=options.render_fps,
         max_frames=options.render_frames,
         width=options.render_width,
+        trust_env=options.trust_env,
     )
     (write_gif if path.suffix == ".gif" else write_strip)(film, path)

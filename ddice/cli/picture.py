@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ddice.cli.command import add_command, add_trust
-from ddice.core.reading import read_json
+from ddice.cli.command import add_command, add_trust, add_trust_env
 from ddice.data import Transitions
 from ddice.pictures import Maze, Recording, decision, ratio_map, read_maze, record, trajectories
 from ddice.pictures.maze import far_apart, position_columns
 from ddice.policies.policy import Policy, load_policy
+from ddice.runs.folder import read_recipe
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import Training
 
@@ -52,6 +52,7 @@ def register(commands: Any) -> None:
     command.add_argument("--device", default="auto")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     add_trust(command)
+    add_trust_env(command)
 
 
 @dataclass
@@ -68,22 +69,16 @@ class _Subject:
     def __post_init__(self) -> None:
         self.policy = load_policy(self.path, device=self.options.device, trust=self.options.trust)
         if self.policy.spec.env is not None:
-            self.maze = read_maze(self.policy.spec.env)
+            self.maze = read_maze(self.policy.spec.env, self.options.trust_env)
 
     @property
     def recipe(self) -> Recipe:
-        path = self.path / "recipe.json"
-        if not path.exists():
-            raise ValueError(
-                f"{self.path} holds no recipe.json, which names the data and the backend: "
-                "expected the run folder of ddice train"
-            )
-        return Recipe.read(read_json(path), trust=self.options.trust)
+        return read_recipe(self.path, self.policy.config.notes, self.options.trust)
 
     @property
     def data(self) -> Transitions:
         if self._data is None:
-            self._data = self.recipe.data.load()
+            self._data = self.recipe.data.load(self.options.trust_env)
         return self._data
 
     @property
@@ -95,6 +90,7 @@ class _Subject:
                 episodes=options.episodes,
                 seed=options.seed,
                 progress=not options.no_progress,
+                trust_env=options.trust_env,
             )
         return self._recordings
 

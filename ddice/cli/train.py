@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ddice.cli.command import (
     add_command,
     add_listeners,
     add_trust,
+    add_trust_env,
     drawn,
     duration,
     listeners,
@@ -71,6 +73,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     add_trust(command)
+    add_trust_env(command)
     add_listeners(command)
 
 
@@ -80,7 +83,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     for line in unpublished(options.preset, recipe):
         print(line, file=sys.stderr)
     if options.dry_run:
-        _print_forecast(recipe)
+        _print_forecast(recipe, options.trust_env)
         return
     if options.tensorboard and options.run is None:
         raise ValueError("--tensorboard writes into the run folder: give --run")
@@ -92,6 +95,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             progress=not options.no_progress,
             checkpoint_every=options.checkpoint_every,
             listeners=heard,
+            trust_env=options.trust_env,
         )
     if options.run is None:
         print("the policy was not kept: give --run for that (trained parts are found again)")
@@ -106,8 +110,8 @@ def _draw(run: str | None, ended: str) -> None:
         plot(lambda: plot_metrics(Path(run, "metrics"), Path(run, "metrics.png"), ended))
 
 
-def _print_forecast(recipe: Recipe) -> None:
-    data = recipe.data.load()
+def _print_forecast(recipe: Recipe, trust_env: Sequence[str]) -> None:
+    data = recipe.data.load(trust_env)
     stages = forecast(recipe, data)
     table = len(data) * (2 * data.spec.observations.size + data.spec.actions.size + 3) * 4
     # Parameters, their average, gradients and two moments of Adam, 4 bytes each.

@@ -17,6 +17,7 @@ from ddice.core.cache import entry
 from ddice.core.config import Config
 from ddice.core.machine import versions
 from ddice.core.randomness import one_seed
+from ddice.data.allowed import trust_in
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
 from ddice.data.memory import memory_of, words
 from ddice.data.minari_store import dataset_metadata, has_dataset
@@ -128,7 +129,7 @@ def collect(
         )
     seed = one_seed(seed)
     record = _record(env, env_kwargs)
-    environment = make_env(record)
+    environment = make_env(record, trust_in(env, ()))
     try:
         require_boxes(environment)
         if remembered := memory_of(environment):

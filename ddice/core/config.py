@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 # the context in which pydantic reads: the modules whose classes may be imported, see `core.plugins`
@@ -34,6 +34,8 @@ def import_function(name: str, field: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     try:
+        if not attribute:
+            raise ValueError("it names no function")
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
@@ -42,6 +44,10 @@ def import_function(name: str, field: str) -> Any:
         ) from error
 
 
+# float32 ends near 1e38: this leaves eight decades for what is multiplied.
+LARGEST_NUMBER = 1e30
+LARGEST_COUNT = 2**31 - 1  # of steps, rows, units, episodes; nothing here could hold as many
+SEEDS = ("seed", "seeds")  # end the names of fields that take any integer
 TAGS = ("kind", "rule")  # the fields that say which member of a union a configuration is
 
 
@@ -75,6 +81,20 @@ def merge(base: Any, changes: Any) -> Any:
             key: merge(base[key], value) if key in base else value for key, value in changes.items()
         },
     }
+
+
+def _require_moderate(value: Any, is_seed: bool) -> None:
+    """Raise ValueError for a number that would only fail later."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    for one in numbers:
+        if isinstance(one, float) and abs(one) > LARGEST_NUMBER:
+            raise ValueError(
+                f"expected a number of at most {LARGEST_NUMBER:g}, which float32 can compute with, "
+                f"got {one:g}"
+            )
+    whole = [one for one in numbers if isinstance(one, int) and not is_seed]
+    if any(abs(one) > LARGEST_COUNT for one in whole):
+        raise ValueError(f"expected at most {LARGEST_COUNT:,}, got a number beyond that")
 
 
 def class_name(cls: type) -> str:
@@ -118,6 +138,8 @@ class Config(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
     is_abstract: ClassVar[bool] = True
+    is_measured: ClassVar[bool] = False
+    """Whether its numbers come from data and may be of any size."""
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
         super().__init_subclass__()
@@ -155,6 +177,13 @@ class Config(BaseModel):
         others.
         """
         return cls.model_validate(content, context={TRUST: tuple(trust)})
+
+    @field_validator("*")
+    @classmethod
+    def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
+        if not cls.is_measured:
+            _require_moderate(value, is_seed=str(info.field_name).endswith(SEEDS))
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -186,11 +186,7 @@ class Door:
         if not colon:
             return None
         if not trusted(module, trust):
-            raise ValueError(
-                f"{kind} is a class of the module {module!r}, which is not trusted: nothing was "
-                f"imported. If you know who wrote this, allow it: trust=[{module!r}], or "
-                f"--trust {module}"
-            )
+            raise ValueError(_not_trusted(f"{kind} is a class", module))
         return _final(_imported(kind, kind), base, kind)
 
     def _written_kind(self, cls: type[Config]) -> str:
@@ -200,15 +196,38 @@ class Door:
         return kind if offered == [name] else name
 
 
+def listed(module: str, trust: Sequence[str]) -> bool:
+    """Whether `trust` names a module, or a package around it."""
+    # With the dot, because trust in `mine` is none in `mineral`.
+    return EVERY_MODULE in trust or any(f"{module}.".startswith(f"{name}.") for name in trust)
+
+
 def trusted(module: str, trust: Sequence[str]) -> bool:
     """Whether a module may be imported to read a file: it, or a package around it, is in `trust`,
     or an installed package offers a class of it.
     """
-    # With the dot, because trust in `mine` is none in `mineral`.
-    if EVERY_MODULE in trust or any(f"{module}.".startswith(f"{name}.") for name in trust):
+    if listed(module, trust):
         return True
     offered = (entry for name in GROUPS for entry in entry_points(group=name))
     return any(entry.value.partition(":")[0] == module for entry in offered)
+
+
+def require_trusted_function(name: str, field: str, info: ValidationInfo) -> None:
+    """Raise ValueError where a file or an option names a function, "module:function", of a module
+    that it is not read with trust in; nothing is imported. What Python code says is its own.
+    """
+    if info.context is None and info.mode == "python":
+        return
+    module = name.partition(":")[0]
+    if not trusted(module, (info.context or {}).get(TRUST, ())):
+        raise ValueError(_not_trusted(f"{field} = {name!r} is a function", module))
+
+
+def _not_trusted(what: str, module: str) -> str:
+    return (
+        f"{what} of the module {module!r}, which is not trusted: nothing was imported. If you know "
+        f"who wrote this, allow it: trust=[{module!r}], or --trust {module}"
+    )
 
 
 def require_readable(value: Config) -> None:

@@ -70,6 +70,12 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())
 
 
+def content_digest(content: Any) -> str:
+    """32 hexadecimal digits of what JSON says, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def save_tensors(path: Path, kind: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """One safetensors file that carries its kind, the schema version, `meta` (JSON) and a digest
     of all that in its header.

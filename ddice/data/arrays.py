@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddice.core.config import unknown_name
+from ddice.core.config import LARGEST_COUNT, unknown_name
 from ddice.data.source import Leaves, Source, leaves_of, numeric
 
 KEYS = (
@@ -177,8 +177,10 @@ def _remember_dropped(
 
 def _cut_after(steps: int, terminations: np.ndarray) -> np.ndarray:
     """True in every `steps`-th row since the last termination."""
-    if steps < 1:
-        raise ValueError(f"expected episode_steps of at least 1, got {steps}")
+    if not isinstance(steps, (int, np.integer)) or not 1 <= steps <= LARGEST_COUNT:
+        raise ValueError(
+            f"expected episode_steps to be a whole number, 1 to {LARGEST_COUNT:,}, got {steps!r}"
+        )
     row = np.arange(len(terminations))
     first = np.maximum.accumulate(
         np.where(np.concatenate([[True], terminations[:-1]])[: len(row)], row, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddice.data.allowed import require_allowed, trust_in
 from ddice.data.paths import path_below
 from ddice.data.source import Bounds
 from ddice.data.spec import EnvRecord
@@ -78,22 +80,33 @@ def register_robotics() -> bool:
     return True
 
 
-def make_env(record: EnvRecord) -> gymnasium.Env[Any, Any]:
-    """The environment that a record describes. Raises ImportError, with what to install, when it
-    cannot be made here.
+def make_env(record: EnvRecord, trust_env: Sequence[str] = ()) -> gymnasium.Env[Any, Any]:
+    """The environment that a record describes, if Gymnasium's registry holds what makes it or
+    `trust_env` lists its module.
+
+    Raises ValueError for others, before anything is imported; ImportError, with what to install,
+    when it cannot be made here.
     """
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
     register_robotics()
     try:
+        require_allowed(record, trust_env)
+    except ImportError as error:
+        raise _not_made(record, error) from error
+    try:
         return gymnasium.make(EnvSpec.from_json(record.spec))
     except Exception as error:  # constructors raise whatever they like
-        raise ImportError(
-            f"expected to be able to make the environment {record.id!r}, got "
-            f"{type(error).__name__}: {error}; install what it needs (`pip install "
-            "'ddice[robotics]'` for mazes and Gymnasium-Robotics) or give env="
-        ) from error
+        raise _not_made(record, error) from error
+
+
+def _not_made(record: EnvRecord, error: Exception) -> ImportError:
+    return ImportError(
+        f"expected to be able to make the environment {record.id!r}, got "
+        f"{type(error).__name__}: {error}; install what it needs (`pip install "
+        "'ddice[robotics]'` for mazes and Gymnasium-Robotics) or give env="
+    )
 
 
 def record_of(env: Any) -> EnvRecord:
@@ -146,14 +159,14 @@ def _registered(env_id: str) -> EnvSpec:
         ) from error
 
 
-def inspect(env: Any, *, record: EnvRecord) -> Environment:
+def inspect(env: Any, *, record: EnvRecord, trust_env: Sequence[str] = ()) -> Environment:
     """Make the environment (unless it is given ready made), read what is needed, and close it
-    again.
+    again. trust_env: as for `make_env`, where the record alone says what to make.
     """
     import gymnasium
 
     given = isinstance(env, gymnasium.Env)
-    made: gymnasium.Env[Any, Any] = env if given else make_env(record)
+    made: gymnasium.Env[Any, Any] = env if given else make_env(record, trust_in(env, trust_env))
     try:
         space = made.action_space
         box = isinstance(space, gymnasium.spaces.Box)

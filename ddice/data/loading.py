@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ddice.core.config import LARGEST_NUMBER
 from ddice.data.bounds import ActionBounds, choose_bounds, to_unit
 from ddice.data.checks import (
     require_content,
@@ -40,6 +41,8 @@ from ddice.data.tasks import task_of
 from ddice.data.transitions import Transitions, build
 from ddice.data.view import Goal, choose_view, has_goals, observations_of, relabel
 
+PAIR = "expected reference_scores=(random, expert), two different finite returns"
+
 
 def load_dataset(
     source: Any,
@@ -53,6 +56,7 @@ def load_dataset(
     columns: ColumnNames | None = None,
     download: bool = True,
     cache: bool = True,
+    trust_env: Sequence[str] = (),
 ) -> Transitions:
     """Read a dataset as flat transitions.
 
@@ -75,6 +79,8 @@ def load_dataset(
     from files is kept for the next time,
         in `DDICE_CACHE` (else ~/.cache/ddice). The outcome is the same; a changed source or a
         damaged entry is read again.
+    trust_env: modules that a recorded environment may be made by, beside what Gymnasium's registry
+    holds: data with goals ask it where the goals are.
     Raises ValueError or TypeError for bad data, FileNotFoundError for a dataset that is not to be
     had, ImportError for a missing package.
     """
@@ -92,6 +98,7 @@ def load_dataset(
             episode_steps=episode_steps,
             cache=cache,
             columns=columns,
+            trust_env=trust_env,
         )
         for item, name in zip(items, names, strict=True)
     ]
@@ -105,7 +112,7 @@ def load_dataset(
     needs_goal = goal == "fixed" or (goal is None and has_goals(data))
     facts = None
     if record is not None and (given is not None or needs_goal):
-        facts = _inspect(env, record)
+        facts = _inspect(env, record, trust_env)
     view = choose_view(data, goal, facts)
     if given is not None and facts is not None:
         _check_fit(data, facts)
@@ -125,13 +132,14 @@ def load_dataset(
     )
 
 
-def _inspect(env: Any, record: EnvRecord) -> Environment:
+def _inspect(env: Any, record: EnvRecord, trust_env: Sequence[str]) -> Environment:
     try:
-        return inspect(env, record=record)
-    except ImportError as error:
+        return inspect(env, record=record, trust_env=trust_env)
+    except (ImportError, ValueError) as error:
         # Going on without the environment would let the view depend on what happens to be
-        # installed.
-        raise ImportError(
+        # installed, or trusted.
+        kind = ImportError if isinstance(error, ImportError) else ValueError
+        raise kind(
             f'{error}; with goal="observed" a recorded environment is not needed to load the data'
         ) from error
 
@@ -210,12 +218,12 @@ def _reference(
     environment that it records, and to no other task.
     """
     if given is not None:
-        random, expert = float(given[0]), float(given[1])
-        if not np.isfinite([random, expert]).all() or random == expert:
-            raise ValueError(
-                "expected reference_scores=(random, expert), two different finite returns, "
-                f"got {given}"
-            )
+        try:
+            random, expert = map(float, given)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{PAIR}, got {given!r}") from error
+        if not max(abs(random), abs(expert)) <= LARGEST_NUMBER or random == expert:
+            raise ValueError(f"{PAIR}, got {given!r}")
         return ReferenceScores(random=random, expert=expert, source="user")
     if played is None:
         return _recorded_reference(data)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ddice.data.allowed import require_allowed
 from ddice.data.checks import BYTES
-from ddice.data.environment import space_shapes
-from ddice.data.minari_store import SOURCE_KEY
+from ddice.data.environment import clean_record, register_robotics, space_shapes
+from ddice.data.minari_store import SOURCE_KEY, dataset_metadata
 from ddice.data.paths import keys_of, leaf_at
 from ddice.data.source import Bounds, Leaves, Source, leaves_of
 
@@ -27,7 +28,7 @@ class Episode:
     truncations: np.ndarray
 
 
-def read_minari(item: Any) -> Source:
+def read_minari(item: Any, trust_env: Sequence[str] = ()) -> Source:
     """Read a Minari id that is here or a `MinariDataset` (its selected episodes, in their order).
 
     Raises ValueError for spaces that are not supported and for episodes whose arrays do not fit
@@ -35,6 +36,8 @@ def read_minari(item: Any) -> Source:
     """
     import minari
 
+    if isinstance(item, str):
+        _require_spaces(item, trust_env)
     dataset = minari.load_dataset(item) if isinstance(item, str) else item
     shapes, bounds = _supported(dataset)
     # Decoding by Minari itself would cost a millisecond per episode.
@@ -52,6 +55,19 @@ def read_minari(item: Any) -> Source:
         source.reference = (float(low), float(high))
         source.reference_source = str(metadata.get(SOURCE_KEY, "Minari"))
     return source
+
+
+def _require_spaces(dataset_id: str, trust_env: Sequence[str]) -> None:
+    """Raise ValueError for a dataset without its spaces, which Minari asks the recorded
+    environment for, unless that may be made.
+    """
+    metadata = dataset_metadata(dataset_id)
+    if {"observation_space", "action_space"} <= metadata.keys():
+        return
+    if not isinstance(metadata.get("env_spec"), str):
+        raise ValueError(f"{dataset_id} records neither its spaces nor its environment")
+    register_robotics()
+    require_allowed(clean_record(metadata["env_spec"]), trust_env)
 
 
 def _supported(dataset: Any) -> tuple[dict[str, tuple[int, ...]], Bounds]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,10 +45,14 @@ class Finding(Config):
     advice: str
 
 
-def check(data: Transitions) -> tuple[Finding, ...]:
-    """All findings, errors first. What `load_dataset` refuses is not looked for again."""
+def check(data: Transitions, *, trust_env: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """All findings, errors first. What `load_dataset` refuses is not looked for again. trust_env:
+    as for `load_dataset`; the recorded environment is made.
+    """
     data, description = data.to("cpu"), data.describe()
     found = [finding for look in CHECKS for finding in look(data, description)]
+    if description.env is not None:
+        found += environment(data, trust_env)
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
@@ -352,7 +356,6 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
             advice="give env= to evaluate, or estimate with ddice.ope",
         )
         return
-    yield from environment(data)
     if description.reference is None:
         yield Finding(
             severity="note",
@@ -364,10 +367,10 @@ def reading(data: Transitions, description: Description) -> Iterator[Finding]:
         )
 
 
-def environment(data: Transitions) -> Iterator[Finding]:
+def environment(data: Transitions, trust_env: Sequence[str] = ()) -> Iterator[Finding]:
     """What is wrong with the recorded environment, which is made for that."""
     try:
-        remarks = try_environment(data.spec)
+        remarks = try_environment(data.spec, trust_env)
     except (ImportError, ValueError) as error:
         yield Finding(
             severity="error",

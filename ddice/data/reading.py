@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def read(
     episode_steps: int | None,
     cache: bool,
     columns: ColumnNames | None = None,
+    trust_env: Sequence[str] = (),
 ) -> Source:
     """Read one source; `name` is that of a dict of arrays or a frame. Raises ValueError, TypeError
     and OSError for what cannot be read.
@@ -65,7 +66,7 @@ def read(
             "expected episode_steps only for files and arrays without truncations, got it for "
             f"{item}: Minari records them"
         )
-    folder, reader = locate(item, download=download), partial(read_minari, item)
+    folder, reader = locate(item, download=download), partial(read_minari, item, trust_env)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     chosen = (
         None

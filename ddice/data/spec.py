@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ def _like(values: tuple[float, ...], reference: ArrayOrTensor) -> Any:
     return np.asarray(values, dtype=reference.dtype)
 
 
+FURTHEST = 1e15
+"""Deviations from the mean past which an observation is no observation: normalising layers square
+what comes in, and float32 ends at 1e38. There engines answer with NaN, or with a bound.
+"""
+
 WIDE = 1e30
 """A width whose products leave float32."""
 
@@ -36,10 +41,26 @@ def lies_aside(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.asarray((low > 0) | (high < 0) | (high - low > WIDE))
 
 
+def _plain(leaf: Any) -> Any:
+    """A leaf of an observation as an array or a tensor of numbers that are in memory. Raises
+    TypeError for others.
+    """
+    if not isinstance(leaf, Tensor):
+        return np.asarray(leaf)
+    if leaf.layout != torch.strided or leaf.is_meta or leaf.is_complex():
+        raise TypeError(
+            f"expected dense real numbers, got a {leaf.layout} tensor of {leaf.dtype} on "
+            f"{leaf.device}"
+        )
+    return leaf
+
+
 class BoxActions(Config):
     """Continuous actions in the box [low, high]; training sees them mapped to [-1, 1]. Only this
     class reads the bounds.
     """
+
+    is_measured: ClassVar[bool] = True
 
     kind: Literal["box"] = "box"
     low: tuple[float, ...]
@@ -103,7 +124,7 @@ class Observations(Config):
         the leaf whose key is missing or whose trailing shape differs.
         """
         if any(part.path for part in self.parts) and not isinstance(observation, Mapping):
-            flat = observation if isinstance(observation, Tensor) else np.asarray(observation)
+            flat = _plain(observation)
             if flat.ndim and flat.shape[-1] == self.size:
                 return flat
         leaves = []
@@ -123,8 +144,7 @@ class Observations(Config):
                     f"expected an array of shape {part.shape}, got a dict of {sorted(leaf)}: "
                     "is this the dataset's environment?"
                 )
-            if not isinstance(leaf, Tensor):
-                leaf = np.asarray(leaf)
+            leaf = _plain(leaf)
             rank = len(part.shape)
             if leaf.ndim < rank or tuple(leaf.shape[leaf.ndim - rank :]) != part.shape:
                 name = f"observation[{part.path!r}]" if part.path else "observation"
@@ -135,8 +155,11 @@ class Observations(Config):
             leaves.append(
                 leaf.reshape(*leaf.shape[: leaf.ndim - rank], int(np.prod(part.shape)))
             )  # not -1: a batch may be empty
-        if isinstance(leaves[0], Tensor):
+        tensors = [isinstance(leaf, Tensor) for leaf in leaves]
+        if all(tensors):
             return torch.cat(leaves, dim=-1)
+        if any(tensors):
+            raise TypeError("expected an observation of arrays or of tensors, got some of each")
         return np.concatenate(leaves, axis=-1)
 
 
@@ -144,6 +167,8 @@ class Normalizer(Config):
     """Mean and standard deviation of the flat observations; constant dimensions have a deviation
     of 1.
     """
+
+    is_measured: ClassVar[bool] = True
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -203,6 +228,8 @@ class RewardSummary(Config):
     the steps of an episode with reward <= 0.
     """
 
+    is_measured: ClassVar[bool] = True
+
     mean: float
     std: float
     positive_share: float | None = None
@@ -230,3 +257,12 @@ class Spec(Config):
     # `transitions.build`.
     fingerprint: str
     behaviour_fingerprint: str
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """How far from 0 each number of a flat observation may lie to be acted on."""
+        largest = float(np.finfo(np.float32).max)
+        return tuple(
+            min(abs(mean) + FURTHEST * std, largest)
+            for mean, std in zip(self.normalizer.mean, self.normalizer.std, strict=True)
+        )

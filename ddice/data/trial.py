@@ -5,6 +5,7 @@ hours of training.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,15 +73,16 @@ def _require_actions(env: gymnasium.Env[Any, Any], spec: Spec) -> None:
         )
 
 
-def try_environment(spec: Spec) -> tuple[str, ...]:
+def try_environment(spec: Spec, trust_env: Sequence[str] = ()) -> tuple[str, ...]:
     """Makes the recorded environment, plays one step with the middle of the action bounds, and
     closes it -> what an evaluation will have to live with, in sentences.
 
-    Raises ImportError where it cannot be made here, ValueError where it does not fit or fails.
+    Raises ImportError where it cannot be made here, ValueError where it may not be made (see
+    `make_env`), does not fit or fails.
     """
     if spec.env is None:
         raise ValueError("expected a recorded environment to try, got none: give env=")
-    env = make_env(spec.env)
+    env = make_env(spec.env, trust_env)
     try:
         require_fit(env, spec)
         stepping.reset(env, seed=0)
@@ -98,7 +100,7 @@ def try_environment(spec: Spec) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def require_playable(spec: Spec) -> None:
+def require_playable(spec: Spec, trust_env: Sequence[str] = ()) -> None:
     """`try_environment`, whose remarks become warnings."""
-    for remark in try_environment(spec):
+    for remark in try_environment(spec, trust_env):
         warnings.warn(remark, UserWarning, stacklevel=2)

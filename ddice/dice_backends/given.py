@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, field_serializer, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_serializer, field_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from ddice.core.config import Config, import_function
+from ddice.core.plugins import require_trusted_function
 from ddice.core.randomness import Seed, plain_seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.diagnostics import ratio_metrics
@@ -25,6 +26,7 @@ from ddice.parts import loop
 from ddice.parts.fitting import Fits, GoesOn
 from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 
+NUMPY = ".npy"  # ends the name of a file of weights; other names are of functions
 RatioFunction = Callable[[Batch], Tensor]
 
 
@@ -88,6 +90,13 @@ class GivenRatio(Config, Fits["GivenRatioBackend"]):
             f"{type(source).__name__}"
         )
 
+    @field_validator("source", "q", mode="before")
+    @classmethod
+    def _check_trust(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and ":" in value and not value.endswith(NUMPY):
+            require_trusted_function(value, str(info.field_name), info)
+        return value
+
     @field_serializer("source", "q")
     def _serialise(self, value: Any) -> Any:
         return None if value is None else _digest(value)
@@ -123,7 +132,7 @@ class GivenRatioBackend(GoesOn):
         self._function: RatioFunction | None = None
         self._log_weights: Tensor | None = None
         source = config.source
-        if isinstance(source, str) and source.endswith(".npy"):
+        if isinstance(source, str) and source.endswith(NUMPY):
             source = _read_npy(Path(source))
         elif isinstance(source, str):
             source = import_function(source, "source")

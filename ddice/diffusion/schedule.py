@@ -6,8 +6,9 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from ddice.core.config import Config
 from ddice.core.plugins import Door
@@ -83,7 +84,17 @@ class VariancePreserving(NoiseSchedule):
 
     kind: Literal["vp"] = "vp"
     beta_min: float = Field(0.1, gt=0, description="noise rate at t = 0")
-    beta_max: float = Field(20.0, gt=0, description="noise rate at t = 1")
+    beta_max: float = Field(20.0, gt=0, description="noise rate at t = 1, no less than beta_min")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        # In the other order `time` has no real root past t = 1, where rounding leads.
+        if self.beta_max < self.beta_min:
+            raise ValueError(
+                f"expected beta_max of at least beta_min = {self.beta_min:g}, got "
+                f"{self.beta_max:g}: were they swapped?"
+            )
+        return self
 
     def log_alpha(self, t: Tensor) -> Tensor:
         # log alpha = -1/2 int_0^t beta(s) ds with beta(s) = beta_min + (beta_max - beta_min) s

@@ -9,6 +9,7 @@ import json
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddice.core.reading import parse_json, read_bytes
 from ddice.core.storage import append_line, load_tensors, save_tensors, write_bytes
 from ddice.parts.watcher import Watcher, WatcherFailed, due
 
@@ -27,6 +29,8 @@ Listener = Callable[[str, int, int, Mapping[str, Any]], None]
 CHECKPOINT = "checkpoint"
 # in the metrics of a look: who looked, and what its numbers depend on beyond the training
 WATCHER, IDENTITY = "watcher", "identity"
+# Two numbers for each of a dozen metrics every 100 steps: a million steps take 20 MB.
+METRICS_LIMIT = 1 << 30
 # beside the bar; the metrics file has all
 SHOWN = (
     "loss", "v_loss", "mean_ratio", "effective_sample_size", "temperature", "evaluation/score",
@@ -88,7 +92,8 @@ class Checkpoint:
 
 class MetricsFile:
     """JSON lines, one per log point and one per look of a watcher, which it names; after a resume,
-    lines past the resumed step are removed so that none is there twice.
+    lines past the resumed step are removed so that none is there twice. A line that cannot be read
+    goes too, and is named in a warning.
     """
 
     def __init__(self, path: Path, stage: str):
@@ -96,15 +101,27 @@ class MetricsFile:
         self.stage = stage
 
     def rewind(self, step: int) -> None:
-        if self.path.exists():
-            text = self.path.read_text()
+        if not self.path.exists():
+            return
+        content = read_bytes(self.path, METRICS_LIMIT)
+        kept = []
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                stage, done = read_place(parse_json(line))
+            except ValueError as error:
+                warnings.warn(
+                    f"{self.path}, line {number} cannot be read and is removed ({error}): the last "
+                    "line of a killed run may be half a line, which is written again",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                continue
             # Metrics are written more often than checkpoints: what lies past the checkpoint is done
             # again.
-            kept = "".join(
-                line + "\n" for line in text.splitlines() if _is_before(line, self.stage, step)
-            )
-            if kept != text:
-                write_bytes(self.path, kept.encode())
+            if stage != self.stage or done <= step:
+                kept.append(line + b"\n")
+        if b"".join(kept) != content:
+            write_bytes(self.path, b"".join(kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         append_line(self.path, json.dumps({"stage": self.stage, "step": step, **values}))
@@ -114,12 +131,13 @@ class MetricsFile:
         self.write(step, {WATCHER: watcher.name, IDENTITY: watcher.identity, **values})
 
 
-def _is_before(line: str, stage: str, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a killed run
-        return False
-    return bool(record["stage"] != stage or record["step"] <= step)
+def read_place(record: Any) -> tuple[str, int]:
+    """The stage and the step of a line of metrics. Raises ValueError for one that names none."""
+    fields = record if isinstance(record, dict) else {}
+    stage, step = fields.get("stage"), fields.get("step")
+    if not isinstance(stage, str) or not isinstance(step, int):
+        raise ValueError("it names no stage and step")
+    return stage, step
 
 
 @contextlib.contextmanager

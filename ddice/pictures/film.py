@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ddice.core.storage import write_bytes
+from ddice.data.allowed import trust_in
 from ddice.data.environment import close_environment, make_env, record_of
 from ddice.data.spec import EnvRecord
 from ddice.pictures.recording import Recording
@@ -70,20 +71,19 @@ def _off_screen() -> Iterator[None]:
             del os.environ["MUJOCO_GL"]
 
 
-def require_rendering(env: Any) -> None:
+def require_rendering(env: Any, trust_env: Sequence[str] = ()) -> None:
     """Render one frame and throw it away. Raises OSError, with how to mend it, where that is
-    impossible; ImportError without pillow.
+    impossible; ImportError without pillow, ValueError where the environment may not be made.
     """
     _pillow()
     record = rendering(env)
-    made = None
+    # What is missing or may not be made is said in words of its own.
+    with _off_screen():
+        made = make_env(record, trust_in(env, trust_env))
     try:
         with _off_screen():
-            made = make_env(record)
             made.reset(seed=0)
             frame: Any = made.render()
-    except ImportError:  # the environment itself is missing, and the message says what to install
-        raise
     except Exception as error:  # drivers raise whatever they like
         raise OSError(
             f"cannot render {record.id}: {type(error).__name__}: {error}. MuJoCo needs OpenGL: "
@@ -91,8 +91,7 @@ def require_rendering(env: Any) -> None:
             "MUJOCO_GL=osmesa (apt install libosmesa6); classic control and Box2D need pygame"
         ) from error
     finally:
-        if made is not None:
-            close_environment(made)
+        close_environment(made)
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         raise OSError(
             f"expected {record.id} to render arrays (H, W, 3), got {type(frame).__name__}: it "
@@ -115,6 +114,7 @@ def make_film(
     fps: int = FPS,
     max_frames: int = MAX_FRAMES,
     width: int = WIDTH,
+    trust_env: Sequence[str] = (),
 ) -> Film:
     """Plays recorded episodes again and keeps at most about `max_frames` frames, evenly spaced and
     at most `width` pixels wide.
@@ -128,8 +128,8 @@ def make_film(
             f"expected fps >= 1, max_frames >= 2 and width >= 32, got {fps}, {max_frames} and "
             f"{width}"
         )
-    require_rendering(env)
-    made = make_env(rendering(env))
+    require_rendering(env, trust_env)
+    made = make_env(rendering(env), trust_in(env, trust_env))
     _look_from_above(made)
     try:
         own_fps = float(made.metadata.get("render_fps") or fps)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ddice.data.allowed import trust_in
 from ddice.data.environment import close_environment, make_env, record_of
-from ddice.data.spec import EnvRecord, Spec
+from ddice.data.spec import Spec
 from ddice.pictures.style import ORANGE, WALL
 
 GOAL_RADIUS = (
@@ -42,13 +44,13 @@ class Maze:
         return left + inset, right - inset, bottom + inset, top - inset
 
 
-def read_maze(env: Any) -> Maze | None:
+def read_maze(env: Any, trust_env: Sequence[str] = ()) -> Maze | None:
     """The maze of an environment (an id, an `EnvSpec`, the record in `policy.spec.env`), or None
     where it is none.
 
-    Raises ImportError when the environment cannot be made.
+    Raises ImportError when the environment cannot be made, ValueError when it may not be.
     """
-    made = make_env(env if isinstance(env, EnvRecord) else record_of(env))
+    made = make_env(record_of(env), trust_in(env, trust_env))
     try:
         maze: Any = getattr(made.unwrapped, "maze", None)
         if not hasattr(maze, "maze_map"):

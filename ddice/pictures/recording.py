@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,7 @@ def record(
     parallel: int = 50,
     deterministic: bool = False,
     progress: bool = True,
+    trust_env: Sequence[str] = (),
 ) -> tuple[Evaluation, list[Recording]]:
     """`ddice.evaluate` with every step of every episode kept; the scores are the same."""
     recorder = Recorder(episodes, seed)
@@ -106,5 +107,6 @@ def record(
         deterministic=deterministic,
         progress=progress,
         on_step=recorder,
+        trust_env=trust_env,
     )
     return scores, recorder.recordings()

@@ -69,6 +69,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     about = {
         "observations": [part.model_dump(mode="json") for part in policy.spec.observations.parts],
         "observation_size": policy.spec.observations.size,
+        "limits": policy.spec.limits,
         "latents": policy.sampler.latents(config.candidates, actions.size).tolist(),
         "noise_scale": config.noise_scale,
         "batch": batch,
@@ -86,7 +87,7 @@ def export(policy: Policy, folder: str | Path, *, batch: int | None = None) -> P
     report = _parity(policy, ExportedPolicy(folder / "policy.onnx"), len(model))
     write_json(folder / "parity.json", report.model_dump(mode="json"))
     tolerance = max(TOLERANCE, ROUNDINGS * report.own_error)
-    if report.largest_error > tolerance or report.other_choices > MOST_TIES * report.decisions:
+    if not report.largest_error <= tolerance or report.other_choices > MOST_TIES * report.decisions:
         raise ValueError(
             f"the exported policy differs from the policy: {report} (tolerance "
             f"{tolerance:.0e}); see {folder / 'parity.json'}"

@@ -86,6 +86,7 @@ class ExportedPolicy:
             )
         self.about: dict[str, Any] = json.loads(properties["ddice"])
         self._latents = np.asarray(self.about["latents"], dtype=np.float32)
+        self._limits = np.asarray(self.about["limits"], dtype=np.float32)
         # of the generator; the session may be called by several threads
         self._lock = threading.Lock()
         self._generator = np.random.default_rng()
@@ -149,6 +150,11 @@ class ExportedPolicy:
             raise ValueError(
                 "the observation holds NaN or infinity at "
                 f"{np.argwhere(~np.isfinite(flat))[0].tolist()}"
+            )
+        if (far := np.abs(flat) > self._limits).any():
+            raise ValueError(
+                f"the observation at {np.argwhere(far)[0].tolist()} of shape {flat.shape} lies "
+                "further from the data than float32 can compute with: is it in other units?"
             )
         rows = np.atleast_2d(flat)
         if deterministic:

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from pydantic import Field
@@ -101,6 +101,20 @@ def check_selection(selection: Selection, candidates: int, q: QCallable | None) 
         selection.check_members(q.critic.members[-1])
 
 
+def require_finite_weights(sampler: Sampler, q: QCallable | None) -> None:
+    """Raise ValueError, naming them, for weights that are NaN or infinite: some engines would play
+    an action in spite of them.
+    """
+    parts = {"sampler": sampler} | ({"q": q} if isinstance(q, QFunction) else {})
+    for part, module in parts.items():
+        for name, weights in module.state_dict().items():
+            if not torch.isfinite(weights).all().item():
+                raise ValueError(
+                    f"the weights {part}.{name} hold NaN or infinity: training diverged, or they "
+                    "were damaged before they were saved; train again"
+                )
+
+
 class Policy:
     """observation -> K candidates -> the bounds -> selection by Q -> an action in the
     environment's units.
@@ -120,6 +134,8 @@ class Policy:
         check_noise(config.candidates, config.noise_scale)
         self.config, self.spec, self.sampler = config, spec, sampler.eval().requires_grad_(False)
         self.q = q.eval().requires_grad_(False) if isinstance(q, QFunction) else q
+        require_finite_weights(self.sampler, self.q)
+        self._limits = torch.tensor(spec.limits, dtype=torch.float32, device="cpu")
         self.settings, self.engine = settings, make_engine(settings, self.procedure)
         # Counted on the device, so that acting need not wait for it; under a lock, because several
         # threads may act with one policy.
@@ -250,13 +266,14 @@ class Policy:
         if isinstance(self.q, QFunction):
             self.q.to(device)
 
-    def _observations(self, observation: Any) -> tuple[Tensor, bool]:
-        """A native observation -> (B, S) float32 where it is, and whether it was a single one.
-        The engine takes it to the device.
+    def _observations(self, observation: Any) -> tuple[Tensor, bool, bool]:
+        """A native observation -> (B, S) float32 where it is, whether it was a single one, and
+        whether it came in tensors. The engine takes it to the device.
         """
         flat = self.spec.observations.flatten(observation)
         # a tensor stays where it is: the engine takes it to the device
-        where = flat.device if isinstance(flat, Tensor) else "cpu"
+        as_tensor = isinstance(flat, Tensor)
+        where = flat.device if as_tensor else "cpu"
         tensor = torch.as_tensor(flat, dtype=torch.float32, device=where)
         if tensor.ndim not in (1, 2):
             raise ValueError(
@@ -265,16 +282,29 @@ class Policy:
             )
         if tensor.ndim == 2 and not len(tensor):
             raise ValueError("expected at least one observation, got an empty batch")
-        # The sum first: a single number comes from the device, and each is looked at only on
-        # suspicion.
-        if not math.isfinite(tensor.sum().item()) and len(
-            bad := torch.nonzero(~torch.isfinite(tensor))
-        ):  # a sum may be infinite by itself
+        # A single number comes from the device, and each is looked at only on suspicion.
+        near = tensor.abs() <= self._limits.to(tensor.device)  # False for NaN
+        if not near.all().item():
+            self._refuse(tensor, near)
+        single = tensor.ndim == 1
+        return (tensor[None] if single else tensor), single, as_tensor
+
+    @staticmethod
+    def _refuse(
+        observations: Tensor,  # (S,) or (B, S)
+        near: Tensor,  # the same, bool
+    ) -> NoReturn:
+        """Raise ValueError for the first number that cannot be acted on."""
+        shape = tuple(observations.shape)
+        if len(bad := torch.nonzero(~torch.isfinite(observations))):
             raise ValueError(
-                f"the observation holds NaN or infinity at {bad[0].tolist()} of shape "
-                f"{tuple(tensor.shape)}: a policy cannot act on it"
+                f"the observation holds NaN or infinity at {bad[0].tolist()} of shape {shape}: a "
+                "policy cannot act on it"
             )
-        return (tensor[None], True) if tensor.ndim == 1 else (tensor, False)
+        raise ValueError(
+            f"the observation at {torch.nonzero(~near)[0].tolist()} of shape {shape} lies further "
+            "from the data than float32 can compute with: is it in other units?"
+        )
 
     def _noise(
         self, batch: int, deterministic: bool, seed: int | Sequence[int] | None
@@ -345,7 +375,7 @@ class Policy:
         self, observation: Any, deterministic: bool = False, seed: int | Sequence[int] | None = None
     ) -> Choice:
         """All that `act` decides between, in [-1, 1]: the same candidates, and the same chosen."""
-        observations, _ = self._observations(observation)
+        observations, _, _ = self._observations(observation)
         return self.decide(observations, *self._noise(len(observations), deterministic, seed))
 
     def act(
@@ -358,10 +388,7 @@ class Policy:
         depend on its batch. seed: one number, or one per row (row i then depends on seed[i] alone).
         Raises ValueError for a wrong shape, NaN or infinity, and rather than return NaN.
         """
-        leaf = observation
-        while isinstance(leaf, Mapping):
-            leaf = next(iter(leaf.values()))
-        observations, single = self._observations(observation)
+        observations, single, as_tensor = self._observations(observation)
         noise, uniform = self._noise(len(observations), deterministic, seed)
         unit: Any = self.decide(observations, noise, uniform).actions
         if math.isnan(unit.sum().item()):
@@ -370,9 +397,7 @@ class Policy:
                 f"the policy has no action for row {row} but NaN: the observation lies far "
                 "outside its data, or its training diverged"
             )
-        actions = self.spec.actions.from_unit(
-            unit if isinstance(leaf, Tensor) else unit.cpu().numpy()
-        )
+        actions = self.spec.actions.from_unit(unit if as_tensor else unit.cpu().numpy())
         return actions[0] if single else actions
 
     def predict(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ddice.core.reading import parse_json, read_bytes
-from ddice.parts.loop import IDENTITY, WATCHER
+from ddice.parts.loop import IDENTITY, METRICS_LIMIT, WATCHER, read_place
 from ddice.parts.watcher import Watcher
 
 STAGES = ("prior", "backend", "extractor", "joint")
 EXPECTED = "_expected"  # "mean_ratio_expected" is what "mean_ratio" should be
-# Two numbers for each of a dozen metrics every 100 steps: a million steps take 20 MB.
-LIMIT = 1 << 30
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]
 
@@ -37,12 +34,11 @@ def read_metrics(folder: Path) -> Curves:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read_bytes(path, LIMIT).splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, METRICS_LIMIT).splitlines(), 1):
         try:
             record = parse_json(line)
-            if not isinstance(record["stage"], str) or not isinstance(record["step"], int):
-                raise TypeError("it names no stage and step")
-        except (ValueError, TypeError, KeyError) as error:
+            read_place(record)
+        except ValueError as error:
             warnings.warn(
                 f"{path}, line {number} cannot be read and is left out ({error})",
                 UserWarning,
@@ -61,12 +57,13 @@ def own_looks(content: bytes, watchers: Sequence[Watcher]) -> tuple[bytes, dict[
     kept = []
     for line in content.splitlines(keepends=True):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
+            _, step = read_place(record)
             look = (record[WATCHER], record[IDENTITY]) if WATCHER in record else None
-        except (ValueError, TypeError, KeyError):  # whoever reads the file says so
+        except (ValueError, KeyError):  # whoever reads the file says so
             look = None
         if look in own:
-            steps[record[WATCHER]].append(record["step"])
+            steps[record[WATCHER]].append(step)
         if look is None or look in own:
             kept.append(line)
     return b"".join(kept), steps

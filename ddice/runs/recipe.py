@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ddice.core.config import Config
 from ddice.data import Transitions, load_dataset
+from ddice.data.allowed import require_allowed_id
 from ddice.dice_backends import AnyBackend, PiecewiseF
 from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.extractors import AnyExtractor, GuideThenSelect
@@ -48,8 +49,9 @@ class DataSource(Config):
     fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
     fraction_seed: int = 0
 
-    def load(self) -> Transitions:
-        """Read the dataset."""
+    def load(self, trust_env: Sequence[str] = ()) -> Transitions:
+        """Read the dataset; trust_env: as for `ddice.load_dataset`, and for `env`."""
+        require_allowed_id(self.env, trust_env)
         source = list(self.source) if isinstance(self.source, tuple) else self.source
         data = load_dataset(
             source,
@@ -60,6 +62,7 @@ class DataSource(Config):
             env=self.env,
             episode_steps=self.episode_steps,
             columns=self.columns,
+            trust_env=trust_env,
         )
         # A subset of everything would describe itself as a part of the data.
         return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
@@ -79,8 +82,9 @@ class EvaluationSettings(Config):
         *,
         progress: bool = True,
         on_step: Callable[[evaluation.Moment], None] | None = None,
+        trust_env: Sequence[str] = (),
     ) -> evaluation.Evaluation | None:
-        """The scores, or None for 0 episodes; on_step as in `ddice.evaluate`."""
+        """The scores, or None for 0 episodes; on_step and trust_env as in `ddice.evaluate`."""
         if not self.episodes:
             return None
         return evaluation.evaluate(
@@ -91,6 +95,7 @@ class EvaluationSettings(Config):
             deterministic=self.deterministic,
             progress=progress,
             on_step=on_step,
+            trust_env=trust_env,
         )
 
 

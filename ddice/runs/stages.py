@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from ddice.data import Batch, Transitions
 from ddice.diffusion.prior import Prior
@@ -35,8 +36,9 @@ class Stages(ABC):
     it reads are there: an extractor may begin as a copy of the trained prior.
     """
 
-    def __init__(self, recipe: Recipe, data: Transitions):
+    def __init__(self, recipe: Recipe, data: Transitions, trust_env: Sequence[str] = ()):
         self.recipe = recipe
+        self.trust_env = trust_env
         self.device = loop.resolve_device(recipe.device)
         self.data = data.to(self.device)
 
@@ -73,13 +75,32 @@ class Stages(ABC):
             if with_backend:
                 backend = recipe.backend.build(spec, recipe.seed)
             recipe.extractor.check(prior, backend)
+        for message in self._untrained(backend):
+            warnings.warn(message, UserWarning, stacklevel=2)
         if recipe.evaluation.episodes and spec.env is None:
             raise ValueError(
                 "the data record no environment to play in: give its id as data.env, or train "
                 "without evaluation.episodes (0)"
             )
         if recipe.evaluation.episodes:
-            evaluation.require_playable(spec)
+            evaluation.require_playable(spec, self.trust_env)
+
+    def _untrained(self, backend: RatioSource | None) -> list[str]:
+        """What is to be used without a step of training, in sentences."""
+        recipe = self.recipe
+        steps, extractor = recipe.steps, recipe.extractor
+        together = recipe.schedule == "joint"
+        asked = {
+            "prior": extractor.needs_prior,
+            "backend": backend is not None and backend.trains,
+            "extractor": extractor.needs_ratio and not together,
+        }
+        return [
+            f"steps.{stage} = 0: the {stage} stays as it was initialised, and what comes after "
+            "uses it untrained"
+            for stage, is_used in asked.items()
+            if is_used and getattr(steps, stage) == 0
+        ]
 
     def all(
         self, *, with_backend: bool = True

@@ -16,13 +16,14 @@ from pydantic import Field, ValidationError
 
 from ddice.core.config import Config
 from ddice.core.reading import plain_text, read_json
-from ddice.core.storage import write_json
+from ddice.core.storage import content_digest, write_json
 
 EVERY = 1.0  # seconds between two writes within a stage
 GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
 FILE, LOCK, MARKER = ".status.json", ".lock", ".lock.marker"
 # what file systems without locks answer: some network and container mounts
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+DIGEST = "digest"  # of all else in the file
 LIMIT = 1 << 20  # bytes of a status
 ENDS = (KeyboardInterrupt, SystemExit)
 
@@ -86,8 +87,9 @@ class Reporter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
+        content = self.status.model_dump(mode="json")
         # Atomic, so that nobody reads half of a status.
-        write_json(self.folder / FILE, self.status.model_dump(mode="json"))
+        write_json(self.folder / FILE, {**content, DIGEST: content_digest(content)})
 
 
 @contextlib.contextmanager
@@ -170,8 +172,15 @@ def _acquired(folder: Path, timeout: float, say: bool = True) -> BaseFileLock:
 
 
 def read_status(folder: Path) -> Status:
-    """What is going on in a run folder. Raises FileNotFoundError where nothing ever ran."""
+    """What is going on in a run folder. Raises FileNotFoundError where nothing ever ran, ValueError
+    for a status that cannot be read or is not as it was written.
+    """
     status = _read(folder)
+    if status is None and os.path.lexists(folder / FILE):
+        raise ValueError(
+            f"{folder / FILE} is damaged, so nobody knows what is going on there; checkpoints and "
+            "policies are other files: run the same command again to go on"
+        )
     if status is None:
         raise FileNotFoundError(
             f"{folder} holds no run: expected a folder that was given as --run to ddice train "
@@ -222,8 +231,13 @@ def _duration(seconds: float) -> str:
 
 
 def _read(folder: Path) -> Status | None:
+    """None for what is missing or damaged; those of earlier versions have no digest."""
     try:
-        return Status.model_validate(read_json(folder / FILE, LIMIT))
+        content = read_json(folder / FILE, LIMIT)
+        digest = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        if digest not in (None, content_digest(content)):
+            return None
+        return Status.model_validate(content)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, ValidationError):
         return None
 

@@ -20,9 +20,9 @@ from ddice.parts.stage import Stage, run_stage
 from ddice.parts.watcher import looks
 from ddice.policies.evaluation import Evaluation, Moment
 from ddice.policies.policy import Policy
-from ddice.runs.folder import check_run, claim_run
+from ddice.runs.folder import check_run, claim_run, note_of
 from ddice.runs.made_with import record_made_with
-from ddice.runs.metrics import LIMIT, own_looks
+from ddice.runs.metrics import own_looks
 from ddice.runs.recipe import Recipe
 from ddice.runs.stages import Stages
 from ddice.runs.status import hold, require_free
@@ -63,12 +63,13 @@ class Training(Stages):
         say: Say = print,
         only_found: bool = False,
         listeners: Sequence[loop.Listener] = (),
+        trust_env: Sequence[str] = (),
     ):
         if checkpoint_every < 1:
             raise ValueError(
                 f"expected checkpoint_every of at least 1 step, got {checkpoint_every}"
             )
-        super().__init__(recipe, data)
+        super().__init__(recipe, data, trust_env)
         self.folder = run
         self.progress = progress
         self.checkpoint_every = checkpoint_every
@@ -80,7 +81,7 @@ class Training(Stages):
         """All stages, then the policy. The behaviour policy needs no backend."""
         self.check(with_backend=with_backend)
         prior, backend, extractor = self.all(with_backend=with_backend)
-        notes = {"data": self.data.spec.fingerprint}
+        notes = {"data": self.data.spec.fingerprint, **note_of(self.recipe)}
         if backend is None:
             return Trained(extractor.policy(notes=notes), prior, None, extractor)
         notes |= {"backend": backend.kind, "ratio": backend.ratio_kind}
@@ -164,7 +165,7 @@ class Training(Stages):
         metrics = self._metrics(stage)
         if metrics is None or not metrics.exists():
             return {}
-        content = read_bytes(metrics, LIMIT)
+        content = read_bytes(metrics, loop.METRICS_LIMIT)
         own, steps = own_looks(content, stage.watchers)
         if own != content:
             write_bytes(metrics, own)
@@ -209,6 +210,7 @@ def train(
     checkpoint_every: int = CHECKPOINT_EVERY,
     say: Say = print,
     listeners: Sequence[loop.Listener] = (),
+    trust_env: Sequence[str] = (),
 ) -> tuple[Trained, Evaluation | None]:
     """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and
     evaluation.json; a killed call resumes exactly.
@@ -216,6 +218,7 @@ def train(
     The folder is claimed only when the data are there and the parts fit together, so that a mistake
     in the recipe can be mended in the same folder. One process at a time works in a folder: a
     second one is refused with OSError. listeners: called with stage, steps done, of steps, metrics.
+    trust_env: as for `ddice.evaluate` and `ddice.load_dataset`.
     """
     folder = None if run is None else Path(run)
     if folder is not None:
@@ -223,7 +226,7 @@ def train(
         # below, by `hold` and `claim_run`.
         require_free(folder)
         check_run(folder, recipe)
-    data = recipe.data.load() if data is None else data
+    data = recipe.data.load(trust_env) if data is None else data
     training = Training(
         recipe,
         data,
@@ -232,11 +235,13 @@ def train(
         checkpoint_every=checkpoint_every,
         say=say,
         listeners=listeners,
+        trust_env=trust_env,
     )
     training.check()
     if folder is None:
         trained = training.train()
-        return trained, recipe.evaluation.evaluate(trained.policy, progress=progress)
+        scores = recipe.evaluation.evaluate(trained.policy, progress=progress, trust_env=trust_env)
+        return trained, scores
     with hold(folder) as reporter:
         claim_run(folder, recipe)
         record_made_with(folder, training.device)
@@ -248,6 +253,7 @@ def train(
             trained.policy,
             progress=progress,
             on_step=episodes_over(reporter, recipe.evaluation.episodes),
+            trust_env=trust_env,
         )
         if scores is not None:
             write_json(folder / "evaluation.json", scores.model_dump(mode="json"))

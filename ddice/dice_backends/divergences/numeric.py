@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_serializer, field_validator, model_validator
 from torch import Tensor
 
 from ddice.core.config import import_function
+from ddice.core.plugins import require_trusted_function
 from ddice.dice_backends.divergences import inversion
 from ddice.dice_backends.divergences.divergence import FDivergence, exponent_cut
 
@@ -40,8 +41,11 @@ class NumericDivergence(FDivergence):
 
     @field_validator("function", mode="before")
     @classmethod
-    def _check_function(cls, function: Any) -> Any:
-        if callable(function) or (isinstance(function, str) and ":" in function):
+    def _check_function(cls, function: Any, info: ValidationInfo) -> Any:
+        if isinstance(function, str) and ":" in function:
+            require_trusted_function(function, "function", info)
+            return function
+        if callable(function):
             return function
         raise ValueError(
             f'expected a callable x -> f(x) or its "module:function", got {function!r}'

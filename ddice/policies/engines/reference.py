@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddice.dice_backends.q_function import QFunction
 from ddice.policies.engines.base import Choice, Engine, Procedure
 
 
@@ -42,4 +43,11 @@ class ReferenceEngine(Engine):
                 f"expected q(observations, actions) of shape (M, {batch * count}) or "
                 f"({batch * count},), got {tuple(q.shape)}"
             )
-        return self.procedure.selection.select(q.reshape(-1, batch, count), uniform)
+        # Networks of ours have finite weights; a callable of the user's may give anything.
+        scores = q.reshape(-1, batch, count)
+        if not isinstance(q_function, QFunction) and scores.isnan().any().item():
+            raise ValueError(
+                f"q(observations, actions) gave NaN for {int(scores.isnan().any(0).sum())} of "
+                f"{batch * count} candidates: nothing can be chosen by it"
+            )
+        return self.procedure.selection.select(scores, uniform)

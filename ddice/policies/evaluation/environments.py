@@ -5,10 +5,11 @@ remembered from one to the next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ddice.data.allowed import trust_in
 from ddice.data.environment import close_environment, make_env, record_of, register_robotics
 from ddice.data.memory import memory_of
 from ddice.data.spec import EnvRecord, Spec
@@ -69,9 +70,9 @@ class Arena:
             self.close(self._open[-1])
 
 
-def arena_of(env: AnyEnvironment | None, spec: Spec) -> Arena:
-    """Where to play. Raises ValueError where nothing says so, and for a ready-made environment
-    with running statistics; TypeError for a vector environment.
+def arena_of(env: AnyEnvironment | None, spec: Spec, trust_env: Sequence[str] = ()) -> Arena:
+    """Where to play; trust_env: as for `make_env`. Raises ValueError where nothing says so, and
+    for a ready-made environment with running statistics; TypeError for a vector environment.
     """
     import gymnasium
 
@@ -100,5 +101,5 @@ def arena_of(env: AnyEnvironment | None, spec: Spec) -> Arena:
         return Arena(lambda: ready, ready_made=True)
     if callable(env):
         return Arena(env, ready_made=False)
-    record = record_of(env)
-    return Arena(lambda: make_env(record), ready_made=False)
+    record, trust = record_of(env), trust_in(env, trust_env)
+    return Arena(lambda: make_env(record, trust), ready_made=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ddice.core.randomness import one_seed
@@ -33,6 +33,7 @@ def evaluate(
     max_episode_steps: int = LONGEST,
     progress: bool = True,
     on_step: Callable[[Moment], None] | None = None,
+    trust_env: Sequence[str] = (),
 ) -> Evaluation:
     """Plays exactly `episodes` episodes, each to its end, and scores them.
 
@@ -46,6 +47,8 @@ def evaluate(
     max_episode_steps: an episode that goes on for longer has no end, and is an error.
     on_step: is shown every step, in time order within an episode; episodes played in parallel
         alternate.
+    trust_env: modules that the recorded environment may be made by. Without it an environment
+        whose maker Gymnasium's registry does not hold is refused: a record may name any code.
 
     Raises ValueError without an environment, when its spaces do not fit the policy (before the
     first step), when it fails, does not end or remembers, and for actions or rewards that are not
@@ -56,7 +59,7 @@ def evaluate(
             "expected at least one episode, one copy of the environment and one step, got "
             f"episodes={episodes}, parallel={parallel} and max_episode_steps={max_episode_steps}"
         )
-    arena = arena_of(env, policy.spec)
+    arena = arena_of(env, policy.spec, trust_env)
     run = Run(policy, arena, one_seed(seed), episodes, deterministic, max_episode_steps, on_step)
     try:
         first = arena.open()
@@ -96,6 +99,7 @@ def evaluate_pair(
     parallel: int = 50,
     deterministic: bool = False,
     progress: bool = True,
+    trust_env: Sequence[str] = (),
 ) -> PairedEvaluation:
     """`evaluate` of two policies on the same starts, and their differences episode by episode.
 
@@ -113,6 +117,7 @@ def evaluate_pair(
             parallel=parallel,
             deterministic=deterministic,
             progress=progress,
+            trust_env=trust_env,
         )
         for policy in (first, second)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Evaluation(Config):
     step did; None where nobody can know, and `success_note` says why. seconds: the whole
     evaluation but for the making of environments; policy_seconds: the part spent in `policy.act`.
     """
+
+    is_measured: ClassVar[bool] = True
 
     env_id: str | None
     label: str

@@ -33,12 +33,14 @@ def compare(
     checkpoint_every: int = CHECKPOINT_EVERY,
     say: Say = print,
     listeners: Callable[[Path], Sequence[Listener]] = lambda folder: (),
+    trust_env: Sequence[str] = (),
 ) -> list[Result]:
     """All results of a comparison in the order of its cells; the run folder gets comparison.json,
     results.jsonl and a folder for each policy.
 
     One process at a time works in a folder: a second one is refused with OSError. listeners: made
-    for the folder of each policy, and called with stage, steps done, of steps, metrics.
+    for the folder of each policy, and called with stage, steps done, of steps, metrics. trust_env:
+    as for `ddice.evaluate` and `ddice.load_dataset`.
 
     Raises ValueError, before anything is trained, when a backend and an extractor do not fit
     together or nothing is to be played.
@@ -46,7 +48,7 @@ def compare(
     comparison.require_episodes()
     folder = Path(run)
     require_free(folder)
-    data = (comparison.recipe.data.load() if data is None else data).to(
+    data = (comparison.recipe.data.load(trust_env) if data is None else data).to(
         resolve_device(comparison.recipe.device)
     )  # once for all cells
     trainings = [
@@ -57,6 +59,7 @@ def compare(
             progress=progress,
             checkpoint_every=checkpoint_every,
             say=say,
+            trust_env=trust_env,
         )
         for cell in comparison.cells()
     ]
@@ -98,7 +101,10 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
     trained.policy.save(folder / "policy")
     settings = cell.recipe.evaluation
     scores = settings.evaluate(
-        trained.policy, progress=progress, on_step=episodes_over(listener, settings.episodes)
+        trained.policy,
+        progress=progress,
+        on_step=episodes_over(listener, settings.episodes),
+        trust_env=training.trust_env,
     )
     assert scores is not None
     write_json(folder / "evaluation.json", scores.model_dump(mode="json"))

@@ -4,16 +4,13 @@ what they depend on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ddice.core.config import Config
 from ddice.core.reading import parse_json, read_bytes
-from ddice.core.storage import append_line, write_bytes
+from ddice.core.storage import append_line, content_digest, write_bytes
 from ddice.data import Transitions
 from ddice.dice_backends import GivenRatio
 from ddice.policies.evaluation import Evaluation
@@ -101,7 +98,7 @@ class Results:
 
 def _line(result: Result) -> str:
     content = result.model_dump(mode="json")
-    return json.dumps({**content, DIGEST: _digest(content)})
+    return json.dumps({**content, DIGEST: content_digest(content)})
 
 
 def _read(line: bytes) -> Result:
@@ -112,11 +109,6 @@ def _read(line: bytes) -> Result:
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
     digest = content.pop(DIGEST, None)
-    if digest is not None and digest != _digest(content):
+    if digest is not None and digest != content_digest(content):
         raise ValueError("it does not have the digest that was written with it")
     return Result.model_validate(content)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
