@@ -129,7 +129,7 @@ MUTANTS = (
         "return 1.0",
         RATIOS,
     ),
-    Mutant("the discount cut", "bootstrap", "self.config.discount * X", "X", CRITIC),
+    Mutant("the discount cut", "bootstrap", "self.discount * X", "X", CRITIC),
     Mutant(
         "bootstrapping past the end",
         "bootstrap",

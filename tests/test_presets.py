@@ -18,7 +18,7 @@ import torch
 from ddice.cli import main
 from ddice.data import load_dataset
 from ddice.runs.folder import differences
-from ddice.runs.presets import PRESETS, REASONS, TASKS, describe, reason, unpublished
+from ddice.runs.presets import DOMAINS, PRESETS, REASONS, TASKS, describe, reason, unpublished
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import train
 
@@ -137,9 +137,10 @@ def test_paper_differs_from_official_in_the_printed_equations_only() -> None:
 
 def test_default_is_the_recipe_without_arguments() -> None:
     assert PRESETS["default"] == Recipe()
-    assert list(PRESETS)[:3] == ["default", "official", "paper"]
+    assert list(PRESETS)[: len(DOMAINS) + 3] == ["default", *DOMAINS, "official", "paper"]
     assert set(PRESETS) == {
         "default",
+        *DOMAINS,
         "official",
         "paper",
         *(f"official/{name}" for name in PUBLISHED_TASKS),

@@ -15,6 +15,7 @@ import torch
 
 from ddice import load_dataset
 from ddice.cli import main
+from ddice.cli.data import preset
 from ddice.data.quality import CHECKS, Finding, check, row_hashes
 from ddice.data.transitions import Transitions
 from ddice.pictures.dataset import BINS, histograms
@@ -336,10 +337,13 @@ def test_check_prints_findings_and_fails_for_errors(
 ) -> None:
     bounds = ["--action-bounds", "[-1, 1]"]
     assert main(["data", "check", write(tmp_path / "a.npz"), *bounds]) == 0
-    assert capsys.readouterr().out == (
+    findings, about = capsys.readouterr().out.split("\n\n", 1)
+    assert findings == (
         "note     no-environment: no environment is recorded\n         -> give env= to "
-        "evaluate, or estimate with ddice.ope\n0 errors, 0 warnings, 1 note\n"
+        "evaluate, or estimate with ddice.ope\n0 errors, 0 warnings, 1 note"
     )
+    data = load_dataset(str(tmp_path / "a.npz"), action_bounds=(-1, 1))
+    assert about == f"{data.describe().ahead}\n\n{preset(data.describe())}\n"
     flawed = write(tmp_path / "b.npz", rewards=np.zeros(200))
     assert main(["data", "check", flawed, *bounds]) == 1
     assert capsys.readouterr().out.startswith(

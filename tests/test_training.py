@@ -407,6 +407,7 @@ def test_the_notes_of_a_policy_say_where_it_comes_from(npz: Path) -> None:
     assert result.policy.config.notes == {
         "backend": "piecewise_f",
         "ratio": "action",
+        "discount": "0.99",
         "extractor": "guide_then_select",
         "data": data.spec.fingerprint,
         **note_of(small.recipe(npz, evaluation={"episodes": 0})),

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 from ddice.cli import collect
 from ddice.cli.command import add_command, add_trust_env
 from ddice.data import quality
+from ddice.data.description import Description
 from ddice.runs.options import parse_flags
+from ddice.runs.presets import fitting_preset
 from ddice.runs.recipe import DataSource
 
 MazeSize = Literal["umaze", "medium", "large"]
@@ -84,18 +86,28 @@ def _describe(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:
     source = _source(options, rest)
+    about = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what loading warns of are findings here
             data = source.load(options.trust_env)
         found: Sequence[quality.Finding] = quality.check(data, trust_env=options.trust_env)
+        description = data.describe()
+        about = [description.ahead, preset(description)]
     except (ValueError, TypeError) as error:
         found = [quality.unreadable(error)]
     if options.json:
         print(json.dumps([finding.model_dump() for finding in found], indent=2))
     else:
-        print(report(found))
+        print("\n\n".join(text for text in [report(found), *about] if text))
     return int(any(finding.severity == "error" for finding in found))
+
+
+def preset(description: Description) -> str:
+    """The preset that fits the data, and why, for people."""
+    name, reasons = fitting_preset(description)
+    lines = [f"{'preset':<15}{name}: {reasons[0]}", *(f"{'':15}{reason}" for reason in reasons[1:])]
+    return "\n".join([*lines, f"{'':15}-> ddice train --preset {name}; why: ddice presets {name}"])
 
 
 def report(found: Sequence[quality.Finding]) -> str:

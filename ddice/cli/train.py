@@ -19,9 +19,10 @@ from ddice.cli.command import (
     plot,
     read_fields,
 )
+from ddice.data import Transitions
 from ddice.runs.forecast import forecast
 from ddice.runs.metrics_figure import plot_metrics
-from ddice.runs.presets import PRESETS, unpublished
+from ddice.runs.presets import PRESETS, fitting_preset, unpublished
 from ddice.runs.recipe import Recipe
 from ddice.runs.training import CHECKPOINT_EVERY, train
 
@@ -52,10 +53,9 @@ def register(commands: Any) -> None:
     command = add_command(commands, "train", _train, text, Recipe, FIRST)
     command.add_argument(
         "--preset",
-        default="default",
         choices=PRESETS,
         metavar="NAME",
-        help="the recipe to start from: see ddice presets",
+        help="the recipe to start from, default unless said: see ddice presets",
     )
     command.add_argument("--config", metavar="FILE", help="JSON file of fields, over the preset")
     command.add_argument("--run", metavar="FOLDER", help="run folder: policy, metrics, scores")
@@ -78,9 +78,10 @@ def register(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    preset = PRESETS[options.preset].model_dump(mode="json")
+    name = options.preset or "default"
+    preset = PRESETS[name].model_dump(mode="json")
     recipe = Recipe.read(read_fields(options, rest, preset, Recipe), trust=options.trust)
-    for line in unpublished(options.preset, recipe):
+    for line in unpublished(name, recipe):
         print(line, file=sys.stderr)
     if options.dry_run:
         _print_forecast(recipe, options.trust_env)
@@ -96,6 +97,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             checkpoint_every=options.checkpoint_every,
             listeners=heard,
             trust_env=options.trust_env,
+            look=_say_what_fits if options.preset is None and options.config is None else None,
         )
     if options.run is None:
         print("the policy was not kept: give --run for that (trained parts are found again)")
@@ -103,6 +105,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         print(f"policy: {Path(options.run) / 'policy'}")
     if scores is not None:
         print(scores)
+
+
+def _say_what_fits(data: Transitions) -> None:
+    """Name the preset that fits the data, to those who asked for none."""
+    name, reasons = fitting_preset(data.describe())
+    if name != "default":
+        print(f"--preset {name} fits these data: {reasons[0]}", file=sys.stderr)
 
 
 def _draw(run: str | None, ended: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddice.data.horizon import Horizon
 from ddice.data.measures import EpisodeTotals
 from ddice.data.spec import FixedGoal, Spec
 
@@ -43,6 +44,8 @@ class Description:
     length_mean: float | None
     length_min: int | None
     length_max: int | None
+    reward_mean: float
+    horizon: Horizon | None
     terminations: int
     truncations: int | None
     dropped_rows: int
@@ -115,7 +118,40 @@ class Description:
             )
         lines += [("note", note) for note in self.notes]
         lines.append(("fingerprint", self.fingerprint))
-        return "\n".join(f"{label:<15}{text}" for label, text in lines)
+        return "\n".join([*_aligned(lines), *(["", self.ahead] if self.horizon else [])])
+
+    @property
+    def ahead(self) -> str:
+        """How far a critic has to see, as text: rewards, terminations, and what discounts make of
+        them. Empty for independent transitions.
+        """
+        if self.horizon is None:
+            return ""
+        horizon = self.horizon
+        ends = (
+            f"{horizon.hazard:.2g} per step, at the end of {horizon.terminated:.0%} of the episodes"
+        )
+        lines = [
+            ("reward", f"mean {self.reward_mean:.4g} per step"),
+            ("terminations", ends if horizon.hazard else "none"),
+        ]
+        if horizon.sparse:
+            lines.append(
+                ("sparse", f"{horizon.usual_share:.1%} of the rows have one and the same reward")
+            )
+        table = horizon.table(self.reward_mean)
+        return "\n".join(
+            [
+                *_aligned(lines),
+                "",
+                table,
+                f'discount "horizon" is {horizon.discount:g}: {horizon.reason}',
+            ]
+        )
+
+
+def _aligned(lines: list[tuple[str, str]]) -> list[str]:
+    return [f"{label:<15}{text}" for label, text in lines]
 
 
 def _short(values: tuple[float, ...]) -> str:
@@ -165,6 +201,8 @@ def describe(
         length_mean=None if lengths is None else float(lengths.mean()),
         length_min=None if lengths is None else int(lengths.min()),
         length_max=None if lengths is None else int(lengths.max()),
+        reward_mean=spec.rewards.mean,
+        horizon=spec.horizon,
         terminations=int(terminations.sum()),
         truncations=truncations,
         dropped_rows=provenance.dropped_rows,

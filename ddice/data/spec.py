@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.config import Config
+from ddice.data.horizon import Horizon
 from ddice.data.paths import keys_of
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
@@ -249,6 +250,7 @@ class Spec(Config):
     env: EnvRecord | None = None
     reference: ReferenceScores | None = None
     rewards: RewardSummary
+    horizon: Horizon | None = None  # of whole episodes; None for independent transitions
     transitions: int
     episodes: int
     source_rows: int

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddice.core.randomness import Seed, generator, randint
 from ddice.data.batch import Batch, InitialBatch
 from ddice.data.description import Description, Provenance, describe
+from ddice.data.horizon import horizon_of
 from ddice.data.measures import (
     EpisodeTotals,
     Pieces,
@@ -351,6 +352,7 @@ def build(
     measured = {
         "normalizer": normalizer,
         "rewards": reward_summary(rewards, totals),
+        "horizon": None if episodes is None else horizon_of(rewards, terminations != 0, episodes),
         "transitions": len(table),
         "episodes": 0 if episodes is None else int(episodes[-1]) + 1,
         "has_initial": starts is not None,

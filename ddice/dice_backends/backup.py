@@ -147,7 +147,7 @@ class LambdaReturnsTargets(Targets):
             torch.cat(values, -1),
             data.terminations,
             pieces,
-            discount=backend.config.discount,
+            discount=backend.discount,
             lam=self.config.lam,
         )
         # By the row of the source, as `batch.rows` is; rows that were dropped are never drawn.

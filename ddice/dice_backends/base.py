@@ -16,6 +16,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.diagnostics import ratio_metrics as ratio_metrics  # found here before
+from ddice.dice_backends.discount import Discount, resolve_discount
 from ddice.dice_backends.q_function import QFunction
 from ddice.dice_backends.rewards import AnyReward, Rewards, RewardTransform
 from ddice.dice_backends.temperature import Temperature
@@ -46,7 +47,7 @@ class BackendConfig(Config, Fits["Backend"], abstract=True):
             'strength of the f-divergence penalty in reward units, or a target such as "ess:0.3"'
         ),
     )
-    discount: float = Field(0.99, ge=0, lt=1)
+    discount: Discount = 0.99
     rewards: tuple[AnyReward, ...] = Field(
         (), description="ordered: return_range, minus_one_zero, standardize, scale"
     )
@@ -80,6 +81,7 @@ class Backend(Part):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
         self.rewards = Rewards(config.rewards, spec.rewards)
+        self._discount = resolve_discount(config.discount, spec)
         self.value_network = config.value.build(
             {"features": self.encoder.size}, 1, seed=seed, stream="value"
         )
@@ -99,8 +101,8 @@ class Backend(Part):
 
     @property
     def discount(self) -> float:
-        """gamma."""
-        return self.config.discount
+        """gamma: the configured number, or the one derived from the data."""
+        return self._discount
 
     @property
     def warm_up(self) -> int:
@@ -113,6 +115,14 @@ class Backend(Part):
         target effective sample size.
         """
         return self.log_temperature.exp()
+
+    @property
+    def in_force(self) -> dict[str, Tensor]:
+        """For the metrics, (*seeds): the temperature, and the discount where the data gave it."""
+        found = {"temperature": self.temperature.detach().clone()}
+        if isinstance(self.config.discount, str):
+            found["discount"] = torch.full_like(self.log_temperature, self.discount)
+        return found
 
     @property
     @abstractmethod
@@ -141,7 +151,7 @@ class Backend(Part):
         """r + gamma (1 - termination) V(s'), with transformed rewards; (*seeds, B)."""
         # Truncation is not termination: only a termination cuts the bootstrap. `where`, not a
         # product, keeps a non-finite V(s') behind a termination out of the value.
-        return self.rewards(batch.rewards) + self.config.discount * torch.where(
+        return self.rewards(batch.rewards) + self.discount * torch.where(
             batch.terminations, 0.0, next_values
         )
 
@@ -162,7 +172,7 @@ class Backend(Part):
         # Discounted sums of r in [r_min, r_max] lie in [r_min, r_max] / (1 - gamma). Zero is put
         # into the range, because after a termination no reward follows.
         low, high = (
-            float(bound) / (1 - self.config.discount)
+            float(bound) / (1 - self.discount)
             for bound in (rewards.min().clamp(max=0), rewards.max().clamp(min=0))
         )
         observations = data.sample(min(CHECKED_ROWS, len(data)), seed=0, step=0).observations.to(

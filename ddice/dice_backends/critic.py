@@ -200,5 +200,5 @@ class CriticBackend(WarmStartBackend):
             self.adapt_temperature(metrics["effective_sample_size"])
         return metrics | {
             "value": weighted_mean(values.detach(), batch.weights),
-            "temperature": self.temperature.detach().clone(),
+            **self.in_force,
         }

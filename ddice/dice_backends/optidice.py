@@ -201,7 +201,7 @@ class OptiDiceBackend(ValueOnlyBackend):
         self.absorbing_value = nn.Parameter(
             torch.full(
                 self.seed_shape,
-                self.rewards.absorbing / (1 - config.discount),
+                self.rewards.absorbing / (1 - self.discount),
                 dtype=torch.float32,
                 device="cpu",
             )
@@ -211,13 +211,13 @@ class OptiDiceBackend(ValueOnlyBackend):
     def _shift(self) -> Tensor:
         # V + lam / (1 - gamma) does not change under (V + c, lam - (1 - gamma) c). Detached: it
         # serves reports and Q, not the loss.
-        return self.lam.detach() / (1 - self.config.discount)
+        return self.lam.detach() / (1 - self.discount)
 
     @property
     def q(self) -> QFunction:
         q = super().q
         # e + V = r + gamma V(s'), and the shift of V(s') counts gamma times.
-        q.offset = self.config.discount * self._shift
+        q.offset = self.discount * self._shift
         return q
 
     def value(self, observations: Tensor) -> Tensor:
@@ -232,9 +232,9 @@ class OptiDiceBackend(ValueOnlyBackend):
         # `Backend.bootstrap` does, would let probability mass leave: E[w] = 1 could not hold and
         # the dual would have no lower bound.
         next_values = torch.where(batch.terminations, self.absorbing_value[..., None], next_values)
-        rows = self.rewards(batch.rewards) + self.config.discount * next_values - values
+        rows = self.rewards(batch.rewards) + self.discount * next_values - values
         # The self-loop: e = r_abs + gamma V_abs - V_abs, (*seeds), the same for every row.
-        loop_advantage = self.rewards.absorbing - (1 - self.config.discount) * self.absorbing_value
+        loop_advantage = self.rewards.absorbing - (1 - self.discount) * self.absorbing_value
         return torch.cat([rows, loop_advantage[..., None].expand_as(rows)], -1)
 
     def _expected(self, features: Tensor, actions: Tensor, sampled: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class OptiDiceBackend(ValueOnlyBackend):
         next_values = self.value_network(self.encoder(batch.next_observations)).squeeze(-1)
         initial_values = self.value_network(self.encoder(batch.initial.observations)).squeeze(-1)
         # (1 - gamma) E_mu0[V], (*seeds).
-        initial = (1 - self.config.discount) * weighted_mean(initial_values, batch.initial.weights)
+        initial = (1 - self.discount) * weighted_mean(initial_values, batch.initial.weights)
         sampled = self._sampled(batch, values, next_values)
         # Row i has a self-loop only if it terminates, else its loop has weight 0. The loops count
         # in E[w] = 1, because the absorbing state holds part of the mass. Shape (*seeds, 2 B).

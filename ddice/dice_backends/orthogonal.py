@@ -144,7 +144,7 @@ class OrthogonalDiceBackend(AveragedValueBackend):
         #   1 - lam = lam E_D[w (1 - gamma (1 - d))].
         # The factor of w is 1 at a termination (d = 1), and else 1 - gamma.
         flow = self.config.divergence.ratio(y) * torch.where(
-            batch.terminations, 1.0, 1 - self.config.discount
+            batch.terminations, 1.0, 1 - self.discount
         )
         balance = (
             weighted_mean(flow, batch.weights) * self.config.trade_off / (1 - self.config.trade_off)

@@ -104,7 +104,7 @@ class PairBackend(CriticBackend):
         self.values_are_returns = config.value_weight == 1
         if not self.values_are_returns:
             weight = config.value_weight
-            shift = -math.log(weight) / (1 - config.discount)
+            shift = -math.log(weight) / (1 - self.discount)
             warnings.warn(
                 f"value_weight {weight:.3g} forces a mean ratio of {weight:.3g} in every state and "
                 "adds about -log(value_weight) / (1 - discount) temperatures to every value, here "

@@ -103,7 +103,7 @@ class ValueOnlyBackend(WarmStartBackend):
             "cut_rate": weighted_mean(self.config.divergence.past_cut(y).to(y.dtype), weights),
             "td_error": weighted_mean(advantage.abs(), weights),
             "value": weighted_mean(values, weights),
-            "temperature": self.temperature.detach().clone(),
+            **self.in_force,
         }
 
 

@@ -41,7 +41,7 @@ class WarmStartBackend(Backend):
         warm_start_steps > 0.
         """
         if self.config.warm_start_steps:
-            returns = data.returns_to_go(self.rewards(data.rewards), self.config.discount)
+            returns = data.returns_to_go(self.rewards(data.rewards), self.discount)
             # Indexed by the row of the source, as `batch.rows` is; rows that were dropped keep 0
             # and are never drawn.
             self._returns = torch.zeros(

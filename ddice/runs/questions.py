@@ -48,6 +48,7 @@ READINGS = {
     ("backend", "v_loss"): Reading(CRITIC, "flat at the end"),
     ("backend", "q_loss"): Reading(CRITIC, "flat at the end"),
     ("backend", "td_error"): Reading(CRITIC, "flat, small beside the values"),
+    ("backend", "discount"): Reading(CRITIC, "taken from the data"),
     ("backend", "value"): Reading(CRITIC, "flat at the end, not running away"),
     ("backend", "selector_loss"): Reading(CRITIC, "falls, then is flat"),
     ("backend", "advantage_clip_rate"): Reading(CRITIC, "few"),

@@ -12,6 +12,8 @@ from ddice.core import cache
 from ddice.core.reading import read_bytes, require_regular
 from ddice.core.storage import load_tensors, save_tensors, write_bytes, write_json
 from ddice.data import Transitions
+from ddice.dice_backends.base import BackendConfig
+from ddice.dice_backends.discount import HORIZON
 from ddice.diffusion.prior import Prior
 from ddice.extractors import Extractor
 from ddice.parts import loop
@@ -85,7 +87,16 @@ class Training(Stages):
         if backend is None:
             return Trained(extractor.policy(notes=notes), prior, None, extractor)
         notes |= {"backend": backend.kind, "ratio": backend.ratio_kind}
+        if backend.discount is not None:
+            notes["discount"] = f"{backend.discount:g}"
         return Trained(extractor.policy(q=backend.q, notes=notes), prior, backend, extractor)
+
+    def _untrained_backend(self) -> RatioSource:
+        backend = super()._untrained_backend()
+        config, horizon = self.recipe.backend, self.data.spec.horizon
+        if isinstance(config, BackendConfig) and config.discount == HORIZON and horizon is not None:
+            self.say(f"backend: discount {horizon.discount:g}, {horizon.reason}")
+        return backend
 
     def do(self, stage: Stage) -> None:
         """Find the stage in the cache, or train it."""
@@ -211,6 +222,7 @@ def train(
     say: Say = print,
     listeners: Sequence[loop.Listener] = (),
     trust_env: Sequence[str] = (),
+    look: Callable[[Transitions], None] | None = None,
 ) -> tuple[Trained, Evaluation | None]:
     """Train and evaluate a recipe. With `run`, that folder gets recipe.json, metrics, policy and
     evaluation.json; a killed call resumes exactly.
@@ -219,6 +231,7 @@ def train(
     in the recipe can be mended in the same folder. One process at a time works in a folder: a
     second one is refused with OSError. listeners: called with stage, steps done, of steps, metrics.
     trust_env: as for `ddice.evaluate` and `ddice.load_dataset`.
+    look: called with the data before anything is trained.
     """
     folder = None if run is None else Path(run)
     if folder is not None:
@@ -238,6 +251,8 @@ def train(
         trust_env=trust_env,
     )
     training.check()
+    if look is not None:
+        look(data)
     if folder is None:
         trained = training.train()
         scores = recipe.evaluation.evaluate(trained.policy, progress=progress, trust_env=trust_env)

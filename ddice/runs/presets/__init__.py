@@ -1,9 +1,24 @@
-"""Named recipes: ddice's own default, the published implementation with its fifteen tasks, and
-the printed equations.
+"""Named recipes: ddice's own default and one for each domain, the published implementation with
+its fifteen tasks, and the printed equations.
 """
 
-from ddice.runs.presets.named import PRESETS, describe, unpublished
+from ddice.runs.presets.choices import Choice
+from ddice.runs.presets.domains import DOMAINS
+from ddice.runs.presets.fitting import fitting_preset
+from ddice.runs.presets.named import PRESETS, describe, unpublished, why
 from ddice.runs.presets.reasons import REASONS, reason
 from ddice.runs.presets.tasks import TASKS, Task
 
-__all__ = ["PRESETS", "REASONS", "TASKS", "Task", "describe", "reason", "unpublished"]
+__all__ = [
+    "DOMAINS",
+    "PRESETS",
+    "REASONS",
+    "TASKS",
+    "Choice",
+    "Task",
+    "describe",
+    "fitting_preset",
+    "reason",
+    "unpublished",
+    "why",
+]

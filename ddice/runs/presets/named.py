@@ -14,10 +14,14 @@ from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.solvers import PUBLISHED
 from ddice.extractors import GuideThenSelect
 from ddice.parts.part import Optimizer
+from ddice.runs.presets.choices import recipe_of
+from ddice.runs.presets.domains import ABOUT, DOMAINS
+from ddice.runs.presets.reasons import REASONS, reason
 from ddice.runs.presets.tasks import SOURCE, TASKS, Task
 from ddice.runs.recipe import EvaluationSettings, Recipe, Steps
 
 _RAW = FlattenEncoder(normalize=False)
+_DISCOUNT = 0.99  # published
 _PUBLISHED_OPTIMIZER = Optimizer(learning_rate=3e-4, weight_decay=1e-4)
 
 _OFFICIAL = Recipe(
@@ -31,6 +35,7 @@ _OFFICIAL = Recipe(
     ),
     backend=PiecewiseF(
         temperature=0.5,
+        discount=_DISCOUNT,
         rewards=(ReturnRange(),),
         encoder=_RAW,
         optimizer=_PUBLISHED_OPTIMIZER,
@@ -66,10 +71,9 @@ _OFFICIAL = Recipe(
 
 def _paper() -> Recipe:
     guidance = _OFFICIAL.extractor.guidance.model_copy(update={"rescale": Unscaled()})  # type: ignore[attr-defined]
-    printed = 1 - _OFFICIAL.backend.discount  # type: ignore[union-attr]
     return _OFFICIAL.model_copy(
         update={
-            "backend": _OFFICIAL.backend.model_copy(update={"value_weight": printed}),
+            "backend": _OFFICIAL.backend.model_copy(update={"value_weight": 1 - _DISCOUNT}),
             "extractor": _OFFICIAL.extractor.model_copy(
                 update={"guidance": guidance, "guidance_scale": 1.0}
             ),
@@ -87,12 +91,14 @@ def _of_tasks() -> dict[str, Recipe]:
 
 PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
+    **{name: recipe_of(choices) for name, choices in DOMAINS.items()},
     "official": _OFFICIAL,
     "paper": _paper(),
     **_of_tasks(),
 }
 _ABOUT = {
     "default": "ddice's own: minutes on a CPU, any continuous task",
+    **ABOUT,
     "official": (
         "the public implementation of Diffusion-DICE, meant for a GPU, with the settings of "
         "locomotion's medium tasks"
@@ -101,6 +107,9 @@ _ABOUT = {
         "the same with the paper's printed equations where the implementation departs from them"
     ),
 }
+
+
+_UNPUBLISHED = (("backend", "temperature"), ("extractor", "candidates"))
 
 
 def describe(name: str) -> str:
@@ -119,9 +128,8 @@ def unpublished(name: str, recipe: Recipe) -> list[str]:
     its results then say nothing about the paper's.
     """
     lines = []
-    for part, field in (
-        (("backend", "temperature"), ("extractor", "candidates")) if name != "default" else ()
-    ):
+    own = name == "default" or name in DOMAINS
+    for part, field in () if own else _UNPUBLISHED:
         value = getattr(getattr(recipe, part), field, None)
         if value == getattr(getattr(PRESETS[name], part), field):
             lines.append(
@@ -129,3 +137,14 @@ def unpublished(name: str, recipe: Recipe) -> list[str]:
                 f"{Task.model_fields[field].description}"
             )
     return lines
+
+
+def why(field: str, *names: str) -> str:
+    """Why these presets differ in a dotted field: what the preset of a domain says of its own
+    choice, else what holds of the published recipe.
+    """
+    for name in names:
+        for choice in DOMAINS.get(name, ()):
+            if choice.covers(field):
+                return choice.reason
+    return REASONS[reason(field)]
