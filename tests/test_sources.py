@@ -237,7 +237,11 @@ def test_what_is_no_file_or_another_kind_of_file(tmp_path: Path) -> None:
         ),
         ("empty.hdf5", b"", "cannot be read as HDF5"),
         ("empty.npz", b"", r"cannot be read as a \.npz"),
-        ("table.csv", b"1,2\n", r"expected a \.npz, \.hdf5 or \.h5 file .*got .*table\.csv"),
+        (
+            "table.parquet",
+            b"PAR1",
+            r"expected a \.npz, \.csv, \.hdf5 or \.h5 file .*got .*table\.parquet",
+        ),
     ):
         (tmp_path / name).write_bytes(content)
         for path in (tmp_path / name, str(tmp_path / name)):

@@ -19,7 +19,7 @@ from ddice.data.minari_reader import read_minari
 from ddice.data.minari_store import is_minari, locate
 from ddice.data.ogbench import is_ogbench, read_ogbench
 from ddice.data.source import Source
-from ddice.data.tables import csv_table, frame_table, is_frame
+from ddice.data.tables import CsvTable, frame_table, is_frame
 
 SUFFIXES = (".npz", ".csv", ".hdf5", ".h5")
 
@@ -106,8 +106,7 @@ def _read_file(
         if suffix == ".npz":
             return _read_npz(path, name, episode_steps, columns)
         if suffix == ".csv":
-            table = csv_table(path)
-            return read_table(table, name, columns=columns, episode_steps=episode_steps)
+            return read_table(CsvTable(path), name, columns=columns, episode_steps=episode_steps)
         return read_hdf5(path, name, episode_steps, columns)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

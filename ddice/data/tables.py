@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,35 @@ def _array(column: np.ndarray, name: str) -> np.ndarray:
     return np.stack([np.asarray(row) for row in column])
 
 
-def csv_table(path: Path) -> Mapping[str, np.ndarray]:
+class CsvTable(Mapping[str, np.ndarray]):
     """The columns of a CSV file by the names in its first row, as float64; true and false are 1
-    and 0. Raises ValueError, with the line, for what is no number and for rows of another length.
+    and 0. Columns that nobody asks for may hold anything.
+
+    Raises ValueError, with the line, for rows of another length, and for what is no number in a
+    column that is asked for.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        names = next(reader, [])
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"expected a first row with a name for each column, got {names}")
-        rows = [_numbers(row, names, reader.line_num) for row in reader if row]
-    table = np.array(rows, dtype=np.float64).reshape(-1, len(names))
-    return dict(zip(names, table.T, strict=True))
 
+    def __init__(self, path: Path) -> None:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"expected a first row with a name for each column, got {names}")
+            self._rows = [(reader.line_num, row) for row in reader if row]
+        for line, row in self._rows:
+            if len(row) != len(names):
+                raise ValueError(f"line {line}: expected {len(names)} values, got {len(row)}")
+        self._places = {name: place for place, name in enumerate(names)}
 
-def _numbers(row: Sequence[str], names: Sequence[str], line: int) -> list[float]:
-    if len(row) != len(names):
-        raise ValueError(f"line {line}: expected {len(names)} values, got {len(row)}")
-    return [_number(text, name, line) for text, name in zip(row, names, strict=True)]
+    def __getitem__(self, name: str) -> np.ndarray:
+        place = self._places[name]
+        return np.array([_number(row[place], name, line) for line, row in self._rows], np.float64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _number(text: str, name: str, line: int) -> float:
