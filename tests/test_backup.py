@@ -14,8 +14,17 @@ from tabular import RAW, TABLE, error, quick, random_problem, state_value, train
 import ddice
 from ddice.data import Transitions
 from ddice.data.measures import Pieces
-from ddice.dice_backends import FDice, Iql, LambdaReturns, OneStep, PiecewiseF
-from ddice.dice_backends.backup import lambda_returns
+from ddice.dice_backends import (
+    AdvantageHead,
+    DeterministicDice,
+    FDice,
+    Iql,
+    LambdaReturns,
+    OneStep,
+    PiecewiseF,
+)
+from ddice.dice_backends.backup import Backup, lambda_returns
+from ddice.dice_backends.divergences import HalfPearson
 from ddice.diffusion.networks import MLP
 from ddice.testing import check_backend, expectile, lambda_fixed_point
 from ddice.testing.example import example_data
@@ -153,7 +162,7 @@ def test_the_first_refresh_is_behind_the_warm_start() -> None:
     data = example_data()
     config = PiecewiseF(**SMALL, backup=OFTEN, warm_start_steps=3, discount=0.8)
     backend = trained(config, data, 3)
-    assert not backend.backup.returns.any()
+    assert backend.backup.returns.isnan().all()
     values = backend.value(data.next_observations).detach().double().numpy()
     for step in (3, 4):
         backend.update(data.sample(16, seed=0, step=step), step=step)
@@ -176,16 +185,75 @@ def test_rows_that_were_dropped_are_never_read() -> None:
         data = ddice.load_dataset(arrays, action_bounds=(-1, 1))
     assert data.rows.tolist() == [0, 1, 2, 4, 5, 6]
     backend = trained(PiecewiseF(**SMALL, backup=OFTEN), data, 1)
-    assert backend.backup.returns[[3, 7]].tolist() == [0, 0]
+    assert backend.backup.returns[[3, 7]].isnan().all()
     part = data.subset(0.5, seed=0)
     again = trained(PiecewiseF(**SMALL, backup=OFTEN), part, 1)
-    assert again.backup.returns.nonzero().flatten().tolist() == part.rows.tolist()
+    known = ~again.backup.returns.isnan()
+    assert known.nonzero().flatten().tolist() == part.rows.tolist()
 
 
 @pytest.mark.parametrize("part", [PiecewiseF, Iql])
 def test_conformance(part: Any) -> None:
     """Resumed between two refreshes, and with several seeds, among the rest."""
     check_backend(part(**SMALL, backup=OFTEN))
+
+
+# V alone: G stands for Q.
+
+NET = MLP(hidden=(8,), layer_norm=True)
+ALONE = DeterministicDice(
+    value=NET, advantage=AdvantageHead(network=NET), batch_size=16, temperature=2.0, discount=0.8
+)
+
+
+def alone(backup: Backup, warm_start_steps: int = 0) -> DeterministicDice:
+    return DeterministicDice(
+        **{**dict(ALONE), "backup": backup, "warm_start_steps": warm_start_steps}
+    )
+
+
+def test_conformance_of_v_alone() -> None:
+    check_backend(alone(OFTEN))
+
+
+def test_v_alone_compares_the_lambda_return_with_v() -> None:
+    """w = 1 + y where the divergence is Pearson's half, y = (G - V) / 2: G of the averaged V at
+    the last refresh, before step 4, and of rewards alone at lambda = 1, where it ends.
+    """
+    data = five_rows()
+    config = alone(LambdaReturns(lam=0.5, refresh_every=4)).model_copy(
+        update={"divergence": HalfPearson()}
+    )
+    backend = config.build(data.spec)
+    backend.prepare(data)
+    for step in range(6):
+        if step == 4:
+            with torch.no_grad():
+                values = backend.target(backend.encoder(data.next_observations)).squeeze(-1)
+            expected = recursion(data, values.double().numpy(), 0.8, 0.5)
+        backend.update(data.full(), step=step)
+    with torch.no_grad():
+        y = (torch.as_tensor(expected).float() - backend.value(data.observations)) / 2
+    torch.testing.assert_close(backend.ratio(data.full()), (1 + y).clamp(min=0))
+
+
+def test_the_ratio_of_v_alone_before_the_first_refresh() -> None:
+    """In a warm start, as joint training asks: with the V of that moment."""
+    data = example_data()
+    backend = trained(alone(OFTEN, warm_start_steps=5), data, 2)
+    values = backend.bootstrap_value(data.next_observations).detach().double().numpy()
+    found = backend.backup.latest(backend, data.full())
+    np.testing.assert_allclose(found, recursion(data, values, 0.8, 0.9), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_other_data_are_refused() -> None:
+    one, other = example_data().split(0.5, seed=0)
+    backend = trained(alone(OFTEN), one, 1)
+    with pytest.raises(ValueError, match="ask for ratios of that dataset"):
+        backend.log_ratio(other.full())
+    unprepared = alone(OFTEN).build(one.spec)
+    with pytest.raises(ValueError, match="of the dataset that was prepared for training"):
+        unprepared.log_ratio(one.full())
 
 
 @pytest.mark.oracle

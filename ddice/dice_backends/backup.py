@@ -1,5 +1,5 @@
-"""What Q regresses: the reward and the next value, or lambda-returns along the episodes of the
-data.
+"""What Q regresses, or what stands for Q where V is all that is learned: the reward and the next
+value, or lambda-returns along the episodes of the data.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Backup(Config, abstract=True):
 
 
 class Targets(nn.Module):
-    """The targets of Q, made of the live V of a backend. What lasts from step to step is a buffer,
-    so that it travels with the state of the backend.
+    """The targets, made of the V that a backend bootstraps from. What lasts from step to step is a
+    buffer, so that it travels with the state of the backend.
     """
 
     def prepare(self, backend: Backend, data: Transitions) -> None:
@@ -60,7 +60,13 @@ class Targets(nn.Module):
 
     @abstractmethod
     def targets(self, backend: Backend, batch: Batch, step: int) -> Tensor:
-        """What Q regresses at this step, (*seeds, B), without a gradient."""
+        """Those of a batch at this step of training, (*seeds, B), without a gradient."""
+
+    @abstractmethod
+    def latest(self, backend: Backend, batch: Batch) -> Tensor:
+        """The same for who reads and does not train. Raises ValueError for rows of other data
+        where targets are of rows.
+        """
 
 
 class OneStep(Backup):
@@ -77,7 +83,10 @@ class OneStepTargets(Targets):
 
     @torch.no_grad()
     def targets(self, backend: Backend, batch: Batch, step: int) -> Tensor:
-        return backend.bootstrap(batch, backend.value(batch.next_observations))
+        return backend.bootstrap(batch, backend.bootstrap_value(batch.next_observations))
+
+    def latest(self, backend: Backend, batch: Batch) -> Tensor:
+        return self.targets(backend, batch, backend.step)
 
 
 class LambdaReturns(Backup):
@@ -113,8 +122,10 @@ class LambdaReturnsTargets(Targets):
     def __init__(self, config: LambdaReturns, spec: Spec, seed: Seed):
         super().__init__()
         self.config = config
+        # NaN in rows that are not of the data: whoever reads them is told, and nobody is misled.
         shape = (*seed_shape(seed), spec.source_rows)
-        self.register_buffer("returns", torch.zeros(shape, dtype=torch.float32, device="cpu"))
+        unknown = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
+        self.register_buffer("returns", unknown)
         self._data: Transitions | None = None
         self._pieces: Pieces | None = None
 
@@ -133,13 +144,29 @@ class LambdaReturnsTargets(Targets):
         # would have read until then.
         if (step - backend.warm_up) % self.config.refresh_every == 0:
             self._refresh(backend, self._data, self._pieces)
-        rows = batch.rows.expand(*self.returns.shape[:-1], -1)
-        return self.returns.gather(-1, rows)
+        return self._of_rows(batch)
+
+    @torch.no_grad()
+    def latest(self, backend: Backend, batch: Batch) -> Tensor:
+        # Asked before the first refresh, by joint training in a warm start.
+        if self._data is not None and self._pieces is not None and self.returns.isnan().all():
+            self._refresh(backend, self._data, self._pieces)
+        if int(batch.rows.max()) < self.returns.shape[-1]:
+            returns = self._of_rows(batch)
+            if not bool(returns.isnan().any()):
+                return returns
+        raise ValueError(
+            "LambdaReturns know the rows of the dataset that was prepared for training, and these "
+            'are others: ask for ratios of that dataset, or train with backup="one_step"'
+        )
+
+    def _of_rows(self, batch: Batch) -> Tensor:
+        return self.returns.gather(-1, batch.rows.expand(*self.returns.shape[:-1], -1))
 
     def _refresh(self, backend: Backend, data: Transitions, pieces: Pieces) -> None:
         seeds = self.returns.shape[:-1]
         values = [
-            backend.value(observations.expand(*seeds, *observations.shape))
+            backend.bootstrap_value(observations.expand(*seeds, *observations.shape))
             for observations in torch.split(data.next_observations, ROWS_AT_ONCE)
         ]
         returns = lambda_returns(

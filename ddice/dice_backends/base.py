@@ -142,6 +142,10 @@ class Backend(Part):
         values: Tensor = self.value_network(self.encoder(observations))
         return values.squeeze(-1)
 
+    def bootstrap_value(self, observations: Tensor) -> Tensor:
+        """The V that targets look ahead with, (*seeds, B): the live one, for most."""
+        return self.value(observations)
+
     def scaled(self, advantage: Tensor) -> Tensor:
         """advantage / temperature, for advantages (*seeds, B)."""
         # (*seeds, 1) broadcasts over the batch.

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.randomness import Seed
-from ddice.data import Batch, Spec
+from ddice.data import Batch, Spec, Transitions
 from ddice.dice_backends.advantage import AdvantageHead, clipped_targets
+from ddice.dice_backends.backup import AnyBackup, OneStep
 from ddice.dice_backends.base import Polyak, RatioKind
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.divergences import Divergence, Piecewise
@@ -117,6 +118,11 @@ class AveragedValueBackend(ValueOnlyBackend):
         # V_bar, the bootstrap; without a Q in between, a live V would chase itself.
         self.target = copy.deepcopy(self.value_network).requires_grad_(False)
 
+    def bootstrap_value(self, observations: Tensor) -> Tensor:
+        """That of the averaged copy."""
+        values: Tensor = self.target(self.encoder(observations))
+        return values.squeeze(-1)
+
     def warm_start(self, batch: Batch, returns: Tensor, *, step: int) -> loop.Metrics:
         """One step of regressing V on returns-to-go; its averaged copy follows at once."""
         metrics = super().warm_start(batch, returns, step=step)
@@ -128,9 +134,13 @@ class AveragedValueBackend(ValueOnlyBackend):
 class DeterministicDice(AveragedValueConfig):
     """Semi-gradient DICE on V alone, r + gamma V(s') in place of Q: right for deterministic
     dynamics only, where it learns far quicker.
+
+    With `backup=LambdaReturns(...)` G stands for Q: the advantage G - V is the generalised one
+    (arXiv 1506.02438), of what the episode went on to do.
     """
 
     kind: Literal["deterministic"] = "deterministic"
+    backup: AnyBackup = Field(OneStep(), description="how far what stands for Q looks ahead")
     value_weight: float = Field(
         1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
     )
@@ -141,7 +151,7 @@ class DeterministicDice(AveragedValueConfig):
 
 class DeterministicDiceBackend(AveragedValueBackend):
     """min over V of E[f*(y) + c V / temperature], y = (r + gamma V_target(s') - V(s)) /
-    temperature. Action ratio.
+    temperature, or with another `backup` in place of r + gamma V_target(s'). Action ratio.
 
     In stochastic dynamics y carries the noise of s', and the ratio prefers lucky transitions.
     """
@@ -153,22 +163,19 @@ class DeterministicDiceBackend(AveragedValueBackend):
         super().__init__(config, spec, seed)
         # Another weight adds a constant to V at every bootstrap.
         self.values_are_returns = config.value_weight == 1
+        self.backup = config.backup.build(spec, seed)
 
-    def _advantage(self, batch: Batch, values: Tensor) -> Tensor:
-        # r + gamma (1 - d) V_bar(s') stands for Q(s, a). Semi-gradient: nothing flows through s',
-        # which makes w the action ratio (arXiv 2504.13368, proposition 1). The result keeps its
-        # gradient in V(s).
-        with torch.no_grad():
-            targets = self.bootstrap(
-                batch, self.target(self.encoder(batch.next_observations)).squeeze(-1)
-            )
-        return targets - values
+    def prepare(self, data: Transitions) -> None:
+        """Read the whole dataset where a warm start or the backup needs it. `fit` calls it; a
+        hand-written loop must.
+        """
+        super().prepare(data)
+        self.backup.prepare(self, data)
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
-        return self.config.divergence.log_ratio(
-            self.scaled(self._advantage(batch, self.value(batch.observations)))
-        )
+        advantage = self.backup.latest(self, batch) - self.value(batch.observations)
+        return self.config.divergence.log_ratio(self.scaled(advantage))
 
     def update(self, batch: Batch, *, step: int) -> loop.Metrics:
         """One joint step of V and the advantage head."""
@@ -177,7 +184,10 @@ class DeterministicDiceBackend(AveragedValueBackend):
             return self.warm_start(batch, returns, step=step)
         features = self.encoder(batch.observations)
         values = self.value_network(features).squeeze(-1)
-        advantage = self._advantage(batch, values)
+        # r + gamma (1 - d) V_bar(s') stands for Q(s, a). Semi-gradient: nothing flows through s',
+        # which makes w the action ratio (arXiv 2504.13368, proposition 1). The advantage keeps its
+        # gradient in V(s).
+        advantage = self.backup.targets(self, batch, step) - values
         y = self.scaled(advantage)
         # E_D[f*(y) + c V(s) / alpha], the V loss of Diffusion-DICE (arXiv 2407.20109) with the
         # sampled target in place of Q. One sample is no expectation: noise in s' enters w as if the
