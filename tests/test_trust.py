@@ -29,7 +29,7 @@ from ddice.dice_backends import FDice, GivenRatio
 from ddice.extractors import GaussianBC
 from ddice.pictures import make_film, read_maze, record
 from ddice.policies.policy import Policy
-from ddice.runs.recipe import Recipe
+from ddice.runs.recipe import DataSource, Recipe
 from ddice.runs.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
@@ -297,6 +297,36 @@ def test_a_recipe_imports_the_module_of_its_environment_only_when_it_is_allowed(
         said = capsys.readouterr()
         assert "imports the module 'foreign_envs', which is not trusted" in said.err + said.out
     assert not foreign.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_dry_run_takes_the_leave_too(
+    command: str, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an environment that the data record, and that no registry holds."""
+    load = DataSource.load
+
+    def foreign_data(source: DataSource, trust_env: Any = ()) -> Any:
+        data = load(source, trust_env)
+        data.spec = data.spec.model_copy(update={"env": changed(entry_point="foreign_envs:Env")})
+        return data
+
+    monkeypatch.setattr(DataSource, "load", foreign_data)
+    monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "cache"))
+    npz = small.write_npz(tmp_path / "set.npz")
+    fields = {
+        "data": {"source": str(npz), "env": small.ENV},
+        **{name: small.FIELDS[name] for name in ("prior", "steps", "evaluation")},
+    }
+    given = small.flags(npz)
+    if command == "compare":
+        parts = ["--backends", "piecewise_f", "--extractors", "gaussian_bc"]
+        given = [*small.flags(npz, fields, "recipe."), *parts]
+    line = [command, "--dry-run", "--run", str(tmp_path / "run"), *given]
+    assert main(line) == 1
+    assert not foreign.exists()
+    assert main([*line, "--trust-env", "foreign_envs"]) == 0
+    assert foreign.exists()
 
 
 # -- what the command line imports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     comparison = Comparison.read(fields, trust=options.trust)
     folder = Path(options.run)
     if options.dry_run:
-        _print_plan(comparison, folder)
+        _print_plan(comparison, folder, options.trust_env)
         return
     listeners(options, folder)  # what is missing is said before anything is trained
     with drawn(lambda ended: _draw(folder, ended)):
@@ -95,8 +96,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     print(f"\n{table}\n\nresults, plots and policies: {folder}")
 
 
-def _print_plan(comparison: Comparison, folder: Path) -> None:
-    tasks = plan(comparison, folder, comparison.recipe.data.load())
+def _print_plan(comparison: Comparison, folder: Path, trust_env: Sequence[str]) -> None:
+    data = comparison.recipe.data.load(trust_env)
+    tasks = plan(comparison, folder, data, trust_env=trust_env)
     for task in tasks:
         time = duration(task.seconds) if task.count else "found trained"
         print(f"{task.name:44} {task.count:9,} {task.unit:8} {time:>13}")

@@ -121,7 +121,7 @@ def _draw(run: str | None, ended: str) -> None:
 
 def _print_forecast(recipe: Recipe, trust_env: Sequence[str]) -> None:
     data = recipe.data.load(trust_env)
-    stages = forecast(recipe, data)
+    stages = forecast(recipe, data, trust_env=trust_env)
     table = len(data) * (2 * data.spec.observations.size + data.spec.actions.size + 3) * 4
     # Parameters, their average, gradients and two moments of Adam, 4 bytes each.
     training = max((stage.parameters for stage in stages), default=0) * 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +28,13 @@ class Forecast:
     seconds: float
 
 
-def forecast(recipe: Recipe, data: Transitions, *, steps: int = STEPS) -> list[Forecast]:
+def forecast(
+    recipe: Recipe, data: Transitions, *, steps: int = STEPS, trust_env: Sequence[str] = ()
+) -> list[Forecast]:
     """Time `steps` steps of each stage on the real data, after a few that are not counted;
-    nothing is kept.
+    nothing is kept. trust_env: as for `ddice.evaluate`; the environment is tried, too.
     """
-    timing = _Timing(recipe, data, steps)
+    timing = _Timing(recipe, data, steps, trust_env)
     timing.check()
     timing.all()
     return timing.found
@@ -40,8 +43,8 @@ def forecast(recipe: Recipe, data: Transitions, *, steps: int = STEPS) -> list[F
 class _Timing(Stages):
     """Does a few steps of each stage in place of all."""
 
-    def __init__(self, recipe: Recipe, data: Transitions, steps: int):
-        super().__init__(recipe, data)
+    def __init__(self, recipe: Recipe, data: Transitions, steps: int, trust_env: Sequence[str]):
+        super().__init__(recipe, data, trust_env)
         self.steps = steps
         self.found: list[Forecast] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,12 +15,15 @@ DECISIONS, STEPS = 3, 50  # that are measured
 USUAL_LENGTH = 1000  # steps of an episode without a time limit, as of most recorded tasks
 
 
-def evaluation_seconds(policy: Actor, *, episodes: int, parallel: int) -> float:
+def evaluation_seconds(
+    policy: Actor, *, episodes: int, parallel: int, trust_env: Sequence[str] = ()
+) -> float:
     """Seconds that `evaluate` takes at most: every episode goes on to the time limit of the
-    environment that the policy's data record. Raises what `evaluate` raises before its first step.
+    environment that the policy's data record; trust_env: as there. Raises what `evaluate` raises
+    before its first step.
     """
     rows = min(episodes, parallel)
-    arena = arena_of(None, policy.spec)
+    arena = arena_of(None, policy.spec, trust_env)
     try:
         env = arena.open()
         observation = stepping.reset(env, 0)

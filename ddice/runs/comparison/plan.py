@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,8 +48,10 @@ class _Known:
 class _Plan(Training):
     """Measures a few steps of each stage in place of training it; what is in the cache is done."""
 
-    def __init__(self, cell: Cell, data: Transitions, known: _Known):
-        super().__init__(cell.recipe, data, progress=False, say=lambda text: None)
+    def __init__(self, cell: Cell, data: Transitions, known: _Known, trust_env: Sequence[str]):
+        super().__init__(
+            cell.recipe, data, progress=False, say=lambda text: None, trust_env=trust_env
+        )
         self.cell = cell
         self.known = known
 
@@ -86,9 +89,11 @@ def _left(stage: Stage, entry: cache.Entry) -> int:
     return stage.stop - int(meta["step"])
 
 
-def plan(comparison: Comparison, run: Path, data: Transitions) -> list[Task]:
-    """What is left to do in the run folder, in order. Nothing is trained, kept or written. Raises
-    what `compare` raises before it trains.
+def plan(
+    comparison: Comparison, run: Path, data: Transitions, *, trust_env: Sequence[str] = ()
+) -> list[Task]:
+    """What is left to do in the run folder, in order. Nothing is trained, kept or written.
+    trust_env: as for `compare`. Raises what `compare` raises before it trains.
     """
     comparison.require_episodes()
     data = data.to(resolve_device(comparison.recipe.device))
@@ -100,10 +105,14 @@ def plan(comparison: Comparison, run: Path, data: Transitions) -> list[Task]:
         name = f"playing {cell.extractor}" + (f" of {cell.backend}" if cell.backend else "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts that have learned nothing: they have not
-            policy = _Plan(cell, data, known).train(with_backend=cell.backend is not None).policy
+            planned = _Plan(cell, data, known, trust_env)
+            policy = planned.train(with_backend=cell.backend is not None).policy
         if name not in known.paces:
             seconds = evaluation_seconds(
-                policy, episodes=settings.episodes, parallel=settings.parallel
+                policy,
+                episodes=settings.episodes,
+                parallel=settings.parallel,
+                trust_env=trust_env,
             )
             known.paces[name] = seconds / settings.episodes
         known.add(name, "episodes", settings.episodes)
