@@ -253,7 +253,9 @@ def test_the_backend_reaches_known_ratios(monkeypatch: pytest.MonkeyPatch, tmp_p
         "critic": small,
         "batch_size": 960,
     }
-    backend = namespace["Iql"](**settings).fit(known.data, steps=1000, progress=False, device="cpu")
+    backend = namespace["MyIql"](**settings).fit(
+        known.data, steps=1000, progress=False, device="cpu"
+    )
     batch = known.data.full()
     np.testing.assert_allclose(
         backend.value(batch.observations).detach().numpy(), known.value, atol=0.02
@@ -275,15 +277,15 @@ def test_the_backend_is_offered(
         namespace_of("page_own_backend", monkeypatch, {}),
     )
     install(tmp_path / "site", read_toml(blocks(page, "toml")[0])["project"])
-    (tmp_path / "ddice_iql.py").rename(tmp_path / "site" / "ddice_iql.py")
+    (tmp_path / "ddice_my_iql.py").rename(tmp_path / "site" / "ddice_my_iql.py")
     monkeypatch.syspath_prepend(tmp_path / "site")
     try:
         assert main(["plugins"]) == 0
         listed = capsys.readouterr().out
-        check_command("ddice train --backend.kind iql --backend.expectile 0.8")
+        check_command("ddice train --backend.kind my_iql --backend.expectile 0.8")
         with pytest.raises(ValueError, match="expectile"):
-            check_command("ddice train --backend.kind iql --backend.expectile 1.8")
+            check_command("ddice train --backend.kind my_iql --backend.expectile 1.8")
     finally:
-        sys.modules.pop("ddice_iql", None)
-    assert "iql" in listed
-    assert "ddice-iql 0.1.0" in listed
+        sys.modules.pop("ddice_my_iql", None)
+    assert "my_iql" in listed
+    assert "ddice-my-iql 0.1.0" in listed
