@@ -55,7 +55,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         steps = stage.stop - stage.start
         return Forecast(stage.name, 1, steps, STEP * steps)
 
-    def of_playing(policy: Any, *, episodes: int, parallel: int) -> float:
+    def of_playing(policy: Any, *, episodes: int, parallel: int, trust_env: Any) -> float:
         names.append("playing")
         return EPISODE * episodes
 
