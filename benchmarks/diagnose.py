@@ -39,6 +39,9 @@ from torch import Tensor
 
 from ddice import Policy, load_policy
 from ddice.data.measures import episode_returns
+from ddice.runs.alarms.critic import agreement
+from ddice.runs.alarms.values import bias as value_bias
+from ddice.runs.alarms.values import correlation as value_correlation
 from ddice.runs.comparison import Comparison, Result, Results
 from ddice.runs.comparison.grid import BEHAVIOUR
 from ddice.runs.comparison.groups import grouped, run_means
@@ -68,17 +71,6 @@ def correlation(first: Tensor, second: Tensor) -> float:
     return float((first * second).sum() / (first.norm() * second.norm()).clamp(min=1e-12))
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, over the candidates (B, N) of each state, averaged over states."""
-    ranks = [x.argsort(-1).argsort(-1).double() for x in (first, second)]
-    centred = [r - r.mean(-1, keepdim=True) for r in ranks]
-    return float(
-        (
-            (centred[0] * centred[1]).sum(-1) / (centred[0].norm(dim=-1) * centred[1].norm(dim=-1))
-        ).mean()
-    )
-
-
 def ranking(policy: Policy, observations: Tensor, actions: Tensor) -> Tensor:
     """What the policy ranks actions (B, N, A) by, (B, N)."""
     assert policy.q is not None
@@ -88,6 +80,14 @@ def ranking(policy: Policy, observations: Tensor, actions: Tensor) -> Tensor:
             observations.repeat_interleave(count, 0), actions.clamp(-1, 1).reshape(-1, size)
         )
     return policy.config.selection.scores(q.reshape(-1, batch, count))
+
+
+def over_seeds(policies: list[Policy], observations: Tensor, actions: Tensor) -> str:
+    """How far the seeds agree in what they rank actions (B, N, A) by."""
+    if len(policies) < 2:
+        return ""
+    rankings = [ranking(policy, observations, actions) for policy in policies]
+    return f"{float(agreement(torch.stack(rankings))):.2f}"
 
 
 def over_pairs(values: list[Tensor], compare: Callable[[Tensor, Tensor], float]) -> str:
@@ -109,6 +109,7 @@ def row(
     made = [candidates(policy, observations) for policy in policies]
     moves = [actions - behaviour[result.seed] for actions, result in zip(made, rows, strict=True)]
     still = not any(move.any() for move in moves)
+    ranked = [] if policies[0].q is None else policies
     count = len(rows)
     moved = sum(
         float(x.square().mean().sqrt()) / width[r.seed] for x, r in zip(moves, rows, strict=True)
@@ -121,11 +122,7 @@ def row(
         f"{sum(spread(x) / width[r.seed] for x, r in zip(made, rows, strict=True)) / count:.2f}",
         "" if still else f"{moved / count:.2f}",
         "" if still else over_pairs(moves, correlation),
-        ""
-        if policies[0].q is None
-        else over_pairs(
-            [ranking(p, observations, behaviour[rows[0].seed]) for p in policies], rank_correlation
-        ),
+        over_seeds(ranked, observations, behaviour[rows[0].seed]),
         f"{sum(sum(r.evaluation.lengths) / len(r.evaluation.lengths) for r in rows) / count:.0f}",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -149,19 +146,15 @@ def backend_numbers(training: Training) -> tuple[float, float, float, float]:
     batches = list(data.batches(65_536))
     weights = torch.cat([backend.ratio(batch) for batch in batches]).double().numpy()
     returns = episode_returns(data.rewards, data.episode)[data.episode]
-    observed = data.returns_to_go(data.rewards, backend.config.discount).double().numpy()
-    correlation = bias = math.nan
+    observed = data.returns_to_go(data.rewards, backend.config.discount)
+    beside = above = math.nan
     if backend.values_are_returns:
-        values = (
-            torch.cat([backend.value(batch.observations) for batch in batches]).double().numpy()
-        )
-        correlation, bias = (
-            float(np.corrcoef(values, observed)[0, 1]),
-            float((values - observed).mean() / observed.std()),
-        )
+        values = torch.cat([backend.value(batch.observations) for batch in batches])
+        beside = float(value_correlation(values, observed))
+        above = float(value_bias(values, observed))
     falling = before_termination(data.episode.numpy(), data.terminations.numpy(), FALL)
     before = float(weights[falling].mean() / weights.mean()) if falling.any() else math.nan
-    return correlation, bias, float(np.average(returns, weights=weights) / returns.mean()), before
+    return beside, above, float(np.average(returns, weights=weights) / returns.mean()), before
 
 
 def before_termination(episode: np.ndarray, terminations: np.ndarray, count: int) -> np.ndarray:

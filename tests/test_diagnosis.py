@@ -16,15 +16,6 @@ from ddice.runs.comparison import Results, render_table
 pytestmark = pytest.mark.oracle
 
 
-def test_rank_correlation_is_the_mean_of_the_states() -> None:
-    """1 - 6 sum d^2 / (n (n^2 - 1)): the same order 1, turned round -1, and (0 1 2 3) beside (1
-    0 2 3) 1 - 12 / 60.
-    """
-    first = torch.tensor([[0.1, 0.5, 0.7, 9.0]]).expand(3, -1)
-    second = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], [2.0, 1.0, 3.0, 4.0]])
-    assert diagnose.rank_correlation(first, second) == pytest.approx((1 - 1 + 0.8) / 3)
-
-
 def test_correlation_of_moves_is_a_cosine() -> None:
     assert diagnose.correlation(
         torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 4.0]])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small
+import torch
 from pydantic import ValidationError
 
 from ddice.core.plugins import members
@@ -16,6 +17,7 @@ from ddice.dice_backends.divergences import KL
 from ddice.extractors import AnyExtractor, GaussianBC, SelectOnly, WeightedBC
 from ddice.runs.presets import PRESETS
 from ddice.runs.recipe import DataSource, EvaluationSettings, Recipe, Steps
+from ddice.runs.training import Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rows dropped")
 
@@ -98,6 +100,8 @@ def test_joint_training_needs_an_extractor_that_learns_from_ratios() -> None:
         {"evaluation": {"episodes": -1}},
         {"evaluation": {"parallel": 0}},
         {"data": {"fraction": 1.5}},
+        {"data": {"validation": 1.0}},
+        {"data": {"validation": -0.1}},
         {"data": {"goal": "none"}},
         {"data": {"action_bounds": [1]}},
     ],
@@ -146,6 +150,57 @@ def test_the_data_are_loaded_as_the_fields_say(npz: Path, tmp_path: Path) -> Non
     assert bounds.reference is not None
     assert (bounds.reference.random, bounds.reference.expert) == (-10.0, 30.0)
     assert bounds.env is None
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_whole_episodes_are_held_out(npz: Path, share: float) -> None:
+    """Every row is on one side, with all the rows of its episode; another seed, other episodes."""
+    sources = [
+        DataSource(source=str(npz), env=small.ENV, validation=share, validation_seed=seed)
+        for seed in (0, 1)
+    ]
+    data = sources[0].load()
+    splits = [source.split(data) for source in sources]
+    for split in splits:
+        assert split.held_out is not None
+        assert split.held_out.spec.episodes == share * small.EPISODES
+        both = torch.cat([split.training.rows, split.held_out.rows])
+        assert torch.equal(both.sort().values, data.rows)
+        sides = [
+            set((part.rows // small.LENGTH).tolist()) for part in (split.training, split.held_out)
+        ]
+        assert not sides[0] & sides[1]
+    assert splits[0].training.spec.fingerprint != splits[1].training.spec.fingerprint
+    assert DataSource(source=str(npz)).split(data).training is data
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [
+        (0.01, "0.01 of 12 episodes is 0, so that no episode is held out"),
+        (0.99, "0.99 of 12 episodes is 12, so that none is left to train on"),
+    ],
+)
+def test_a_share_that_leaves_no_episode_is_refused_before_training(
+    npz: Path, share: float, says: str
+) -> None:
+    recipe = small.recipe(npz, data={"validation": share})
+    with pytest.raises(ValueError, match=says):
+        Training(recipe, recipe.data.load(), progress=False)
+
+
+def test_parts_are_trained_and_named_by_the_episodes_that_are_left(npz: Path) -> None:
+    """As if the others had never been there."""
+    recipe = small.recipe(npz, data={"validation": 0.25}, device="cpu")
+    data = recipe.data.load()
+    stages = Training(recipe, data, progress=False)
+    left = recipe.data.split(data).training
+    assert stages.data.spec == left.spec
+    assert left.spec.behaviour_fingerprint != data.spec.behaviour_fingerprint
+    assert Training(recipe, recipe.data.split(data), progress=False).data.spec == left.spec
+    whole = Training(small.recipe(npz, device="cpu"), data, progress=False)
+    assert whole.data.spec == data.spec
+    assert whole.held_out is None
 
 
 def test_evaluation_passes_every_setting_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -596,6 +596,7 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "prior": ({"prior": {"batch_size": 8}}, ["prior", "extractor"]),
     "seed": ({"seed": 1}, ["prior", "backend", "extractor"]),
     "fraction": ({"data": {"fraction": 0.5}}, ["prior", "backend", "extractor"]),
+    "held-out episodes": ({"data": {"validation": 0.25}}, ["prior", "backend", "extractor"]),
     "bounds": (
         {"data": {"env": None, "action_bounds": [-3, 3]}, "evaluation": {"episodes": 0}},
         ["prior", "backend", "extractor"],

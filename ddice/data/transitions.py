@@ -158,6 +158,13 @@ class Transitions:
             initial = InitialBatch(self.initial_observations, self.initial_weights)
         return self._batch(self._table, self.rows, initial)
 
+    def at(
+        self,
+        index: Tensor,  # (B,) int64
+    ) -> Batch:
+        """The transitions at these places, counted from 0, without initial observations."""
+        return self._batch(self._table[index], self.rows[index], None)
+
     def _batch(self, packed: Tensor, rows: Tensor, initial: InitialBatch | None) -> Batch:
         size, actions = self._columns.observation, self._columns.action
         observations, following, taken, rest = torch.split(packed, [size, size, actions, 3], dim=-1)

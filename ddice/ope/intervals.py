@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ddice.core import ranks
 from ddice.core.statistics import percentile_interval
 
 Floats = NDArray[np.float64]
@@ -82,10 +84,4 @@ def rank_correlation(estimates: ArrayLike, truths: ArrayLike) -> float:
             f"expected two sequences of the same length, at least 2, got shapes {x.shape} and "
             f"{y.shape}"
         )
-    # The rank from 0: all below, and half of the others that tie.
-    first, second = (
-        np.array([(v < u).sum() + ((v == u).sum() - 1) / 2 for u in v]) for v in (x, y)
-    )
-    first, second = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / scale if scale > 0 else float("nan")
+    return float(ranks.rank_correlation(torch.from_numpy(x), torch.from_numpy(y)))

@@ -15,6 +15,7 @@ from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.extractors import AnyExtractor, GuideThenSelect
 from ddice.policies import evaluation
 from ddice.policies.policy import Policy
+from ddice.runs.split import Split, hold_out
 
 
 class DataSource(Config):
@@ -48,6 +49,13 @@ class DataSource(Config):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the episodes that is used")
     fraction_seed: int = 0
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the episodes that nothing is trained on: alarms look at them",
+    )
+    validation_seed: int = 0
 
     def load(self, trust_env: Sequence[str] = ()) -> Transitions:
         """Read the dataset; trust_env: as for `ddice.load_dataset`, and for `env`."""
@@ -66,6 +74,10 @@ class DataSource(Config):
         )
         # A subset of everything would describe itself as a part of the data.
         return data if self.fraction == 1 else data.subset(self.fraction, self.fraction_seed)
+
+    def split(self, data: Transitions) -> Split:
+        """What was loaded, without the episodes that are held out, and these."""
+        return hold_out(data, self.validation, self.validation_seed)
 
 
 class EvaluationSettings(Config):

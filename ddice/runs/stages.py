@@ -16,6 +16,7 @@ from ddice.parts.stage import Stage, Update, alone
 from ddice.parts.watcher import Watcher
 from ddice.policies import evaluation
 from ddice.runs.recipe import Recipe
+from ddice.runs.split import Split
 
 
 def jointly(backend: RatioSource, extractor: Extractor) -> Update:
@@ -34,13 +35,18 @@ def jointly(backend: RatioSource, extractor: Extractor) -> Update:
 class Stages(ABC):
     """The stages of one recipe over one dataset. `do` gets each of them as soon as the parts that
     it reads are there: an extractor may begin as a copy of the trained prior.
+
+    `data` are those that parts are trained on: without the episodes that the recipe holds out,
+    `held_out`. Where they are split already, they are not split again.
     """
 
-    def __init__(self, recipe: Recipe, data: Transitions, trust_env: Sequence[str] = ()):
+    def __init__(self, recipe: Recipe, data: Transitions | Split, trust_env: Sequence[str] = ()):
         self.recipe = recipe
         self.trust_env = trust_env
         self.device = loop.resolve_device(recipe.device)
-        self.data = data.to(self.device)
+        split = data if isinstance(data, Split) else recipe.data.split(data)
+        self.data = split.training.to(self.device)
+        self.held_out = None if split.held_out is None else split.held_out.to(self.device)
 
     @abstractmethod
     def do(self, stage: Stage) -> None:

@@ -26,6 +26,7 @@ from ddice.runs.folder import check_run, claim_run, note_of
 from ddice.runs.made_with import record_made_with
 from ddice.runs.metrics import own_looks
 from ddice.runs.recipe import Recipe
+from ddice.runs.split import Split
 from ddice.runs.stages import Stages
 from ddice.runs.status import hold, require_free
 
@@ -57,7 +58,7 @@ class Training(Stages):
     def __init__(
         self,
         recipe: Recipe,
-        data: Transitions,
+        data: Transitions | Split,
         *,
         run: Path | None = None,
         progress: bool = True,

@@ -51,10 +51,11 @@ def compare(
     data = (comparison.recipe.data.load(trust_env) if data is None else data).to(
         resolve_device(comparison.recipe.device)
     )  # once for all cells
+    split = comparison.recipe.data.split(data)
     trainings = [
         Training(
             cell.recipe,
-            data,
+            split,
             run=folder / cell.folder,
             progress=progress,
             checkpoint_every=checkpoint_every,
