@@ -73,7 +73,9 @@ def go(recipe: Any, run: Path | None = None, **options: Any) -> Any:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a metrics file, without those of watchers."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if "watcher" not in line]
 
 
 # -- killed runs, as real processes

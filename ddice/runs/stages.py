@@ -15,6 +15,8 @@ from ddice.parts.ratio_source import RatioSource
 from ddice.parts.stage import Stage, Update, alone
 from ddice.parts.watcher import Watcher
 from ddice.policies import evaluation
+from ddice.runs.alarms.looked import Looked
+from ddice.runs.alarms.watching import alarms
 from ddice.runs.recipe import Recipe
 from ddice.runs.split import Split
 
@@ -63,7 +65,8 @@ class Stages(ABC):
         """Who watches a stage; the parts are those that are there by then, the live ones of the
         stage among them.
         """
-        return ()
+        steps = self.recipe.steps.prior if stage == "prior" else self.recipe.steps.backend
+        return alarms(stage, steps, Looked(self.data, self.held_out), prior, backend)
 
     def check(self, *, with_backend: bool = True) -> None:
         """Raise ValueError, before anything is trained, when the parts do not fit together or

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from ddice.core.config import Config
 from ddice.core.reading import plain_text, read_json
 from ddice.core.storage import content_digest, write_json
+from ddice.runs.alarms.report import LABELS
 
 EVERY = 1.0  # seconds between two writes within a stage
 GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
@@ -43,6 +44,7 @@ class Status(Config):
     steps: int = 0
     seconds_left: float | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = Field((), description="what the alarms of trained stages ask for")
     message: str = ""
 
 
@@ -62,7 +64,13 @@ class Reporter:
 
     def policy(self, name: str) -> None:
         """What follows is about another policy of a comparison."""
-        self._change(policy=name, stage="", step=0, steps=0, seconds_left=None, metrics={})
+        nothing: dict[str, Any] = {"stage": "", "step": 0, "steps": 0, "metrics": {}}
+        self._change(policy=name, seconds_left=None, warnings=(), **nothing)
+        self._write()
+
+    def warn(self, text: str) -> None:
+        """A stage is trained, and its alarms ask for something."""
+        self._change(warnings=(*self.status.warnings, text))
         self._write()
 
     def __call__(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
@@ -211,7 +219,9 @@ def describe(status: Status) -> str:
     lines += [
         f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}"
         for name, value in status.metrics.items()
+        if name not in LABELS
     ]
+    lines += [f"{'warning':12}{text}" for text in status.warnings]
     return "\n".join(plain_text(line) for line in lines)
 
 

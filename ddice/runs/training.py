@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddice.core import cache
 from ddice.core.reading import read_bytes, require_regular
@@ -22,9 +24,10 @@ from ddice.parts.stage import Stage, run_stage
 from ddice.parts.watcher import looks
 from ddice.policies.evaluation import Evaluation, Moment
 from ddice.policies.policy import Policy
+from ddice.runs.alarms.report import LABELS, lines, verdicts
 from ddice.runs.folder import check_run, claim_run, note_of
 from ddice.runs.made_with import record_made_with
-from ddice.runs.metrics import own_looks
+from ddice.runs.metrics import Curves, own_looks, read_metrics
 from ddice.runs.recipe import Recipe
 from ddice.runs.split import Split
 from ddice.runs.stages import Stages
@@ -79,6 +82,8 @@ class Training(Stages):
         self.say = say
         self.only_found = only_found
         self.listeners = listeners
+        self.on_warning: Say = lambda text: None
+        self._heard: Curves = {}
 
     def train(self, *, with_backend: bool = True) -> Trained:
         """All stages, then the policy. The behaviour policy needs no backend."""
@@ -116,6 +121,23 @@ class Training(Stages):
         else:
             self._run(stage, entry)
 
+    def seen(self) -> Curves:
+        """The metrics so far: of the run folder, which an interrupted run left there too, else of
+        this process.
+        """
+        return self._heard if self.folder is None else read_metrics(self.folder / "metrics")
+
+    def _hear(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            if name in LABELS:
+                self._heard.setdefault((stage, name), []).append((step, value))
+
+    def _judge(self, stage: Stage) -> None:
+        """Say what the alarms of a trained stage ask for."""
+        for text in verdicts(stage, self.seen(), self.recipe):
+            warnings.warn(f"{stage.name}: {text}", UserWarning, stacklevel=2)
+            self.on_warning(f"{stage.name}: {text}")
+
     def _key(self, stage: Stage) -> str:
         """Names the outcome of a stage on this kind of device, by this version of the code."""
         # Kinds of device draw other random numbers and round otherwise, so that one's part is not
@@ -136,6 +158,7 @@ class Training(Stages):
             _copy(entry.metrics, metrics)
         self._say_unseen(stage)
         stage.check_trained(self.data)
+        self._judge(stage)
 
     def _run(self, stage: Stage, entry: cache.Entry) -> None:
         # First, so that `ddice cache list` can say what a half trained part is.
@@ -159,7 +182,7 @@ class Training(Stages):
             checkpoint=entry.checkpoint,
             checkpoint_every=self.checkpoint_every,
             metrics=None if metrics is None else loop.MetricsFile(metrics, stage.name),
-            listeners=self.listeners,
+            listeners=(self._hear, *self.listeners),
         )
         self._say_unseen(stage)
         # They are not there when the last step was done in another run folder.
@@ -169,6 +192,7 @@ class Training(Stages):
         # last: a kill before that loses no training.
         save_tensors(entry.state, STATE, stage.state(), {"key": entry.folder.name})
         entry.checkpoint.unlink(missing_ok=True)
+        self._judge(stage)
 
     def _keep_own_looks(self, stage: Stage) -> dict[str, list[int]]:
         """Remove from the metrics of a stage what was seen by others than its watchers; the steps
@@ -256,13 +280,16 @@ def train(
         look(data)
     if folder is None:
         trained = training.train()
+        _say_alarms(training)
         scores = recipe.evaluation.evaluate(trained.policy, progress=progress, trust_env=trust_env)
         return trained, scores
     with hold(folder) as reporter:
         claim_run(folder, recipe)
         record_made_with(folder, training.device)
         training.listeners = (reporter, *listeners)
+        training.on_warning = reporter.warn
         trained = training.train()
+        _say_alarms(training)
         # Before it is scored, so that an environment that fails costs no trained policy.
         trained.policy.save(folder / "policy")
         scores = recipe.evaluation.evaluate(
@@ -274,6 +301,11 @@ def train(
         if scores is not None:
             write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
     return trained, scores
+
+
+def _say_alarms(training: Training) -> None:
+    for line in lines(training.seen()):
+        training.say(line)
 
 
 def _copy(source: Path, target: Path) -> None:

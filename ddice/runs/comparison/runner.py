@@ -79,6 +79,7 @@ def compare(
             if result is None:
                 reporter.policy(f"{_title(cell)}: {number} of {len(trainings)}")
                 training.listeners = (reporter, *listeners(folder / cell.folder))
+                training.on_warning = reporter.warn
                 result = _run_cell(cell, key, training, reporter)
                 results.append(result)
             found.append(
