@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ddice.core.randomness import Seed, rand, randn, seed_shape
 from ddice.diffusion.networks.plan import Layer, OnTensors, run_backward, run_forward
+from ddice.diffusion.networks.training import run
 
 Initialisation = Literal["uniform", "kaiming"]
 
@@ -114,6 +115,8 @@ class Network(nn.Module):
 
     def plan(self) -> list[Layer]:
         """The layers in order, with their live parameters."""
+        # Not by attribute, which asks a module's tables one after the other, some 40 times a plan.
+        parameters = self._parameters
         return [
             Layer(
                 op,
@@ -121,33 +124,34 @@ class Network(nn.Module):
                 name,
                 tuple(self.sizes[given] for given in inputs),
                 self.sizes[name],
-                getattr(self, f"{name}_weight", None),
-                getattr(self, f"{name}_bias", None),
+                parameters.get(f"{name}_weight"),
+                parameters.get(f"{name}_bias"),
             )
             for op, inputs, name in self._steps
         ]
 
-    def _run(self, inputs: Sequence[Tensor]) -> tuple[list[Layer], dict[str, Tensor], OnTensors]:
-        """The plan, its values, and what computed them."""
+    def _named(self, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], int]:
+        """The inputs by name, and the number of their batch axes."""
         if len(inputs) != len(self.inputs):
             raise TypeError(f"expected the inputs {self.inputs}, got {len(inputs)} tensors")
-        plan = self.plan()
-        # Axes of the widest input, less members and the last one: the number of batch axes.
-        target = OnTensors(max(x.ndim for x in inputs) - len(self.members) - 1)
-        return plan, run_forward(plan, dict(zip(self.inputs, inputs, strict=True)), target), target
+        # Axes of the widest input, less members and the last one.
+        batch = max(x.ndim for x in inputs) - len(self.members) - 1
+        return dict(zip(self.inputs, inputs, strict=True)), batch
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Inputs (*members, *batch, in_i) in the order of `self.inputs` -> (*members, *batch,
         out).
         """
-        plan, values, _ = self._run(inputs)
-        return values[plan[-1].output]
+        named, batch = self._named(inputs)
+        return run(self.plan(), named, self.members, batch)
 
     def value_and_gradient(self, *inputs: Tensor, wrt: str) -> tuple[Tensor, Tensor]:
         """The sum over outputs, (*members, *batch), and its gradient in the input `wrt`,
         (*members, *batch, in): by hand, without autograd.
         """
-        plan, values, target = self._run(inputs)
+        named, batch = self._named(inputs)
+        plan, target = self.plan(), OnTensors(batch)
+        values = run_forward(plan, named, target)
         output = values[plan[-1].output]
         # Seeding with ones gives the gradient of the sum over outputs. Rows do not mix, so it is
         # one gradient per row, not summed over axes along which the input was broadcast.

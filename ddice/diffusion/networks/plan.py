@@ -41,6 +41,11 @@ class Layer(NamedTuple):
         # Not strict: the starts are one longer than the stops.
         return list(zip([0, *stops], stops, strict=False))
 
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """Weight and bias, where there are any."""
+        return tuple(p for p in (self.weight, self.bias) if p is not None)
+
     def parameters(self) -> tuple[Tensor, ...]:
         """As the operation takes them; of a "linear" the rows of the weight for each input."""
         if self.op == "linear":
@@ -49,7 +54,7 @@ class Layer(NamedTuple):
                 return (self.weight,)
             # W (*members, in, out) by rows, so that the sum of x_i W_i needs no concatenation.
             return torch.split_with_sizes(self.weight, self.sizes, dim=-2)
-        return tuple(p for p in (self.weight, self.bias) if p is not None)
+        return self.own
 
 
 def run_forward(plan: Sequence[Layer], inputs: Mapping[str, W], target: Target[W]) -> dict[str, W]:
