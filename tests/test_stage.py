@@ -137,14 +137,14 @@ def test_a_learning_rate_that_cannot_fall_warns_once_and_says_how(data: Transiti
     assert len(caught) == 1
     assert "build(spec, seed=0).until(steps)" in str(caught[0].message)
     assert caught[0].filename == __file__
-    assert part.optimizer.param_groups[0]["lr"] == config.optimizer.learning_rate
+    assert part.optimizer.rate == config.optimizer.learning_rate
 
 
 @pytest.mark.usefixtures("no_warnings")
 def test_a_constant_learning_rate_needs_to_know_nothing(data: Transitions) -> None:
     part = small.recipe("unused").backend.build(data.spec)
     part.update(data.sample(16, seed=0, step=0), step=0)
-    assert part.optimizer.param_groups[0]["lr"] == part.config.optimizer.learning_rate
+    assert part.optimizer.rate == part.config.optimizer.learning_rate
 
 
 def test_the_rate_of_every_step_is_on_the_cosine(data: Transitions) -> None:
@@ -154,7 +154,7 @@ def test_the_rate_of_every_step_is_on_the_cosine(data: Transitions) -> None:
         alone(part, steps=5),
         data,
         progress=False,
-        on_step=lambda step, metrics: rates.append(part.optimizer.param_groups[0]["lr"]),
+        on_step=lambda step, metrics: rates.append(part.optimizer.rate),
     )
     expected = config.optimizer.learning_rate * (1 + np.cos(np.pi * np.arange(5) / 5)) / 2
     assert rates == pytest.approx(expected.tolist(), rel=1e-12)

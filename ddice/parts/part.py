@@ -19,6 +19,7 @@ from ddice.core.config import Config
 from ddice.core.randomness import Seed, plain_seed, seed_shape
 from ddice.data import Batch, Spec, Transitions
 from ddice.parts import loop
+from ddice.parts.adamw import AdamW
 from ddice.parts.fitting import GoesOn
 
 SHARED = ("step", "horizon")  # entries of a state that all seeds have in common
@@ -58,7 +59,7 @@ class Part(GoesOn, nn.Module):
         self._horizon = 0
         self._warned = False
         self._settings = optimizer
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizer: AdamW | None = None
 
     @property
     def kind(self) -> str:
@@ -79,16 +80,13 @@ class Part(GoesOn, nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @property
-    def optimizer(self) -> torch.optim.AdamW:
+    def optimizer(self) -> AdamW:
         """Made at the first use, when the parameters are where they will be trained."""
         if self._optimizer is None:
-            trained = [p for p in self.parameters() if p.requires_grad]
-            self._optimizer = torch.optim.AdamW(
-                trained,
-                lr=self._settings.learning_rate,
+            self._optimizer = AdamW(
+                (p for p in self.parameters() if p.requires_grad),
                 betas=self.betas,
                 weight_decay=self._settings.weight_decay,
-                fused=True,
             )
         return self._optimizer
 
@@ -160,16 +158,14 @@ class Part(GoesOn, nn.Module):
         """
         self.expect_step(step)
         rate = self.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
         # Seeds share no parameter, so that each gets the gradient of its own loss from the sum.
         # AdamW works element by element, and takes the step that each seed alone would take.
         torch.autograd.backward(loss.sum())
         for parameter, gradient in (gradients or {}).items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         # Not a scheduler of torch's: the rate follows from the step, and needs no state of its own.
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.optimizer.step(rate)
         self.step = step + 1
 
     def state(self) -> dict[str, Tensor]:
