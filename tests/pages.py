@@ -78,14 +78,16 @@ def check_command(line: str) -> None:
         DataSource.model_validate(parse_flags(rest))
     elif options.takes_fields is Recipe:
         Recipe.model_validate(
-            read_fields(options, rest, PRESETS[options.preset].model_dump(mode="json"), Recipe)
+            read_fields(
+                options, rest, PRESETS[options.preset or "default"].model_dump(mode="json"), Recipe
+            )
         )
     elif options.takes_fields is Comparison:
         Comparison.model_validate(
             read_fields(
                 options,
                 rest,
-                {"recipe": PRESETS[options.preset].model_dump(mode="json")},
+                {"recipe": PRESETS[options.preset or "default"].model_dump(mode="json")},
                 Comparison,
             )
         )

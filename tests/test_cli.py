@@ -749,18 +749,22 @@ def test_another_recipe_in_the_run_folder(npz: Path, done: Path, run: Run) -> No
     )
 
 
+NAMED = ("--preset", "default")  # or a line before the error tells of the preset that fits
+
+
 def test_an_unwritable_run_folder(npz: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "file").write_text("")
-    assert mistake(run, "train", *options(npz), "--run", "file").startswith(
+    assert mistake(run, "train", *NAMED, *options(npz), "--run", "file").startswith(
         "error: cannot write into the run folder file ("
     )
-    assert mistake(run, "train", *options(npz), "--run", "file/deeper").startswith(
+    assert mistake(run, "train", *NAMED, *options(npz), "--run", "file/deeper").startswith(
         "error: cannot write into the run folder file/deeper ("
     )
 
 
 def test_a_diverging_run(npz: Path, run: Run) -> None:
-    line = mistake(run, "train", *options(npz), "--prior.optimizer.learning_rate", "1e30")
+    rate = ("--prior.optimizer.learning_rate", "1e30")
+    line = mistake(run, "train", *NAMED, *options(npz), *rate)
     assert line.startswith(
         "error: prior: loss is nan at step 11; no checkpoint was written yet. Usual causes: a "
         "learning rate that is too high"

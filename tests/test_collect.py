@@ -31,7 +31,7 @@ from ddice.core.randomness import derived_seed
 from ddice.data.environment import close_environment
 from ddice.data.minari_store import has_dataset
 from ddice.diffusion.networks import MLP
-from ddice.diffusion.samplers import Gaussian, Selection
+from ddice.diffusion.samplers import Gaussian, Sampler, Selection
 from ddice.policies.policy import Policy, make_policy
 
 LOW, HIGH = np.array([-2.0, 0.0]), np.array([4.0, 0.5])
@@ -452,7 +452,7 @@ def test_what_is_there_already_is_left_as_it_is_and_nothing_else_is_replaced() -
         make(policies="random")
 
 
-class Fixed(torch.nn.Module):
+class Fixed(Sampler):
     """A sampler whose one candidate is known: noise / 10, so that seeds can be told from
     actions.
     """

@@ -208,7 +208,7 @@ def test_missing_datasets_are_reported_without_trying_a_download(
     with pytest.raises(FileNotFoundError, match="download=False"):
         load_dataset("D4RL/door/human-v2", download=False)
     with pytest.raises(ValueError, match="expected a Minari id"):
-        load_dataset("data.csv")
+        load_dataset("data.txt")
 
 
 def test_every_way_a_download_fails_ends_in_the_same_advice(

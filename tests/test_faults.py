@@ -240,7 +240,8 @@ def test_a_run_folder_that_cannot_be_made(
 ) -> None:
     """A file lies where the folder should be; nothing is trained."""
     (tmp_path / "file").write_text("mine")
-    assert main(options(npz, tmp_path / "file" / "run")) == 1
+    command = options(npz, tmp_path / "file" / "run")
+    assert main([*command, "--preset", "default"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot write into the run folder {tmp_path / 'file' / 'run'}")
     assert "give another --run" in error

@@ -135,10 +135,7 @@ def add_trust(command: argparse.ArgumentParser) -> None:
 
 def add_trust_env(command: argparse.ArgumentParser) -> None:
     """--trust-env, of commands that make the environment which data or a policy record."""
-    text = (
-        "a module by which the recorded environment may be made, because Gymnasium's registry does "
-        "not hold it; again for another one"
-    )
+    text = "let this module make the recorded environment, which Gymnasium's registry lacks"
     command.add_argument("--trust-env", metavar="MODULE", action="append", default=[], help=text)
 
 
