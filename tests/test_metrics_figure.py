@@ -90,6 +90,8 @@ def test_a_joint_stage_is_read_as_its_parts() -> None:
     )
     assert ratio.expected is not None
     assert part_of("backend", "best/of_8") == ("backend", "best/of_8")
+    assert reading("backend", "evaluation/score") == reading("evaluation", "score")
+    assert reading("backend", "evaluation/score").sound
 
 
 def test_an_unknown_metric_is_asked_with_its_stage() -> None:

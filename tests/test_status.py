@@ -484,3 +484,23 @@ def test_without_tensorboard_nothing_is_trained(
     assert not FOLDER[0].exists()
     assert main(["train", *options(npz), "--tensorboard"]) == 1
     assert "give --run" in capsys.readouterr().err
+
+
+def test_what_is_measured_now_and_then_stays_with_its_step(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    reporter = Reporter(tmp_path)
+    reporter("extractor", 100, 900, {"loss": 2.0, "evaluation/score": 40.0})
+    reporter("extractor", 200, 900, {"loss": 1.5})
+    reporter("extractor", 300, 900, {"loss": 1.25})
+    assert reporter.status.earlier == {"evaluation/score": 100}
+    assert describe(reporter.status).splitlines()[2:] == [
+        f"{'loss':32}1.25",
+        f"{'evaluation/score':32}40  at step 100",
+    ]
+    reporter("extractor", 400, 900, {"loss": 1.0, "evaluation/score": 50.0})
+    assert reporter.status.metrics == {"loss": 1.0, "evaluation/score": 50.0}
+    assert reporter.status.earlier == {}
+    reporter("extractor", 500, 900, {"loss": 1.0})
+    reporter("evaluation", 1, 5, {})
+    assert (reporter.status.metrics, reporter.status.earlier) == ({}, {})

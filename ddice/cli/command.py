@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from ddice.core.config import import_function, merge, unknown_name
 from ddice.parts.loop import Listener, Terminated, TrainingDiverged
+from ddice.parts.watcher import WatcherFailed
 from ddice.runs.comparison import Comparison
 from ddice.runs.options import Tree, describe_fields, parse_flags, read_config
 from ddice.runs.recipe import Recipe
@@ -146,7 +147,10 @@ def add_listeners(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write tensorboard/ into the run folder",
     )
-    text = "call it every 100 steps as function(stage, step, steps, metrics)"
+    text = (
+        "call it every 100 steps, and at every point of a learning curve, as "
+        "function(stage, step, steps, metrics)"
+    )
     command.add_argument("--hook", metavar="MODULE:FUNCTION", help=text)
 
 
@@ -172,12 +176,12 @@ def plot(draw: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def drawn(draw: Callable[[str], None]) -> Iterator[None]:
-    """Draw when the block is over, also when its training diverged or was stopped: `draw` gets
-    how it ended in a few words, "" where it finished.
+    """Draw when the block is over, also when its training diverged, was stopped or could not be
+    watched: `draw` gets how it ended in a few words, "" where it finished.
     """
     try:
         yield
-    except (TrainingDiverged, Terminated, KeyboardInterrupt) as error:
+    except (TrainingDiverged, WatcherFailed, Terminated, KeyboardInterrupt) as error:
         draw(str(error).partition(";")[0] or "stopped")
         raise
     draw("")

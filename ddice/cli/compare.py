@@ -21,6 +21,7 @@ from ddice.cli.command import (
 )
 from ddice.core.storage import write_bytes
 from ddice.runs.comparison import Comparison, compare, render_table
+from ddice.runs.comparison.curves_plot import plot_curves
 from ddice.runs.comparison.plan import plan
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.metrics_figure import plot_metrics
@@ -93,6 +94,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     table = render_table(results)
     write_bytes(folder / "table.md", (table + "\n").encode())
     plot(lambda: plot_scores(results, folder / "scores.png"))
+    plot(lambda: plot_curves(results, folder, folder / "curves.png"))
     print(f"\n{table}\n\nresults, plots and policies: {folder}")
 
 
@@ -103,7 +105,8 @@ def _print_plan(comparison: Comparison, folder: Path, trust_env: Sequence[str]) 
         time = duration(task.seconds) if task.count else "found trained"
         print(f"{task.name:44} {task.count:9,} {task.unit:8} {time:>13}")
     total = duration(sum(task.seconds for task in tasks))
-    print(f"time: {total} as measured now; more while this machine does other things")
+    curves = "" if comparison.recipe.evaluation.every is None else "; learning curves come on top"
+    print(f"time: {total} as measured now; more while this machine does other things{curves}")
 
 
 def _draw(folder: Path, ended: str) -> None:

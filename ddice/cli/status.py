@@ -18,7 +18,7 @@ def register(commands: Any) -> None:
     """Add the command."""
     text = (
         "Say what the process in a run folder is doing, or how it ended: stage, step, time "
-        "left, last metrics, alarms. Works from another terminal."
+        "left, last metrics, last score of a learning curve, alarms. Works from another terminal."
     )
     command = add_command(commands, "status", _status, text)
     command.add_argument("path", help="a run folder of ddice train or ddice compare")

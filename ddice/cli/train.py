@@ -125,6 +125,7 @@ def _print_forecast(recipe: Recipe, trust_env: Sequence[str]) -> None:
     table = len(data) * (2 * data.spec.observations.size + data.spec.actions.size + 3) * 4
     # Parameters, their average, gradients and two moments of Adam, 4 bytes each.
     training = max((stage.parameters for stage in stages), default=0) * 20
+    curve = recipe.evaluation.every is not None
     print(f"{'stage':10} {'parameters':>12} {'steps':>12} {'predicted':>12}")
     for stage in stages:
         print(
@@ -137,5 +138,5 @@ def _print_forecast(recipe: Recipe, trust_env: Sequence[str]) -> None:
     )
     print(
         f"time: {duration(sum(stage.seconds for stage in stages))} of training, from measured "
-        "steps; evaluation comes on top"
+        f"steps; {'evaluation and the learning curve come' if curve else 'evaluation comes'} on top"
     )

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, VERMILLION, GREY, INK = "#0072B2", "#E69F00", "#D55E00", "#9A9A9A", "#222222"
+# of lines side by side, the furthest apart first
+SERIES = (BLUE, VERMILLION, "#009E73", "#CC79A7", ORANGE, "#56B4E9")
 WALL = "#5B6470"
 DENSITY_MAP, VALUE_MAP, TIME_MAP = "Blues", "cividis", "viridis"
 DPI = 110

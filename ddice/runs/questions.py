@@ -55,6 +55,11 @@ READINGS = {
     ("extractor", "loss"): Reading(POLICY, "falls, then is flat"),
     ("extractor", "guidance_deviation"): Reading(POLICY, "leaves 0 where ratios differ"),
     ("extractor", "exponent_cut_rate"): Reading(POLICY, "few"),
+    ("evaluation", "score"): Reading(PLAY, "rises, then is flat; few episodes, so it is noisy"),
+    ("evaluation", "return"): Reading(PLAY, "as the score"),
+    ("evaluation", "length"): Reading(PLAY, "steps of an episode"),
+    ("evaluation", "success_rate"): Reading(PLAY, "rises, then is flat"),
+    ("evaluation", "seconds"): Reading(PLAY, "what a point of the curve costs"),
 }
 
 
@@ -67,9 +72,10 @@ def part_of(stage: str, name: str) -> tuple[str, str]:
 
 
 def reading(part: str, name: str) -> Reading:
-    """How to read a metric; one that is not described is asked with its watcher, as in
-    "evaluation/score", or else with its stage.
+    """How to read a metric, of a part or of a watcher, as in "evaluation/score"; one that is not
+    described is asked with its watcher, or else with its stage.
     """
-    watcher = name.partition("/")[0]
+    watcher, _, metric = name.partition("/")
     question = OF_WATCHER.get(watcher) or OF_STAGE.get(part, OTHER)
-    return READINGS.get((part, name), Reading(question, ""))
+    described = READINGS.get((part, name)) or READINGS.get((watcher, metric))
+    return described or Reading(question, "")

@@ -15,6 +15,7 @@ from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.extractors import AnyExtractor, GuideThenSelect
 from ddice.policies import evaluation
 from ddice.policies.policy import Policy
+from ddice.runs.curve import AnyCurve, ExtractorCurve
 from ddice.runs.split import Split, hold_out
 
 
@@ -87,6 +88,33 @@ class EvaluationSettings(Config):
     seed: int = 0
     parallel: int = Field(50, ge=1)
     deterministic: bool = False
+    every: int | None = Field(
+        None,
+        ge=1,
+        description="steps from one point of the learning curve to the next: the policy is played "
+        "while it trains, which changes nothing of it; none unless given",
+    )
+    curve: AnyCurve = Field(ExtractorCurve(), description="what is played every so many steps")
+
+    @model_validator(mode="after")
+    def _check_curve(self) -> Any:
+        if self.every is None and self.curve != ExtractorCurve():
+            raise ValueError(
+                "curve says what is played every so many steps: say how many, evaluation.every"
+            )
+        if self.every is not None and not self.episodes:
+            raise ValueError(
+                "every plays while the policy trains, and episodes = 0 trains without playing: "
+                "give episodes of at least 1, or leave every out"
+            )
+        return self
+
+    @property
+    def learning_curve(self) -> dict[str, Any] | None:
+        """What was asked for of it, as JSON; None for none."""
+        if self.every is None:
+            return None
+        return self.model_dump(mode="json", include={"every", "curve"})
 
     def evaluate(
         self,
@@ -99,6 +127,17 @@ class EvaluationSettings(Config):
         """The scores, or None for 0 episodes; on_step and trust_env as in `ddice.evaluate`."""
         if not self.episodes:
             return None
+        return self.play(policy, progress=progress, on_step=on_step, trust_env=trust_env)
+
+    def play(
+        self,
+        policy: Policy,
+        *,
+        progress: bool = True,
+        on_step: Callable[[evaluation.Moment], None] | None = None,
+        trust_env: Sequence[str] = (),
+    ) -> evaluation.Evaluation:
+        """The scores. Raises ValueError for 0 episodes. Others as in `evaluate`."""
         return evaluation.evaluate(
             policy,
             episodes=self.episodes,
@@ -145,3 +184,9 @@ class Recipe(Config):
                 '"staged" with select_only'
             )
         return self
+
+    @property
+    def without_curve(self) -> Recipe:
+        """The same training and the same scores."""
+        settings = self.evaluation.model_copy(update={"every": None, "curve": ExtractorCurve()})
+        return self.model_copy(update={"evaluation": settings})

@@ -17,6 +17,7 @@ from ddice.parts.watcher import Watcher
 from ddice.policies import evaluation
 from ddice.runs.alarms.looked import Looked
 from ddice.runs.alarms.watching import alarms
+from ddice.runs.learning_curve import StageName, learning_curve, require_curve
 from ddice.runs.recipe import Recipe
 from ddice.runs.split import Split
 
@@ -66,11 +67,22 @@ class Stages(ABC):
         stage among them.
         """
         steps = self.recipe.steps.prior if stage == "prior" else self.recipe.steps.backend
-        return alarms(stage, steps, Looked(self.data, self.held_out), prior, backend)
+        watching = alarms(stage, steps, Looked(self.data, self.held_out), prior, backend)
+        curve = learning_curve(
+            self.recipe,
+            self.data,
+            stage,
+            prior=prior,
+            backend=backend,
+            extractor=extractor,
+            trust_env=self.trust_env,
+        )
+        return watching if curve is None else (*watching, curve)
 
-    def check(self, *, with_backend: bool = True) -> None:
-        """Raise ValueError, before anything is trained, when the parts do not fit together or
-        there is nowhere to play.
+    def check(self, *, with_backend: bool = True) -> StageName | None:
+        """Raise ValueError, before anything is trained, when the parts do not fit together, there
+        is nowhere to play, or the learning curve that was asked for cannot be had. The stage of
+        the learning curve, if there is one.
         """
         recipe, spec = self.recipe, self.data.spec
         prior: Prior | None = None
@@ -84,15 +96,17 @@ class Stages(ABC):
             if with_backend:
                 backend = recipe.backend.build(spec, recipe.seed)
             recipe.extractor.check(prior, backend)
+            stage_of_curve = require_curve(recipe, spec, prior, backend)
         for message in self._untrained(backend):
             warnings.warn(message, UserWarning, stacklevel=2)
         if recipe.evaluation.episodes and spec.env is None:
             raise ValueError(
                 "the data record no environment to play in: give its id as data.env, or train "
-                "without evaluation.episodes (0)"
+                "without evaluation.episodes (0) and evaluation.every"
             )
         if recipe.evaluation.episodes:
             evaluation.require_playable(spec, self.trust_env)
+        return stage_of_curve
 
     def _untrained(self, backend: RatioSource | None) -> list[str]:
         """What is to be used without a step of training, in sentences."""

@@ -45,6 +45,9 @@ class Status(Config):
     seconds_left: float | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field((), description="what the alarms of trained stages ask for")
+    earlier: dict[str, int] = Field(
+        default_factory=dict, description="the steps of metrics that are not of this step"
+    )
     message: str = ""
 
 
@@ -64,7 +67,7 @@ class Reporter:
 
     def policy(self, name: str) -> None:
         """What follows is about another policy of a comparison."""
-        nothing: dict[str, Any] = {"stage": "", "step": 0, "steps": 0, "metrics": {}}
+        nothing: dict[str, Any] = {"stage": "", "step": 0, "steps": 0, "metrics": {}, "earlier": {}}
         self._change(policy=name, seconds_left=None, warnings=(), **nothing)
         self._write()
 
@@ -81,7 +84,21 @@ class Reporter:
             self._first_step, self._first_time = step, now
         done = step - self._first_step
         left = (now - self._first_time) / done * (steps - step) if done > 0 else None
-        self._change(stage=stage, step=step, steps=steps, seconds_left=left, metrics=dict(metrics))
+        # What is measured at some steps only, such as a score, stays until it is measured again.
+        before = {} if fresh else self.status.metrics
+        earlier = {
+            name: self.status.earlier.get(name, self.status.step)
+            for name in before
+            if name not in metrics
+        }
+        self._change(
+            stage=stage,
+            step=step,
+            steps=steps,
+            seconds_left=left,
+            metrics={**before, **metrics},
+            earlier=earlier,
+        )
         if fresh or step == steps or now - self._written >= EVERY:
             self._write()
 
@@ -216,13 +233,16 @@ def describe(status: Status) -> str:
     if status.stage:
         left = "" if status.seconds_left is None else f", {_duration(status.seconds_left)} left"
         lines.append(f"{'stage':12}{_place(status)}{left}")
-    lines += [
-        f"{name:32}{value:.4g}" if isinstance(value, float) else f"{name:32}{value}"
-        for name, value in status.metrics.items()
-        if name not in LABELS
-    ]
+    lines += [_metric(status, name) for name in status.metrics if name not in LABELS]
     lines += [f"{'warning':12}{text}" for text in status.warnings]
     return "\n".join(plain_text(line) for line in lines)
+
+
+def _metric(status: Status, name: str) -> str:
+    value = status.metrics[name]
+    shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    at = f"  at step {status.earlier[name]:,}" if name in status.earlier else ""
+    return f"{name:32}{shown}{at}"
 
 
 def _place(status: Status) -> str:

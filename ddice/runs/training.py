@@ -259,6 +259,11 @@ def train(
     look: called with the data before anything is trained.
     """
     folder = None if run is None else Path(run)
+    if folder is None and recipe.evaluation.every is not None and not listeners:
+        raise ValueError(
+            "evaluation.every writes the learning curve into the run folder: give run (--run), or "
+            "leave it out"
+        )
     if folder is not None:
         # Refused before the data are read, which can take minutes. What counts is asked again
         # below, by `hold` and `claim_run`.

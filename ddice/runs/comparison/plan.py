@@ -14,6 +14,7 @@ from ddice.parts.loop import CHECKPOINT, resolve_device
 from ddice.parts.stage import Stage
 from ddice.policies.evaluation.pace import evaluation_seconds
 from ddice.runs.comparison.grid import Cell, Comparison
+from ddice.runs.comparison.runner import check_all
 from ddice.runs.comparison.store import Results, cell_key
 from ddice.runs.forecast import forecast_stage, set_step
 from ddice.runs.training import Training
@@ -49,9 +50,9 @@ class _Plan(Training):
     """Measures a few steps of each stage in place of training it; what is in the cache is done."""
 
     def __init__(self, cell: Cell, data: Transitions, known: _Known, trust_env: Sequence[str]):
-        super().__init__(
-            cell.recipe, data, progress=False, say=lambda text: None, trust_env=trust_env
-        )
+        # Keys leave the learning curve out, and so does the plan.
+        recipe = cell.recipe.without_curve
+        super().__init__(recipe, data, progress=False, say=_quiet, trust_env=trust_env)
         self.cell = cell
         self.known = known
 
@@ -78,6 +79,10 @@ class _Plan(Training):
         return names.get(stage.name, f"{self.cell.backend} with {self.cell.extractor}")
 
 
+def _quiet(text: str) -> None:
+    """Nothing is trained of which there is something to say."""
+
+
 def _left(stage: Stage, entry: cache.Entry) -> int:
     """Steps that are neither in the cache nor in a checkpoint there."""
     if entry.state.exists():
@@ -92,13 +97,19 @@ def _left(stage: Stage, entry: cache.Entry) -> int:
 def plan(
     comparison: Comparison, run: Path, data: Transitions, *, trust_env: Sequence[str] = ()
 ) -> list[Task]:
-    """What is left to do in the run folder, in order. Nothing is trained, kept or written.
-    trust_env: as for `compare`. Raises what `compare` raises before it trains.
+    """What is left to do in the run folder, in order, but for learning curves. Nothing is trained,
+    kept or written. trust_env: as for `compare`. Raises what `compare` raises before it trains.
     """
     comparison.require_episodes()
     data = data.to(resolve_device(comparison.recipe.device))
     known, results = _Known(), Results(run / "results.jsonl")
     settings = comparison.recipe.evaluation
+    if settings.every is not None:
+        cells = [
+            (cell, Training(cell.recipe, data, say=_quiet, trust_env=trust_env))
+            for cell in comparison.cells()
+        ]
+        check_all(cells, _quiet)
     for cell in comparison.cells():
         if results.find(cell_key(cell, data)) is not None:
             continue

@@ -15,8 +15,9 @@ from ddice.data import Transitions
 from ddice.parts.loop import Listener, resolve_device
 from ddice.parts.part import effective_sample_size
 from ddice.parts.ratio_source import RatioSource
-from ddice.runs.comparison.grid import Cell, Comparison
+from ddice.runs.comparison.grid import BEHAVIOUR, Cell, Comparison
 from ddice.runs.comparison.store import Result, Results, cell_key
+from ddice.runs.learning_curve import NoCurve, StageName
 from ddice.runs.made_with import record_made_with
 from ddice.runs.status import hold, require_free
 from ddice.runs.training import CHECKPOINT_EVERY, Say, Training, episodes_over
@@ -43,7 +44,7 @@ def compare(
     as for `ddice.evaluate` and `ddice.load_dataset`.
 
     Raises ValueError, before anything is trained, when a backend and an extractor do not fit
-    together or nothing is to be played.
+    together, nothing is to be played, or no policy can have the learning curve that was asked for.
     """
     comparison.require_episodes()
     folder = Path(run)
@@ -64,16 +65,20 @@ def compare(
         )
         for cell in comparison.cells()
     ]
-    for cell, training in zip(comparison.cells(), trainings, strict=True):
-        training.check(with_backend=cell.backend is not None)
-    found = []
+    cells = list(zip(comparison.cells(), trainings, strict=True))
+    stages = check_all(cells, say)
+    # The policies that are played while a backend trains come before those that find it trained.
+    order = sorted(
+        range(len(cells)),
+        key=lambda place: cells[place][0].backend is not None and stages[place] != "backend",
+    )
+    found: dict[int, Result] = {}
     with hold(folder) as reporter:
         write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
         record_made_with(folder, resolve_device(comparison.recipe.device))
         results = Results(folder / "results.jsonl")
-        for number, (cell, training) in enumerate(
-            zip(comparison.cells(), trainings, strict=True), 1
-        ):
+        for number, place in enumerate(order, 1):
+            cell, training = cells[place]
             key = cell_key(cell, data)
             result = results.find(key)
             if result is None:
@@ -82,15 +87,52 @@ def compare(
                 training.on_warning = reporter.warn
                 result = _run_cell(cell, key, training, reporter)
                 results.append(result)
-            found.append(
-                result.model_copy(update={"backend": cell.backend, "extractor": cell.extractor})
-            )  # names may have changed since
-    return found
+            else:
+                _say_other_curve(cell, result, training)
+            # names may have changed since
+            found[place] = result.model_copy(
+                update={"backend": cell.backend, "extractor": cell.extractor}
+            )
+    return [found[place] for place in range(len(cells))]
+
+
+def check_all(cells: Sequence[tuple[Cell, Training]], say: Say) -> list[StageName | None]:
+    """Check all trainings -> the stages of their learning curves. Those that cannot have the one
+    that was asked for go without, which is said; NoCurve where that are all of them.
+    """
+    stages: list[StageName | None] = []
+    without = 0
+    said = {BEHAVIOUR}  # of which nobody expects one
+    for cell, training in cells:
+        try:
+            stages.append(training.check(with_backend=cell.backend is not None))
+        except NoCurve as error:
+            without += 1
+            if without == len(cells):
+                raise
+            if _name(cell) not in said:
+                say(f"{_name(cell)}: no learning curve ({error})")
+            said.add(_name(cell))
+            training.recipe = training.recipe.without_curve
+            stages.append(training.check(with_backend=cell.backend is not None))
+    return stages
+
+
+def _say_other_curve(cell: Cell, result: Result, training: Training) -> None:
+    asked = training.recipe.evaluation.learning_curve
+    if asked is not None and asked != result.learning_curve:
+        training.say(
+            f"{_title(cell)}: found, with another learning curve than is asked for now, or without "
+            "one; it is not trained again for that"
+        )
+
+
+def _name(cell: Cell) -> str:
+    return cell.extractor if cell.backend is None else f"{cell.backend} + {cell.extractor}"
 
 
 def _title(cell: Cell) -> str:
-    backend = "" if cell.backend is None else f"{cell.backend} + "
-    return f"{backend}{cell.extractor}, seed {cell.seed}"
+    return f"{_name(cell)}, seed {cell.seed}"
 
 
 def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:
@@ -120,6 +162,7 @@ def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> R
         clip_rate=trained.policy.clip_rate,
         diagnostics={} if trained.backend is None else diagnose(trained.backend, training.data),
         train_seconds=seconds,
+        learning_curve=training.recipe.evaluation.learning_curve,
     )
 
 

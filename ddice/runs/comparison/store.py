@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 from ddice.core.config import Config
 from ddice.core.reading import parse_json, read_bytes
@@ -32,6 +33,8 @@ class Result(Config):
     clip_rate: float
     diagnostics: dict[str, float]
     train_seconds: float
+    # that was asked for; None without one
+    learning_curve: dict[str, Any] | None = None
 
     @property
     def folder(self) -> Path:
@@ -40,13 +43,13 @@ class Result(Config):
 
 
 def cell_key(cell: Cell, data: Transitions) -> str:
-    """Names everything that a cell's result depends on: its recipe, the content of the data, and
-    that of ratios given by a name.
+    """Names everything that a cell's result depends on: its recipe but for the learning curve, the
+    content of the data, and that of ratios given by a name.
     """
     backend, given = cell.recipe.backend, {}
     if cell.backend is not None and isinstance(backend, GivenRatio):
         given["ratios"] = backend.build(data.spec, cell.seed).identity(data)
-    return cell.recipe.digest(data=data.spec.fingerprint, **given)
+    return cell.recipe.without_curve.digest(data=data.spec.fingerprint, **given)
 
 
 class Results:
