@@ -66,7 +66,7 @@ tables: $(INSTALLED) ## every table of docs/which.md, three seeds: hours. The Ho
 	$(VENV)/bin/ddice data make pointmaze-medium
 	set -e; for name in $(TABLES); do \
 	  $(VENV)/bin/ddice compare --config benchmarks/$$name.json --run runs/tables/$$name $(REPRODUCE_ARGS); \
-	  $(VENV)/bin/python benchmarks/diagnose.py runs/tables/$$name; \
+	  $(VENV)/bin/ddice diagnose runs/tables/$$name; \
 	done
 	$(VENV)/bin/python benchmarks/few_steps.py runs/tables/few-steps-umaze runs/tables/few-steps-hopper
 	$(VENV)/bin/python benchmarks/tables.py runs/tables

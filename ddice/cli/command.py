@@ -35,7 +35,11 @@ def add_command(
     """
     raw = argparse.RawDescriptionHelpFormatter
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=raw, allow_abbrev=False
+        name,
+        help=text.partition("\n\n")[0],
+        description=text,
+        formatter_class=raw,
+        allow_abbrev=False,
     )
     command.set_defaults(run_command=run, takes_fields=fields)
     if fields is not None and first:

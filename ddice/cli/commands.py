@@ -1,5 +1,5 @@
-"""The command line: ddice train | status | evaluate | picture | compare | export | data |
-presets | cache | plugins.
+"""The command line: ddice train | status | evaluate | diagnose | picture | compare | export |
+data | presets | cache | plugins.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ddice.cli import (
     cache,
     compare,
     data,
+    diagnose,
     evaluate,
     export,
     picture,
@@ -31,7 +32,9 @@ from ddice.parts.loop import Terminated, TrainingDiverged
 from ddice.parts.watcher import WatcherFailed
 from ddice.runs.options import explain
 
-COMMANDS = (train, status, evaluate, picture, compare, export, data, presets, cache, plugins)
+COMMANDS = (
+    train, status, evaluate, diagnose, picture, compare, export, data, presets, cache, plugins,
+)  # fmt: skip
 EXAMPLES = """\
 examples:
   ddice data make pointmaze-umaze
