@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ddice.data.measures import episode_returns
+from ddice.dice_backends.base import Backend
 from ddice.runs.alarms.values import bias, correlation
 from ddice.runs.training import Training
 
@@ -33,7 +34,7 @@ def backend_numbers(training: Training) -> dict[str, float]:
     weights = torch.cat([backend.ratio(batch) for batch in batches]).double().numpy()
     returns = episode_returns(data.rewards, data.episode)[data.episode]
     found["weighted"] = float(np.average(returns, weights=weights) / returns.mean())
-    if backend.values_are_returns:
+    if isinstance(backend, Backend) and backend.values_are_returns:
         observed = data.returns_to_go(data.rewards, backend.config.discount)
         values = torch.cat([backend.value(batch.observations) for batch in batches])
         found["V and return"] = float(correlation(values, observed))

@@ -37,7 +37,8 @@ def candidates(
     """Actions for the same N noises at every state, as the sampler makes them."""
     latents = policy.sampler.latents(NOISES, policy.spec.actions.size)
     with torch.no_grad():
-        return policy.sampler(observations, latents.expand(len(observations), -1, -1))
+        found: Tensor = policy.sampler(observations, latents.expand(len(observations), -1, -1))
+    return found
 
 
 def spread(
