@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ddice.cli.command import add_command, add_trust
+from ddice.cli.command import add_command, add_trust, add_trust_env
 from ddice.core.storage import write_bytes
 from ddice.runs.diagnosis import diagnosis
 
@@ -40,10 +40,11 @@ def register(commands: Any) -> None:
     command = add_command(commands, "diagnose", _diagnose, TEXT)
     command.add_argument("path", help="a run folder of ddice compare or ddice train")
     add_trust(command)
+    add_trust_env(command)
 
 
 def _diagnose(options: argparse.Namespace, rest: list[str]) -> None:
     run = Path(options.path)
-    text = diagnosis(run, trust=options.trust)
+    text = diagnosis(run, trust=options.trust, trust_env=options.trust_env)
     write_bytes(run / "diagnosis.md", (text + "\n").encode())
     print(text)

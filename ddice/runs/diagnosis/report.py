@@ -33,18 +33,23 @@ class Saved:
     scores: Evaluation | None
 
 
-def diagnosis(run: Path, *, trust: Sequence[str] = ()) -> str:
-    """The tables of a run folder of `ddice compare` or `ddice train`, in Markdown.
+def diagnosis(run: Path, *, trust: Sequence[str] = (), trust_env: Sequence[str] = ()) -> str:
+    """The tables of a run folder of `ddice compare` or `ddice train`, in Markdown; trust and
+    trust_env: as for `ddice.load_policy` and `ddice.load_dataset`.
 
     Raises FileNotFoundError where the folder holds no run, and where parts that are needed are in
     the cache no more; ValueError for what cannot be read.
     """
     comparison, policies = _comparison(run, trust) or _recipe(run, trust)
-    data = comparison.recipe.data.load()
+    data = comparison.recipe.data.load(trust_env)
     observations = data.sample(STATES, seed=0, step=0).observations
     # Of each seed, once: every policy of that seed is compared with it.
     behaviour = {
-        seed: candidates(_behaviour(comparison, policies, data, seed, trust), observations)
+        seed: candidates(
+            _saved_behaviour(policies, seed, trust)
+            or _behaviour(comparison, data, seed, trust_env),
+            observations,
+        )
         for seed in dict.fromkeys(one.seed for one in policies)
     }
     groups: dict[tuple[str, ...], list[Judged]] = {}
@@ -90,23 +95,31 @@ def _recipe(run: Path, trust: Sequence[str]) -> tuple[Comparison, list[Saved]]:
     return comparison, [Saved(backend, extractor, recipe.seed, run / "policy", found)]
 
 
-def _behaviour(
-    comparison: Comparison,
-    policies: Sequence[Saved],
-    data: Transitions,
-    seed: int,
-    trust: Sequence[str],
-) -> Policy:
-    """The behaviour policy of a seed: as it was saved, or from the prior in the cache."""
+def _saved_behaviour(policies: Sequence[Saved], seed: int, trust: Sequence[str]) -> Policy | None:
+    """The behaviour policy of a seed, where the run has one."""
     for one in policies:
         if one.extractor == BEHAVIOUR and one.seed == seed:
             return load_policy(one.folder, device="cpu", trust=trust)
+    return None
+
+
+def _behaviour(
+    comparison: Comparison, data: Transitions, seed: int, trust_env: Sequence[str]
+) -> Policy:
+    """The behaviour policy of a seed, from the prior in the cache."""
     cell = next(one for one in comparison.cells() if one.backend is None and one.seed == seed)
-    return _found(cell.recipe, data).train(with_backend=False).policy
+    return _found(cell.recipe, data, trust_env).train(with_backend=False).policy
 
 
-def _found(recipe: Recipe, data: Transitions) -> Training:
-    return Training(recipe, data, progress=False, say=lambda text: None, only_found=True)
+def _found(recipe: Recipe, data: Transitions, trust_env: Sequence[str] = ()) -> Training:
+    return Training(
+        recipe,
+        data,
+        progress=False,
+        say=lambda text: None,
+        only_found=True,
+        trust_env=trust_env,
+    )
 
 
 def _backends(comparison: Comparison, data: Transitions) -> str:
