@@ -35,7 +35,7 @@ def backend_numbers(training: Training) -> dict[str, float]:
     returns = episode_returns(data.rewards, data.episode)[data.episode]
     found["weighted"] = float(np.average(returns, weights=weights) / returns.mean())
     if isinstance(backend, Backend) and backend.values_are_returns:
-        observed = data.returns_to_go(data.rewards, backend.config.discount)
+        observed = data.returns_to_go(data.rewards, backend.discount)
         values = torch.cat([backend.value(batch.observations) for batch in batches])
         found["V and return"] = float(correlation(values, observed))
         found["V - return"] = float(bias(values, observed))
