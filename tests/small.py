@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from ddice.core.config import merge
+from ddice.runs.alarms.report import LABELS
 from ddice.runs.presets import PRESETS
 from ddice.runs.recipe import Recipe
 from ddice.testing import catalogue
@@ -95,3 +97,9 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.blake2b(path.read_bytes()).hexdigest()
         for path in files
     }
+
+
+def without_alarms(said: Iterable[str]) -> list[str]:
+    """Lines that are printed, but for the numbers of alarms, which have tests of their own."""
+    labels = tuple(f"  {label}" for label in LABELS.values())
+    return [line for line in said if not line.startswith(("alarms of the stage", *labels))]

@@ -55,7 +55,7 @@ def register(commands: Any) -> None:
         "--preset",
         choices=PRESETS,
         metavar="NAME",
-        help="the recipe to start from, default unless said: see ddice presets",
+        help="the recipe to start from: see ddice presets",
     )
     command.add_argument("--config", metavar="FILE", help="JSON file of fields, over the preset")
     command.add_argument("--run", metavar="FOLDER", help="run folder: policy, metrics, scores")
