@@ -13,6 +13,7 @@ from ddice.data.spec import ObservationPart, Observations, RewardSummary
 from ddice.dice_backends import QConfig
 from ddice.diffusion.guidance import Guidance
 from ddice.diffusion.networks import MLP, FlattenEncoder, FourierTime, PublishedScore
+from ddice.diffusion.prediction import NoisePrediction
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.diffusion.samplers import Diffusion
 from ddice.diffusion.solvers import FEW_STEPS, PUBLISHED, MultiStep, Solver
@@ -23,11 +24,11 @@ from ddice.policies.policy import Policy, PolicyConfig
 OBSERVATIONS, ACTIONS = 11, 3  # Hopper
 NETWORKS = {
     "published": (
-        PublishedScore(),
+        DiffusionPrior(network=PublishedScore(), prediction=NoisePrediction()),
         Guidance(network=MLP(hidden=(256,) * 4, activation="silu"), time=FourierTime()),
-        QConfig(members=10),
+        QConfig(critic=MLP(), members=10),
     ),
-    "default": (DiffusionPrior().network, Guidance(), QConfig()),
+    "default": (DiffusionPrior(), Guidance(), QConfig()),
 }
 SOLVERS: dict[str, Solver] = {
     "2S-15": PUBLISHED,
@@ -50,8 +51,8 @@ def make_policy(networks: str, solver: str, candidates: int, device: str = "cpu"
         fingerprint="",
         behaviour_fingerprint="",
     )
-    score, guidance, q = NETWORKS[networks]
-    prior = DiffusionPrior(network=score, encoder=FlattenEncoder(normalize=False))
+    network, guidance, q = NETWORKS[networks]
+    prior = network.model_copy(update={"encoder": FlattenEncoder(normalize=False)})
     sampler = Diffusion(prior=prior, guidance=guidance, solver=SOLVERS[solver], clip_denoised=False)
     config = PolicyConfig(sampler=sampler, candidates=candidates, q=q)
     torch.manual_seed(0)

@@ -62,7 +62,8 @@ def test_kernels_fit_compute_capability_9() -> None:
     spilled, no NaN replaced by a bound.
     """
     found = lines("fused_compile.py", TRITON_INTERPRET="0")
-    assert len(found) == 2 * 3 * (13 + 3) + 2 * 3 * (8 + 3)
+    # The default critic has LayerNorm behind both hidden layers: two phases more.
+    assert len(found) == 2 * 3 * (13 + 3) + 2 * 3 * (8 + 5)
     assert not [case for case in found if case[3]["shared"] > SHARED // 2]
     assert not [case for case in found if case[3]["spills"] or case[3]["drops NaN"]]
 
