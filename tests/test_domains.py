@@ -8,7 +8,6 @@ import dataclasses
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import small
 from pydantic import ValidationError
 
 import ddice
-from ddice.cli import main
 from ddice.cli.data import preset
 from ddice.data.description import Description
 from ddice.data.horizon import Horizon
@@ -33,19 +31,6 @@ from ddice.runs.training import train
 ROOT = Path(__file__).parents[1]
 DEFAULT = Recipe().model_dump(mode="json")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 # -- choices

@@ -5,7 +5,6 @@ here a second time.
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 import small
 import torch
 
-from ddice.cli import main
 from ddice.data import load_dataset
 from ddice.runs.folder import differences
 from ddice.runs.presets import DOMAINS, PRESETS, REASONS, TASKS, describe, reason, unpublished
@@ -238,19 +236,6 @@ def test_every_difference_has_a_reason_and_every_reason_a_difference() -> None:
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def test_the_list_has_one_line_for_each(run: Run) -> None:

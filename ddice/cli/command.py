@@ -18,6 +18,7 @@ from ddice.runs.comparison import Comparison
 from ddice.runs.options import Tree, describe_fields, parse_flags, read_config
 from ddice.runs.recipe import Recipe
 from ddice.runs.tensorboard import TensorBoard
+from ddice.runs.training import CHECKPOINT_EVERY
 
 Run = Callable[[argparse.Namespace, list[str]], "int | None"]  # the exit status, None for 0
 
@@ -142,6 +143,21 @@ def add_trust_env(command: argparse.ArgumentParser) -> None:
     """--trust-env, of commands that make the environment which data or a policy record."""
     text = "let this module make the recorded environment, which Gymnasium's registry lacks"
     command.add_argument("--trust-env", metavar="MODULE", action="append", default=[], help=text)
+
+
+def add_training_options(command: argparse.ArgumentParser) -> None:
+    """What every command that trains has."""
+    command.add_argument(
+        "--checkpoint-every",
+        metavar="N",
+        type=int,
+        default=CHECKPOINT_EVERY,
+        help="steps of training that a killed run can lose",
+    )
+    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    add_trust(command)
+    add_trust_env(command)
+    add_listeners(command)
 
 
 def add_listeners(command: argparse.ArgumentParser) -> None:

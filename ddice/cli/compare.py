@@ -10,9 +10,7 @@ from typing import Any
 
 from ddice.cli.command import (
     add_command,
-    add_listeners,
-    add_trust,
-    add_trust_env,
+    add_training_options,
     drawn,
     duration,
     listeners,
@@ -26,7 +24,6 @@ from ddice.runs.comparison.plan import plan
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS
-from ddice.runs.training import CHECKPOINT_EVERY
 
 # what a first comparison changes; --help-all has the rest
 FIRST = (
@@ -60,17 +57,7 @@ def register(commands: Any) -> None:
         action="store_true",
         help="print what is left to do and its predicted time, train nothing",
     )
-    command.add_argument(
-        "--checkpoint-every",
-        metavar="N",
-        type=int,
-        default=CHECKPOINT_EVERY,
-        help="steps of training that a killed run can lose",
-    )
-    command.add_argument("--no-progress", action="store_true", help="no progress bars")
-    add_trust(command)
-    add_trust_env(command)
-    add_listeners(command)
+    add_training_options(command)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 
 from ddice.cli.command import (
     add_command,
-    add_listeners,
-    add_trust,
-    add_trust_env,
+    add_training_options,
     drawn,
     duration,
     listeners,
@@ -24,7 +22,7 @@ from ddice.runs.forecast import forecast
 from ddice.runs.metrics_figure import plot_metrics
 from ddice.runs.presets import PRESETS, fitting_preset, unpublished
 from ddice.runs.recipe import Recipe
-from ddice.runs.training import CHECKPOINT_EVERY, train
+from ddice.runs.training import train
 
 # what a first run changes; --help-all has the rest
 FIRST = (
@@ -64,17 +62,7 @@ def register(commands: Any) -> None:
         action="store_true",
         help="print sizes and predicted time, train nothing",
     )
-    command.add_argument(
-        "--checkpoint-every",
-        metavar="N",
-        type=int,
-        default=CHECKPOINT_EVERY,
-        help="steps of training that a killed run can lose",
-    )
-    command.add_argument("--no-progress", action="store_true", help="no progress bars")
-    add_trust(command)
-    add_trust_env(command)
-    add_listeners(command)
+    add_training_options(command)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

@@ -126,15 +126,14 @@ class LambdaReturnsTargets(Targets):
         shape = (*seed_shape(seed), spec.source_rows)
         unknown = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
         self.register_buffer("returns", unknown)
-        self._data: Transitions | None = None
-        self._pieces: Pieces | None = None
+        self._prepared: tuple[Transitions, Pieces] | None = None
 
     def prepare(self, backend: Backend, data: Transitions) -> None:
-        self._data, self._pieces = data, data.pieces
+        self._prepared = data, data.pieces
 
     @torch.no_grad()
     def targets(self, backend: Backend, batch: Batch, step: int) -> Tensor:
-        if self._data is None or self._pieces is None:
+        if self._prepared is None:
             raise ValueError(
                 "LambdaReturns need the whole dataset first: call backend.prepare(data) before "
                 "backend.update(...)"
@@ -143,22 +142,29 @@ class LambdaReturnsTargets(Targets):
         # the step alone, so that a resumed part refreshes when it would have, and reads what it
         # would have read until then.
         if (step - backend.warm_up) % self.config.refresh_every == 0:
-            self._refresh(backend, self._data, self._pieces)
+            self._refresh(backend, *self._prepared)
         return self._of_rows(batch)
 
     @torch.no_grad()
     def latest(self, backend: Backend, batch: Batch) -> Tensor:
+        found = self._known(batch)
         # Asked before the first refresh, by joint training in a warm start.
-        if self._data is not None and self._pieces is not None and self.returns.isnan().all():
-            self._refresh(backend, self._data, self._pieces)
-        if int(batch.rows.max()) < self.returns.shape[-1]:
-            returns = self._of_rows(batch)
-            if not bool(returns.isnan().any()):
-                return returns
+        if found is None and self._prepared is not None and self.returns.isnan().all():
+            self._refresh(backend, *self._prepared)
+            found = self._known(batch)
+        if found is not None:
+            return found
         raise ValueError(
             "LambdaReturns know the rows of the dataset that was prepared for training, and these "
             'are others: ask for ratios of that dataset, or train with backup="one_step"'
         )
+
+    def _known(self, batch: Batch) -> Tensor | None:
+        """Those of the batch; None where a row has none."""
+        if int(batch.rows.max()) >= self.returns.shape[-1]:
+            return None
+        returns = self._of_rows(batch)
+        return None if bool(returns.isnan().any()) else returns
 
     def _of_rows(self, batch: Batch) -> Tensor:
         return self.returns.gather(-1, batch.rows.expand(*self.returns.shape[:-1], -1))

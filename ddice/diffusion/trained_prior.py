@@ -48,14 +48,14 @@ class TrainedPrior(Protocol):
     @property
     def averaged(self) -> Network:
         """The score network that acts: features (*seeds, ..., F), noised actions (*seeds, ..., A)
-        and the features of their times -> predicted noise (*seeds, ..., A).
+        and the features of their times -> what `config.prediction` names (*seeds, ..., A).
         """
 
     def denoiser(
         self,
         features: Tensor,  # (*seeds, ..., F)
     ) -> Denoiser:
-        """`averaged` at these features, as x (*seeds, ..., A), t -> predicted noise."""
+        """`averaged` at these features, as x (*seeds, ..., A), t -> the noise that it predicts."""
 
     def identity(self, data: Transitions) -> str:
         """Names all that the prior depends on, but the number of its own steps."""

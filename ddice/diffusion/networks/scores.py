@@ -15,7 +15,9 @@ from ddice.diffusion.networks.time import TIME_FEATURES, AnyTime, FourierTime, S
 
 
 class Score(Config, abstract=True):
-    """A network that predicts the noise in actions. One of your own gives a `kind` and `build`."""
+    """The network of a prior, which gives what its `prediction` names: velocity, or noise. One of
+    your own gives a `kind` and `build`.
+    """
 
     kind: str
 
@@ -27,7 +29,7 @@ class Score(Config, abstract=True):
 
 
 class ResidualScore(Score):
-    """A noise predictor of residual blocks x + W2 silu(W1 norm(x)) over an affine map of
+    """Residual blocks x + W2 silu(W1 norm(x)) over an affine map of
     (actions, features, time).
     """
 
@@ -55,7 +57,7 @@ class ResidualScore(Score):
 
 
 class PublishedScore(Score):
-    """The noise predictor of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over
+    """The network of Diffusion-DICE: a residual U-net 512/256/128/128/256/512 over
     actions, given state and time; 1.63 M parameters.
     """
 
