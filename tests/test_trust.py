@@ -380,6 +380,8 @@ def test_ctrl_c_is_heard_while_pytorch_is_imported(tmp_path: Path) -> None:
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
+        # As from a terminal: what a shell starts in the background begins with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Interrupts:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch':\n"
