@@ -267,6 +267,8 @@ MAZE = {
     "alarms/value_bias": 0.2642,
     "candidates/prior_above_data": 0.0366,
     "candidates/member_agreement": 0.8185,
+    "mean_ratio": 1.02,
+    "mean_ratio_expected": 1.0,
 }
 
 
@@ -300,6 +302,10 @@ def test_selection_that_cannot_be_trusted_is_complained_of_once_and_with_every_r
         ({"alarms/value_bias": 1.1}, "V stands 1.1 deviations above"),
         ({"alarms/value_bias": 0.9}, ""),
         ({"alarms/value_bias": -3.0}, ""),
+        ({"mean_ratio": 6.1}, "the mean ratio is 6.1 where it should be 1"),
+        ({"mean_ratio": 1.9}, ""),
+        ({"mean_ratio": 0.4}, "mean ratio"),
+        ({"mean_ratio": 0.0101, "mean_ratio_expected": 0.01}, ""),
     ],
     ids=str,
 )

@@ -284,7 +284,7 @@ def divergence(config: Any) -> Tensor:
 
 
 def reward(config: Any) -> Tensor:
-    return tensors(Rewards((config,), data().spec.rewards)(data().rewards))
+    return tensors(Rewards((config.at(0.9),), data().spec.rewards)(data().rewards))
 
 
 def selection(config: Any) -> Tensor:

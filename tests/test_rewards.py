@@ -7,7 +7,14 @@ import torch
 import ddice
 from ddice.data.spec import RewardSummary
 from ddice.dice_backends import PiecewiseF
-from ddice.dice_backends.rewards import MinusOneZero, ReturnRange, Rewards, Scale, Standardize
+from ddice.dice_backends.rewards import (
+    MinusOneZero,
+    ReturnRange,
+    Rewards,
+    Scale,
+    Standardize,
+    UnitValues,
+)
 
 REWARDS = np.array(
     [1.0, 0.0, -2.0, 3.0, 0.0, 0.0, 0.0, 0.5]
@@ -53,6 +60,30 @@ def test_return_range() -> None:
     assert rewards.absorbing == 0
 
 
+def test_unit_values() -> None:
+    """The root mean square reward, earned for ever, is worth 1: k rms / (1 - gamma) = 1."""
+    rms = np.sqrt((REWARDS**2).mean())
+    rewards, got = transformed(UnitValues(discount=0.75))
+    np.testing.assert_allclose(got, REWARDS / (4 * rms), rtol=1e-6)
+    assert rewards.absorbing == 0
+
+
+def test_unit_values_of_a_backend_have_its_discount() -> None:
+    """Two rewards of 2 per step: worth 1 in all, so each 1 - gamma of it."""
+    spec = dataset(np.full(2, 2.0)).spec
+    backend = PiecewiseF(rewards=("unit_values",), discount=0.95).build(spec)
+    assert backend.rewards(torch.tensor([2.0])).item() == pytest.approx(0.05)
+    own = PiecewiseF(rewards=(UnitValues(discount=0.5),), discount=0.95).build(spec)
+    assert own.rewards(torch.tensor([2.0])).item() == pytest.approx(0.5)
+
+
+def test_unit_values_of_nothing() -> None:
+    with pytest.raises(ValueError, match="all are zero"):
+        Rewards((UnitValues(discount=0.9),), summary(np.zeros(3)))(torch.zeros(3))
+    with pytest.raises(ValueError, match="needs a discount"):
+        Rewards((UnitValues(),), summary(REWARDS))
+
+
 def test_standardize() -> None:
     mean, std = REWARDS.mean(), np.sqrt(((REWARDS - REWARDS.mean()) ** 2).mean())
     rewards, got = transformed(Standardize())
@@ -87,6 +118,7 @@ def test_order_and_absorbing_reward() -> None:
         (MinusOneZero(), ReturnRange()),
         (ReturnRange(), Standardize(), Scale(factor=0.1)),
         (Standardize(), Standardize()),
+        (UnitValues(discount=0.9), UnitValues(discount=0.5)),
     ],
     ids=lambda steps: "+".join(step.kind for step in steps),
 )

@@ -49,7 +49,7 @@ class BackendConfig(Config, Fits["Backend"], abstract=True):
     )
     discount: Discount = 0.99
     rewards: tuple[AnyReward, ...] = Field(
-        (), description="ordered: return_range, minus_one_zero, standardize, scale"
+        (), description="ordered: unit_values, return_range, minus_one_zero, standardize, scale"
     )
     value: MLP = Field(MLP(layer_norm=True), description="network of V(s)")
     encoder: AnyEncoder = FlattenEncoder()
@@ -80,8 +80,9 @@ class Backend(Part):
     def __init__(self, config: BackendConfig, spec: Spec, seed: Seed):
         super().__init__(config, config.optimizer, config.batch_size, spec, seed)
         self.encoder = config.encoder.build(spec.normalizer.mean, spec.normalizer.std)
-        self.rewards = Rewards(config.rewards, spec.rewards)
         self._discount = resolve_discount(config.discount, spec)
+        transforms = [transform.at(self._discount) for transform in config.rewards]
+        self.rewards = Rewards(transforms, spec.rewards)
         self.value_network = config.value.build(
             {"features": self.encoder.size}, 1, seed=seed, stream="value"
         )

@@ -4,6 +4,7 @@ data.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -23,6 +24,10 @@ class RewardTransform(Config, abstract=True):
     """
 
     kind: str
+
+    def at(self, discount: float) -> RewardTransform:
+        """The same for values of this discount; itself, for most."""
+        return self
 
     @abstractmethod
     def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
@@ -118,6 +123,38 @@ class Standardize(RewardTransform):
         return _affine_summary(summary, 1 / std, -summary.mean / std)
 
 
+class UnitValues(RewardTransform):
+    """r * (1 - gamma) / rms(r): the value of earning the root mean square reward for ever is 1,
+    whatever the rewards and the horizon are.
+
+    An optimiser such as Adam moves a network's output by about as much in every step, whatever the
+    units. Values in the hundreds then lag behind their targets, and ratios exp(Q - V) that should
+    average 1 do not.
+    """
+
+    kind: Literal["unit_values"] = "unit_values"
+    discount: float | None = Field(
+        None, ge=0, lt=1, description="gamma; that of the backend unless given"
+    )
+
+    def at(self, discount: float) -> RewardTransform:
+        return self if self.discount is not None else UnitValues(discount=discount)
+
+    def _factor(self, summary: RewardSummary) -> float:
+        if self.discount is None:
+            raise ValueError('"unit_values" outside of a backend needs a discount')
+        size = math.hypot(summary.mean, summary.std)
+        if size <= 0:
+            raise ValueError('"unit_values" needs rewards other than zero, all are zero')
+        return (1 - self.discount) / size
+
+    def apply(self, rewards: Tensor, summary: RewardSummary) -> Tensor:
+        return rewards * self._factor(summary)
+
+    def summarise(self, summary: RewardSummary) -> RewardSummary:
+        return _affine_summary(summary, self._factor(summary), 0)
+
+
 class MinusOneZero(RewardTransform):
     """0 where r > 0, else -1 (the published choice for AntMaze): must come first. Reaching the
     goal ends the cost, so absorption costs 0.
@@ -151,7 +188,7 @@ class MinusOneZero(RewardTransform):
         return 0.0
 
 
-_TRANSFORMS = (Scale, ReturnRange, Standardize, MinusOneZero)
+_TRANSFORMS = (Scale, ReturnRange, Standardize, UnitValues, MinusOneZero)
 
 
 def _from_name(value: Any) -> Any:
@@ -164,7 +201,7 @@ def _from_name(value: Any) -> Any:
 
 
 AnyReward = Annotated[
-    Scale | ReturnRange | Standardize | MinusOneZero | RewardTransform,
+    Scale | ReturnRange | Standardize | UnitValues | MinusOneZero | RewardTransform,
     Door("ddice.rewards"),
     BeforeValidator(_from_name),
 ]

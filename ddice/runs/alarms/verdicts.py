@@ -27,6 +27,9 @@ OFF_THE_DATA = 1.25
 MOST = 0.5
 # What two members share is then as large as the error of each.
 MEMBERS_AGREE = 0.5
+# By which factor the mean ratio of a batch may differ from what it should be. Of 512 rows with half
+# of them effective it is known to 5 %; where V lagged behind Q on Hopper it was 6.
+OFF_BALANCE = 2.0
 # An average state is valued as the best sixth of them was observed, if returns are normal.
 BEYOND_RETURNS = 1.0
 
@@ -78,6 +81,13 @@ def of_backend(numbers: Mapping[str, float], candidates: int) -> list[str]:
             f"selection among {candidates} candidates cannot be trusted: {why}. Set "
             'extractor.candidates=1 or the selection rule "lcb", or give the critic LayerNorm and '
             "more critic_members"
+        )
+    mean, expected = (numbers.get(name, 1.0) for name in ("mean_ratio", "mean_ratio_expected"))
+    if not expected / OFF_BALANCE <= mean <= expected * OFF_BALANCE:
+        found.append(
+            f"the mean ratio is {mean:.2g} where it should be {expected:.2g}: V has not found its "
+            "place below Q. Give values the size that networks learn soonest (backend.rewards="
+            '["unit_values"]), or train longer (steps.backend)'
         )
     bias = numbers.get("alarms/value_bias", 0.0)
     if bias > BEYOND_RETURNS:
