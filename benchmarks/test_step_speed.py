@@ -69,6 +69,7 @@ def test_steps(benchmark: Any, preset: str, stage: str, device: str, data: Trans
     measured = stages[stage]
     for part in measured.parts.values():
         part.until(last)
+    measured = measured.over(table)
     steps = iter(range(last))
 
     def step() -> None:

@@ -25,7 +25,8 @@ from ddice.diffusion.trained_prior import TrainedPrior
 from ddice.parts import loop
 from ddice.parts.part import Optimizer, Part, effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import RatioSource
-from ddice.parts.stage import Stage, alone, run_stage
+from ddice.parts.stage import Stage, Update, alone, run_stage
+from ddice.parts.tabulated import tabulated
 from ddice.policies.engines import QCallable
 from ddice.policies.policy import (
     ABOUT_NOISE_SCALE,
@@ -312,10 +313,23 @@ class Extractor(Part):
                 "done no step of training: train it first, backend.fit(data, steps=...), or both "
                 'together, schedule="joint"'
             )
+        stage = alone(self, steps=steps, name=name)
+        if backend is None:
+            return dataclasses.replace(stage, update=learning_from(self, None))
+
+        def update_over(data: Transitions) -> Update:
+            # A table pays where the steps ask for more rows than there are. By the stage alone, so
+            # that a resumed one reads what it would have read.
+            if (stage.stop - stage.start) * stage.batch_size <= len(data):
+                return learning_from(self, backend)
+            size, seeds = stage.batch_size, self.seed_shape
+            return learning_from(self, tabulated(backend, data, batch_size=size, seed_shape=seeds))
+
         return dataclasses.replace(
-            alone(self, steps=steps, name=name),
-            update=lambda batch, step: self.learn_from(batch, backend, step=step),
-            reads=() if backend is None else (backend,),
+            stage,
+            update=learning_from(self, backend),
+            update_over=update_over,
+            reads=(backend,),
         )
 
     def fit(
@@ -339,6 +353,13 @@ class Extractor(Part):
             checkpoint=checkpoint,
         )
         return self
+
+
+def learning_from(extractor: Extractor, backend: RatioSource | None) -> Update:
+    """The update of an extractor with what `backend` has learned, as a function of batch and
+    step.
+    """
+    return lambda batch, step: extractor.learn_from(batch, backend, step=step)
 
 
 def relative_metrics(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,10 @@ class Trainable(Protocol):
 class Stage:
     """Steps `start` .. `stop` - 1 of the parts that one `update` trains on the same batches.
 
-    `reads` are the parts that `update` reads and does not train. `watchers` look at the training
-    and change nothing of it, so that the key leaves them out. A stage is saved as one thing:
-    `state` and `load_state` are those of its parts, under their names.
+    `reads` are the parts that `update` reads and does not train. `update_over` gives the same
+    update for one dataset, with what can be known of all of it beforehand. `watchers` look at the
+    training and change nothing of it, so that the key leaves them out. A stage is saved as one
+    thing: `state` and `load_state` are those of its parts, under their names.
     """
 
     name: str
@@ -91,6 +93,13 @@ class Stage:
     stop: int
     reads: tuple[Trainable, ...] = ()
     watchers: tuple[Watcher, ...] = ()
+    update_over: Callable[[Transitions], Update] | None = None
+
+    def over(self, data: Transitions) -> Stage:
+        """This stage for the steps on `data`, whose parts are prepared."""
+        if self.update_over is None:
+            return self
+        return dataclasses.replace(self, update=self.update_over(data), update_over=None)
 
     def step(self, data: Transitions, step: int) -> loop.Metrics:
         """One step on the batch of that step."""
@@ -175,9 +184,10 @@ def run_stage(
         part.prepare(data)
         part.until(stage.stop)
     if stage.start < stage.stop:
+        over_data = stage.over(data)
         saved = None if checkpoint is None else loop.Checkpoint(checkpoint, stage.key(data))
         loop.run(
-            lambda step: stage.step(data, step),
+            lambda step: over_data.step(data, step),
             stage,
             start=stage.start,
             stop=stage.stop,

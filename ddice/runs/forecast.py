@@ -65,6 +65,7 @@ def forecast_stage(stage: Stage, data: Transitions, *, steps: int = STEPS) -> Fo
         set_step(part, first)
         # A falling learning rate warns where it knows no end, and is refused at the end.
         part.until(last)
+    stage = stage.over(data)
     started = 0.0
     for step in range(first, last):
         if step == counted:
