@@ -301,6 +301,44 @@ def test_arguments_of_the_environment_are_recorded(tmp_path: Path) -> None:
     )
 
 
+class Ageing(Counter):
+    """Its second action pays with every episode that it has played before."""
+
+    ages: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.age = -1
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        self.age += 1
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, *rest = super().step(action)
+        return observation, reward + self.age, *rest
+
+    def close(self) -> None:
+        Ageing.ages.append(self.age)
+
+
+def test_no_episode_finds_what_an_earlier_one_left_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import minari
+
+    Ageing.ages.clear()
+    gymnasium.register(
+        "ddice-test/Ageing-v0", f"{__name__}:Ageing", disable_env_checker=True, order_enforce=False
+    )
+    monkeypatch.setattr(collecting, "PART", 1)
+    made = collect("test/ageing-v0", "ddice-test/Ageing-v0", steady, episodes=6, progress=False)
+    found, expected = contents(minari.load_dataset(made)), [by_hand(index) for index in range(6)]
+    assert [one["rewards"] for one in found] == [one["rewards"] for one in expected]
+    assert Ageing.ages.count(0) == 6  # closed, each after its one episode
+    assert set(Ageing.ages) == {-1, 0}
+
+
 def test_bundled_references_are_found_by_the_environment() -> None:
     pytest.importorskip("mujoco")
     reference = ddice.load_dataset(

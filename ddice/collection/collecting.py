@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ddice.core.config import Config
 from ddice.core.machine import versions
 from ddice.core.randomness import one_seed
 from ddice.data.allowed import trust_in
-from ddice.data.environment import close_environment, make_env, record_of, register_robotics
+from ddice.data.environment import closing_environment, make_env, record_of, register_robotics
 from ddice.data.memory import memory_of, words
 from ddice.data.minari_store import dataset_metadata, has_dataset
 from ddice.data.minari_writer import write_dataset
@@ -112,8 +112,9 @@ def collect(
     the bounds * N(0, 1), clipped into them. trust: as for `ddice.load_policy`, of policies that are
     given by their folder. deterministic: for ddice policies and those of
     Stable-Baselines3. reference: the returns of (random, expert); None: the bundled ones, if any.
-    Episode i is a function of (seed, i, its policy) alone: it is reset with its own seed, which the
-    dataset records, and its policy and its noise draw from their own generators. Finished episodes
+    Episode i is a function of (seed, i, its policy) alone: it has an environment of its own, reset
+    with its own seed, which the dataset records, and its policy and its noise draw from their own
+    generators. Finished episodes
     are kept in the cache, so that the same call goes on where a killed one stopped, and ends with
     the same dataset; a ddice policy plays the episodes that `ddice.evaluate` plays with that seed.
     Raises ValueError for an id that is taken by something else, spaces that are no boxes, and what
@@ -129,49 +130,48 @@ def collect(
         )
     seed = one_seed(seed)
     record = _record(env, env_kwargs)
-    environment = make_env(record, trust_in(env, ()))
-    try:
+
+    def make() -> Any:
+        return make_env(record, trust_in(env, ()))
+
+    with closing_environment(make()) as environment:
         require_boxes(environment)
         if remembered := memory_of(environment):
             raise ValueError(f"expected an environment that forgets: {words(remembered)}")
-        behaviours = load_behaviours(
-            policies,
-            Loading(
-                seed, environment.action_space, deterministic, device, trust_pickle, tuple(trust)
-            ),
-        )
-        plan = Collection(
-            env=record,
-            policies=tuple(
-                Player(name=one.name, share=one.share, fingerprint=one.fingerprint)
-                for one in behaviours
-            ),
-            steps=steps,
-            episodes=episodes,
-            seed=seed,
-            noise=noise,
-            epsilon=epsilon,
-            deterministic=deterministic,
-            versions=versions(PACKAGES),
-        )
-        if has_dataset(dataset_id):
-            _require_same(dataset_id, plan)
-            return dataset_id
-        # How much is asked for is left out, so that a collection that was stopped can go on to
-        # another end.
-        work = entry("collection", plan.digest(without=("steps", "episodes")))
-        work.describe(
-            {
-                "stage": "collection",
-                "parts": [dataset_id],
-                "steps": steps or 0,
-                "seed": seed,
-                "data": plan.text,
-            }
-        )
-        played = _played(environment, behaviours, plan, Parts(work.folder), progress)
-    finally:
-        close_environment(environment)
+        space = environment.action_space
+    behaviours = load_behaviours(
+        policies, Loading(seed, space, deterministic, device, trust_pickle, tuple(trust))
+    )
+    plan = Collection(
+        env=record,
+        policies=tuple(
+            Player(name=one.name, share=one.share, fingerprint=one.fingerprint)
+            for one in behaviours
+        ),
+        steps=steps,
+        episodes=episodes,
+        seed=seed,
+        noise=noise,
+        epsilon=epsilon,
+        deterministic=deterministic,
+        versions=versions(PACKAGES),
+    )
+    if has_dataset(dataset_id):
+        _require_same(dataset_id, plan)
+        return dataset_id
+    # How much is asked for is left out, so that a collection that was stopped can go on to
+    # another end.
+    work = entry("collection", plan.digest(without=("steps", "episodes")))
+    work.describe(
+        {
+            "stage": "collection",
+            "parts": [dataset_id],
+            "steps": steps or 0,
+            "seed": seed,
+            "data": plan.text,
+        }
+    )
+    played = _played(make, behaviours, plan, Parts(work.folder), progress)
     _write(dataset_id, played, plan, reference)
     shutil.rmtree(work.folder)
     return dataset_id
@@ -208,21 +208,19 @@ def _record(env: Any, env_kwargs: Mapping[str, Any] | None) -> EnvRecord:
             f"expected an environment that can be made, got {env!r} with "
             f"{dict(env_kwargs or {})}: {error}"
         ) from error
-    try:
+    with closing_environment(made):
         return record_of(made)
-    finally:
-        close_environment(made)
 
 
 def _played(
-    environment: Any,
+    make: Callable[[], Any],
     behaviours: Sequence[Behaviour],
     plan: Collection,
     parts: Parts,
     progress: bool,
 ) -> list[Episode]:
-    """All episodes: those that an earlier call kept, then new ones, which are kept too, however
-    this ends.
+    """All episodes: those that an earlier call kept, then new ones, each in an environment that
+    `make` makes for it, which are kept too, however this ends.
     """
     kept, played = parts.load(), list[Episode]()
     saved, noise = len(kept), ActionNoise(plan.noise, plan.epsilon)
@@ -248,14 +246,12 @@ def _played(
                 episode = kept[index]
             else:
                 policy = int(np.argmin(steps / shares))
-                episode = play(
-                    environment,
-                    behaviours[policy].begin(index),
-                    noise,
-                    seed=plan.seed,
-                    index=index,
-                    policy=policy,
-                )
+                act = behaviours[policy].begin(index)
+                # Another one for every episode, because an environment may remember the last.
+                with closing_environment(make()) as environment:
+                    episode = play(
+                        environment, act, noise, seed=plan.seed, index=index, policy=policy
+                    )
             played.append(episode)
             steps[episode.policy] += len(episode)
             total += float(episode.rewards.sum())

@@ -7,8 +7,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,3 +217,12 @@ def close_environment(env: Any) -> None:
     env.close()
     if scratch is not None:
         Path(scratch).unlink(missing_ok=True)
+
+
+@contextmanager
+def closing_environment(env: gymnasium.Env[Any, Any]) -> Iterator[gymnasium.Env[Any, Any]]:
+    """The environment, closed after the block as `close_environment` does."""
+    try:
+        yield env
+    finally:
+        close_environment(env)
