@@ -45,6 +45,8 @@ HEAVY = {
     "onnxruntime",
     "triton",
     "stable_baselines3",
+    "huggingface_hub",
+    "pyarrow",
 }
 # imports triton, which finds its kernels in modules alone; nobody imports it with a module
 KERNELS = "policies.engines.kernels"

@@ -1,5 +1,5 @@
 """The command line: ddice train | status | evaluate | diagnose | picture | compare | export |
-data | presets | cache | plugins.
+push | pull | data | presets | cache | plugins.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ddice.cli import (
     picture,
     plugins,
     presets,
+    share,
     status,
     train,
 )
@@ -33,7 +34,8 @@ from ddice.parts.watcher import WatcherFailed
 from ddice.runs.options import explain
 
 COMMANDS = (
-    train, status, evaluate, diagnose, picture, compare, export, data, presets, cache, plugins,
+    train, status, evaluate, diagnose, picture, compare, export, share, data, presets, cache,
+    plugins,
 )  # fmt: skip
 EXAMPLES = """\
 examples:

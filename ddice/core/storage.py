@@ -66,8 +66,13 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def json_bytes(content: Any) -> bytes:
+    """As `write_json` writes it."""
+    return (json.dumps(content, indent=2, sort_keys=False) + "\n").encode()
+
+
 def write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=False) + "\n").encode())
+    write_bytes(path, json_bytes(content))
 
 
 def content_digest(content: Any) -> str:
@@ -127,10 +132,10 @@ def tensors_from_bytes(content: bytes, kind: str) -> tuple[dict[str, Tensor], di
     """As `load_tensors`, of what `tensors_to_bytes` gave."""
     place = Path(f"bytes of a {kind}")
     with _readable(place, kind):
+        tensors = load(content)  # first, because it knows a header from anything else
         size = int.from_bytes(content[:HEADER_SIZE], "little")
         header = parse_json(content[HEADER_SIZE : HEADER_SIZE + size])
         meta = _about(place, header.get("__metadata__", {}).get("ddice"), kind)
-        tensors = load(content)
     return _checked(place, kind, tensors, meta)
 
 

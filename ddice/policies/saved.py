@@ -15,11 +15,12 @@ from ddice.core.reading import read_json
 from ddice.core.storage import (
     SCHEMA,
     check_kind,
+    json_bytes,
     load_tensors,
     save_tensors,
     tensors_from_bytes,
     tensors_to_bytes,
-    write_json,
+    write_bytes,
 )
 
 KIND = "policy"
@@ -36,6 +37,10 @@ class SavedPolicy(NamedTuple):
     def to_bytes(self) -> bytes:
         """All of it, as in the file."""
         return tensors_to_bytes(KIND, self.tensors, self.description)
+
+    def shown(self) -> bytes:
+        """What `policy.json` says."""
+        return json_bytes(_shown(self.description))
 
 
 def policy_folder(path: str | Path) -> Path:
@@ -57,7 +62,7 @@ def write_policy(folder: Path, saved: SavedPolicy) -> None:
     """Write both files; whenever this is killed, the folder holds the old policy or the new one."""
     save_tensors(folder / WHOLE, KIND, saved.tensors, saved.description)
     # Last: killed in between, the text lags behind a policy that is whole.
-    write_json(folder / SHOWN, _shown(saved.description))
+    write_bytes(folder / SHOWN, saved.shown())
 
 
 def read_policy(folder: Path) -> SavedPolicy:
@@ -81,11 +86,23 @@ def read_policy(folder: Path) -> SavedPolicy:
 
 
 def policy_from_bytes(content: bytes) -> SavedPolicy:
-    """The inverse of `SavedPolicy.to_bytes`."""
+    """The inverse of `SavedPolicy.to_bytes`. Raises ValueError for other bytes."""
     return _saved(*tensors_from_bytes(content, KIND))
 
 
+def write_whole(folder: Path, content: bytes) -> SavedPolicy:
+    """Write the policy that came as the bytes of its first file. Raises ValueError for damaged and
+    foreign ones, before anything is written.
+    """
+    saved = policy_from_bytes(content)
+    write_bytes(folder / WHOLE, content)
+    write_bytes(folder / SHOWN, saved.shown())
+    return saved
+
+
 def _saved(tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> SavedPolicy:
+    if missing := [name for name in SECTIONS if name not in meta]:
+        raise ValueError(f"the policy lacks {', '.join(missing)}: an earlier version wrote it")
     return SavedPolicy({name: meta[name] for name in SECTIONS}, tensors)
 
 
