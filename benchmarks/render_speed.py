@@ -1,4 +1,5 @@
-"""Write benchmarks/README.md and its plot from the committed results of `make bench`.
+"""Write benchmarks/README.md and its plot from the committed results of `make bench`, `make gpu` and
+`python benchmarks/steps.py NAME`.
 
 python benchmarks/render_speed.py .benchmarks/bench.json   # take a new result in, then render
 python benchmarks/render_speed.py                          # render what is committed
@@ -14,6 +15,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
+STEP_RESULTS = HERE / "results" / "steps"
+GPU_RESULTS = HERE / "results" / "gpu"
 TEXT = """\
 # How fast it is
 
@@ -33,6 +36,19 @@ for the next process but the kernels of `fused`, which Triton keeps in its own c
 
 Networks: "published" are those of Diffusion-DICE (1.6 M parameters, guidance 4 x 256, ten Q), "default" those of the preset `default`. Solvers: 2S-15
 is the published setting, 2M-8 is `FEW_STEPS`, 2M-5 that with 5 evaluations: other solvers give other actions, so compare their returns too.
+"""
+
+
+STEPS_TEXT = """\
+## Training steps
+
+Written by `python benchmarks/steps.py NAME` from the results in [results/steps](results/steps), one thread of a CPU. Default configurations, sizes of
+Hopper, the batch drawn within the step. The yardstick is [plain_steps.py](plain_steps.py): the same networks and losses as research code writes them
+(a loader that collates row by row, an optimiser for each network, autograd everywhere, `.item()` at every step). It, the step and the matrix products
+of the step alone, their operands ready, are timed in turn by the time of the processor; read the ratios, medians over rounds.
+
+Extractors read their ratios from the table that a stage makes where it pays: its cost, one pass of the backend over the data, is not in a step. The
+plain loop computes them for each batch. "checkpoints" is their share of all time, at one for every {every} steps.
 """
 
 
@@ -95,6 +111,35 @@ def step_table(rows: list[dict[str, Any]]) -> list[str]:
         f"| {row['stage']} | {row['preset']} | {row['batch']} | {row['p50_ms']:.1f} |"
         for row in rows
     ]
+
+
+def against_plain_table(parts: dict[str, dict[str, float]]) -> list[str]:
+    columns = (
+        "| part | times faster than the plain loop | step over its matrix products | ms a step "
+        "| of which products, ms | checkpoints, % |"
+    )
+    lines = [columns, "|" + "---|" * columns.count("| ")]
+    return lines + [
+        f"| {part} | **{row['times_faster']:.2f}** | {row['over_products']:.2f} | {row['ms']:.2f} "
+        f"| {row['products_ms']:.2f} | {row['checkpoint_percent']:.2f} |"
+        for part, row in parts.items()
+    ]
+
+
+def against_plain(results: list[dict[str, Any]]) -> list[str]:
+    """The section about training steps, the oldest result first."""
+    if not results:
+        return []
+    results = sorted(results, key=lambda result: result["measured"])
+    sections = [STEPS_TEXT.format(every=results[-1]["checkpoint_every"])]
+    for result in results:
+        about = result["machine"]
+        title = (
+            f"{result['name']}: {about['machine']}, {result['measured']}, python "
+            f"{about['python']}, torch {about['torch']}."
+        )
+        sections.append(f"{title}\n\n" + "\n".join(against_plain_table(result["parts"])) + "\n")
+    return sections
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -166,11 +211,16 @@ def render() -> None:
                 for row in batches
             )
             parts.append(f"`data.sample` against a DataLoader that collates row by row: {told}.\n")
-    if not any(name.startswith("CUDA") for name in decisions):
+    on_devices = [path.read_text() for path in sorted(GPU_RESULTS.glob("*/tables.md"))]
+    if on_devices:
+        parts += ["## CUDA\n\nWritten by `make gpu`.\n", *on_devices]
+    elif not any(name.startswith("CUDA") for name in decisions):
         parts.append(
-            "## CUDA\n\nNot yet measured: `make bench` on a machine with an NVIDIA GPU adds "
-            "its table here.\n"
+            "## CUDA\n\nNot yet measured: `make gpu` on a machine with an NVIDIA GPU takes eight "
+            "minutes, and its tables come here.\n"
         )
+    step_results = [json.loads(path.read_text()) for path in STEP_RESULTS.glob("*.json")]
+    parts += against_plain(step_results)
     plot(decisions, HERE / "speed.png")
     parts.insert(1, "![how many times faster than the plain sampler](speed.png)\n")
     (HERE / "README.md").write_text("\n".join(parts))
