@@ -1,5 +1,5 @@
 # Everything from one command; `make help` lists the targets.
-# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, DATASET=, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=, BENCH_ARGS=
+# Variables: PYTHON=/path/to/python3, VENV=.venv, BUDGET=tiny, DATASET=, CONFIG=, RUN=, RUN_ARGS=, PYTEST_ARGS=, BENCH_ARGS=, GPU_PYTHON=, GPU_ARGS=
 VENV ?= .venv
 DATASET ?= pointmaze-umaze
 CONFIG ?= benchmarks/pointmaze-umaze.json
@@ -9,6 +9,8 @@ TINY_ARGS ?= --recipe.steps.prior 100 --recipe.steps.backend 100 --recipe.steps.
 REPRODUCE_ARGS ?= --seeds 0,1,2
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+GPU_PYTHON ?= python3
+GPU_ARGS ?=
 TABLES ?= pointmaze-umaze pointmaze-umaze-backends pointmaze-medium hopper-medium hopper-medium-expert hopper-multi-policy door-human \
   temperatures-hopper clipping-hopper few-steps-umaze few-steps-hopper
 INSTALLED := $(VENV)/.installed
@@ -25,7 +27,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce tables test kernels wheel docs bench clean
+.PHONY: help setup run reproduce tables test kernels wheel docs bench gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,9 @@ bench: $(INSTALLED) ## the speed measurements of benchmarks/, rendered into benc
 	@mkdir -p .benchmarks
 	$(VENV)/bin/pytest benchmarks -o addopts= -q --benchmark-only --benchmark-json=.benchmarks/bench.json $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/render_speed.py .benchmarks/bench.json
+
+gpu: ## what an NVIDIA GPU can tell, in eight minutes at most; needs torch with CUDA, triton and what ddice imports: GPU_PYTHON=, GPU_ARGS='--data maze.npz'
+	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_ARGS)
 
 tables: $(INSTALLED) ## every table of docs/which.md, three seeds: hours. The Hopper and door sets must be there (docs/which.md)
 	$(VENV)/bin/ddice data make pointmaze-umaze

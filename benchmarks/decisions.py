@@ -4,10 +4,13 @@ least.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import statistics
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from benchmarks.machine import bytes_per_second, description, flops_per_second
 from ddice.data import BoxActions, Normalizer, Spec
 from ddice.data.spec import ObservationPart, Observations, RewardSummary
 from ddice.dice_backends import QConfig
@@ -84,6 +87,53 @@ def cost(policy: Policy, batch: int) -> Cost:
             )
             size += 4 * (repeats * _multiplications(part.body) + _multiplications(part.setup))
     return Cost(2 * flops, size)
+
+
+class Case(NamedTuple):
+    """What is measured."""
+
+    networks: str
+    solver: str
+    engine: str
+    batch: int
+    candidates: int
+    dtype: str
+    device: str
+
+
+def decision_row(
+    case: Case,
+    *,
+    seconds: list[float],  # of the engine, one for each round
+    plain_seconds: list[float],  # of the plain sampler in the same rounds
+    cold_start: float,
+    peak_memory: float | None,
+) -> dict[str, Any]:
+    """What is kept of the measurement of one case: against the plain sampler, and over the least
+    time that its products and its weights need.
+    """
+    needed = cost(make_policy(case.networks, case.solver, case.candidates), case.batch)
+    evaluations = SOLVERS[case.solver].evaluations
+    size = needed.bytes / 2 if case.dtype == "float16" else needed.bytes
+    reading = size / bytes_per_second(case.device, int(size / evaluations))
+    floor = max(needed.flops / flops_per_second(case.device, case.dtype), reading)
+    median = statistics.median(seconds)
+    return {
+        **description(case.device),
+        **case._asdict(),
+        "evaluations": evaluations,
+        "ratio_to_plain": statistics.median(
+            plain / engine for plain, engine in zip(plain_seconds, seconds, strict=True)
+        ),
+        "p50_ms": 1e3 * median,
+        "p99_ms": 1e3 * float(np.quantile(seconds, 0.99)),
+        "decisions_per_second": case.batch / median,
+        "times_the_floor": median / floor,
+        "floor_ms": 1e3 * floor,
+        "gflop": needed.flops / 1e9,
+        "peak_memory_mib": peak_memory,
+        "cold_start_s": cold_start,
+    }
 
 
 def _multiplications(steps: list[Instruction]) -> int:

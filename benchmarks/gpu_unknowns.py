@@ -144,6 +144,8 @@ def cache_bandwidth(blocks: int) -> float:
 
 def numbers() -> Iterator[tuple[str, float, str]]:
     """Name, number, unit."""
+    # PyTorch asks for one before it compiles a kernel; these include nothing.
+    os.environ.setdefault("CUDA_HOME", sys.prefix)
     count = torch.cuda.get_device_properties(0).multi_processor_count
     yield f"plain sampler, {STATES} state x {CANDIDATES} candidates", baseline(), "ms"
     yield "one node of a graph", node(), "us"
@@ -171,9 +173,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    os.environ.setdefault(
-        "CUDA_HOME", sys.prefix
-    )  # PyTorch asks for one before it compiles a kernel; these include nothing
     print(", ".join(f"{name} {value}" for name, value in description("cuda").items()))
     for name, number, unit in numbers():
         print(f"{name}: {number:.3g} {unit}")

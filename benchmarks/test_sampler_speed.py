@@ -10,21 +10,19 @@ machines say little.
 from __future__ import annotations
 
 import gc
-import statistics
 import sys
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.decisions import ACTIONS, OBSERVATIONS, SOLVERS, cost, make_policy
-from benchmarks.machine import bytes_per_second, description, flops_per_second, synchronized
+from benchmarks.decisions import ACTIONS, OBSERVATIONS, Case, decision_row, make_policy
+from benchmarks.machine import synchronized
 from benchmarks.memory import measured
 from benchmarks.plain_eager import PlainEager
 from ddice.policies.policy import Policy
@@ -118,33 +116,12 @@ def test_decisions(
         rounds=ROUNDS[batch],
         warmup_rounds=WARM_UPS,
     )
-    found, needed = benchmark.stats.stats.data, cost(base, batch)
-    size = needed.bytes / 2 if dtype == "float16" else needed.bytes
-    reading = size / bytes_per_second(device, int(size / SOLVERS[solver].evaluations))
-    floor, median = (
-        max(needed.flops / flops_per_second(device, dtype), reading),
-        statistics.median(found),
+    case = Case(networks, solver, engine, batch, candidates, dtype, device)
+    row = decision_row(
+        case,
+        seconds=benchmark.stats.stats.data,
+        plain_seconds=times[WARM_UPS:],
+        cold_start=cold,
+        peak_memory=measured(networks, solver, engine, batch, candidates, dtype, device),
     )
-    benchmark.extra_info.update(
-        {
-            **description(device),
-            "networks": networks,
-            "solver": solver,
-            "engine": engine,
-            "batch": batch,
-            "candidates": candidates,
-            "evaluations": SOLVERS[solver].evaluations,
-            "dtype": dtype,
-            "ratio_to_plain": statistics.median(
-                plain / engine for plain, engine in zip(times[WARM_UPS:], found, strict=True)
-            ),
-            "p50_ms": 1e3 * median,
-            "p99_ms": 1e3 * float(np.quantile(found, 0.99)),
-            "decisions_per_second": batch / median,
-            "times_the_floor": median / floor,
-            "floor_ms": 1e3 * floor,
-            "gflop": needed.flops / 1e9,
-            "peak_memory_mib": measured(networks, solver, engine, batch, candidates, dtype, device),
-            "cold_start_s": cold,
-        }
-    )
+    benchmark.extra_info.update(row)
