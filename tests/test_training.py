@@ -299,9 +299,7 @@ def test_ctrl_c(
 def test_a_run_killed_between_its_last_step_and_its_state(
     npz: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last checkpoint is complete; the rest is made from it, in another run folder too,
-    where no metrics are.
-    """
+    """The last checkpoint is complete; the rest is made from it, in another run folder too."""
     recipe = small.recipe(npz, evaluation={"episodes": 0})
 
     def fail(*_: Any) -> None:
@@ -314,10 +312,10 @@ def test_a_run_killed_between_its_last_step_and_its_state(
     go(recipe, tmp_path / "b")
     assert trained == ["prior", "prior", "backend", "extractor"]
     assert not list(cache.cache_folder().rglob("checkpoint*"))
-    interrupted = small.digests(tmp_path / "b" / "policy")
     monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "other"))
     go(recipe, tmp_path / "c")
-    assert small.digests(tmp_path / "c" / "policy") == interrupted
+    for part in ("policy", "metrics"):
+        assert small.digests(tmp_path / "c" / part) == small.digests(tmp_path / "b" / part)
 
 
 # -- a metric that is no number
@@ -703,6 +701,33 @@ def test_metrics_come_along_with_what_is_found(npz: Path, tmp_path: Path) -> Non
     go(recipe, tmp_path / "b")
     assert len(small.digests(tmp_path / "a" / "metrics")) == 3
     assert small.digests(tmp_path / "a" / "metrics") == small.digests(tmp_path / "b" / "metrics")
+
+
+@pytest.mark.parametrize("folder", ["a", None], ids=["in a folder", "without one"])
+def test_who_goes_on_in_another_run_folder_has_the_whole_history(
+    folder: str | None, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddice.dice_backends.semi_gradient import PairBackend
+
+    recipe = small.recipe(npz, evaluation={"episodes": 0}, steps={"backend": 250})
+    update = PairBackend.update
+
+    def failing(self: Any, batch: Any, *, step: int) -> Any:
+        if step == 225:
+            raise RuntimeError("the machine is gone")
+        return update(self, batch, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PairBackend, "update", failing)
+        with pytest.raises(RuntimeError, match="gone"):
+            go(recipe, None if folder is None else tmp_path / folder, checkpoint_every=10)
+    go(recipe, tmp_path / "b", checkpoint_every=10)
+    found = (tmp_path / "b" / "metrics" / "backend.jsonl").read_bytes()
+    monkeypatch.setenv("DDICE_CACHE", str(tmp_path / "other"))
+    go(recipe, tmp_path / "c")
+    assert found == (tmp_path / "c" / "metrics" / "backend.jsonl").read_bytes()
+    steps = {line["step"] for line in records(tmp_path / "b" / "metrics" / "backend.jsonl")}
+    assert steps == {100, 200, 250}
 
 
 def test_metrics_replace_a_link_in_the_cache_and_what_it_leads_to_stays(

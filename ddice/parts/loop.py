@@ -94,37 +94,55 @@ class MetricsFile:
     """JSON lines, one per log point and one per look of a watcher, which it names; after a resume,
     lines past the resumed step are removed so that none is there twice. A line that cannot be read
     goes too, and is named in a warning.
+
+    beside: a copy that lies beside the checkpoint, so that who goes on from there in another folder
+    has the whole history: where there is one, it counts.
     """
 
-    def __init__(self, path: Path, stage: str):
+    def __init__(self, path: Path, stage: str, beside: Path | None = None):
         self.path = path
         self.stage = stage
+        self.beside = beside
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        """The one that counts first."""
+        return (self.path,) if self.beside is None else (self.beside, self.path)
 
     def rewind(self, step: int) -> None:
-        if not self.path.exists():
+        """Keep what was written up to a step."""
+        found = next((path for path in self._files if path.exists()), None)
+        if found is None:
             return
-        content = read_bytes(self.path, METRICS_LIMIT)
+        kept = self._kept(found, step)
+        for path in self._files:
+            if not path.exists() or read_bytes(path, METRICS_LIMIT) != kept:
+                write_bytes(path, kept)
+
+    def _kept(self, path: Path, step: int) -> bytes:
+        content = read_bytes(path, METRICS_LIMIT)
         kept = []
         for number, line in enumerate(content.splitlines(), 1):
             try:
                 stage, done = read_place(parse_json(line))
             except ValueError as error:
                 warnings.warn(
-                    f"{self.path}, line {number} cannot be read and is removed ({error}): the last "
+                    f"{path}, line {number} cannot be read and is removed ({error}): the last "
                     "line of a killed run may be half a line, which is written again",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
                 continue
             # Metrics are written more often than checkpoints: what lies past the checkpoint is done
             # again.
             if stage != self.stage or done <= step:
                 kept.append(line + b"\n")
-        if b"".join(kept) != content:
-            write_bytes(self.path, b"".join(kept))
+        return b"".join(kept)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        append_line(self.path, json.dumps({"stage": self.stage, "step": step, **values}))
+        line = json.dumps({"stage": self.stage, "step": step, **values})
+        for path in self._files:
+            append_line(path, line)
 
     def write_look(self, step: int, watcher: Watcher, values: Mapping[str, float]) -> None:
         """A line of its own, so that the other lines are those of a run that nobody watches."""

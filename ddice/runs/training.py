@@ -172,20 +172,26 @@ class Training(Stages):
             }
         )
         metrics = self._metrics(stage)
-        self._keep_own_looks(
-            stage
-        )  # of a run folder in which the same training was watched otherwise
+        if entry.metrics.is_symlink():
+            entry.metrics.unlink()  # what is appended would go to where it leads
+        # The same training may have been watched otherwise.
+        for path in (entry.metrics, metrics):
+            _keep_own_looks(stage, path)
+        if metrics is None:
+            history = loop.MetricsFile(entry.metrics, stage.name)
+        else:
+            history = loop.MetricsFile(metrics, stage.name, beside=entry.metrics)
         run_stage(
             stage,
             self.data,
             progress=self.progress,
             checkpoint=entry.checkpoint,
             checkpoint_every=self.checkpoint_every,
-            metrics=None if metrics is None else loop.MetricsFile(metrics, stage.name),
+            metrics=history,
             listeners=(self._hear, *self.listeners),
         )
         self._say_unseen(stage)
-        # They are not there when the last step was done in another run folder.
+        # Without what only other watchers had seen; not there where nothing was logged.
         if metrics is not None and metrics.exists():
             _copy(metrics, entry.metrics)
         # After the metrics, because an entry with a state counts as whole. The checkpoint goes
@@ -194,24 +200,11 @@ class Training(Stages):
         entry.checkpoint.unlink(missing_ok=True)
         self._judge(stage)
 
-    def _keep_own_looks(self, stage: Stage) -> dict[str, list[int]]:
-        """Remove from the metrics of a stage what was seen by others than its watchers; the steps
-        at which those looked, by their names.
-        """
-        metrics = self._metrics(stage)
-        if metrics is None or not metrics.exists():
-            return {}
-        content = read_bytes(metrics, loop.METRICS_LIMIT)
-        own, steps = own_looks(content, stage.watchers)
-        if own != content:
-            write_bytes(metrics, own)
-        return steps
-
     def _say_unseen(self, stage: Stage) -> None:
         """Say what the watchers of a trained stage have not seen: nothing is trained again for it,
         because the training is the same.
         """
-        seen = self._keep_own_looks(stage)
+        seen = _keep_own_looks(stage, self._metrics(stage))
         if self.folder is None:
             return
         for watcher in stage.watchers:
@@ -311,6 +304,19 @@ def train(
 def _say_alarms(training: Training) -> None:
     for line in lines(training.seen()):
         training.say(line)
+
+
+def _keep_own_looks(stage: Stage, path: Path | None) -> dict[str, list[int]]:
+    """Remove from the metrics of a stage what was seen by others than its watchers; the steps at
+    which those looked, by their names.
+    """
+    if path is None or not path.exists():
+        return {}
+    content = read_bytes(path, loop.METRICS_LIMIT)
+    own, steps = own_looks(content, stage.watchers)
+    if own != content:
+        write_bytes(path, own)
+    return steps
 
 
 def _copy(source: Path, target: Path) -> None:
