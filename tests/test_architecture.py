@@ -50,7 +50,7 @@ HEAVY = {
 }
 # imports triton, which finds its kernels in modules alone; nobody imports it with a module
 KERNELS = "policies.engines.kernels"
-DATA_ONLY = {"minari", "h5py"}
+DATA_ONLY = {"minari", "h5py", "pyarrow"}
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names} | {
     ROOT: len(LEVELS)

@@ -1,5 +1,5 @@
 """The command line: ddice train | status | evaluate | diagnose | picture | compare | export |
-push | pull | data | presets | cache | plugins.
+push | pull | data | presets | cache | plugins | completion.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ddice.cli import (
     cache,
     compare,
+    completion,
     data,
     diagnose,
     evaluate,
@@ -35,7 +36,7 @@ from ddice.runs.options import explain
 
 COMMANDS = (
     train, status, evaluate, diagnose, picture, compare, export, share, data, presets, cache,
-    plugins,
+    plugins, completion,
 )  # fmt: skip
 EXAMPLES = """\
 examples:

@@ -62,8 +62,8 @@ def load_dataset(
 
     source: a Minari id (local, else downloaded), a `MinariDataset`, a dict of arrays (keys:
         `ddice.data.arrays.KEYS`), a frame of pandas or polars, a file (.npz: such a dict, or the
-        columns of OGBench or D4RL; .hdf5, .h5: those of D4RL or robomimic; .csv), or a list of
-        these, whose rows are counted through in order.
+        columns of OGBench or D4RL; .hdf5, .h5: those of D4RL or robomimic; .csv), a folder
+        of LeRobot, or a list of these, whose rows are counted through in order.
     goal: the view of goal-conditioned mazes. "fixed": the goal of the evaluation environment;
     `desired_goal` is hidden and reward is 1 when the next
         position lies within the success radius, else 0. "observed": everything recorded. None:

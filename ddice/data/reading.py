@@ -15,6 +15,7 @@ import numpy as np
 from ddice.data.columns import ColumnNames, read_table
 from ddice.data.d4rl import read_d4rl, read_hdf5
 from ddice.data.flat import cached
+from ddice.data.lerobot import is_lerobot, lerobot_files, read_lerobot
 from ddice.data.minari_reader import read_minari
 from ddice.data.minari_store import is_minari, locate
 from ddice.data.ogbench import is_ogbench, read_ogbench
@@ -40,17 +41,9 @@ def read(
     if isinstance(item, Mapping) or is_frame(item):
         table = item if isinstance(item, Mapping) else frame_table(item)
         return read_table(table, name, columns=columns, episode_steps=episode_steps)
-    if isinstance(item, Path) or (
-        isinstance(item, str) and (Path(item).suffix.lower() in SUFFIXES or Path(item).is_file())
-    ):
-        path, name = Path(item).expanduser().resolve(), str(item)
-        _require_file(path, name)
-        reader = partial(_read_file, path, name, episode_steps, columns)
-        named = {} if columns is None else {"columns": dict(columns)}
-        identity = {"source": str(path), "episode_steps": episode_steps, **named}
-        source = cached(identity, [path], reader) if cache else reader()
-        source.name = name  # another spelling of the same path is the same entry
-        return source
+    path = _path_of(item)
+    if path is not None:
+        return _from_disk(path, str(item), episode_steps, columns, cache)
     if not isinstance(item, str) and not is_minari(item):
         raise TypeError(
             "expected a Minari id, a MinariDataset, a dict of arrays, a frame of pandas or polars, "
@@ -82,6 +75,35 @@ def read(
     )
 
 
+def _path_of(item: Any) -> Path | None:
+    """Where a file lies, or a folder of LeRobot; None for what is named otherwise."""
+    if not isinstance(item, (str, Path)):
+        return None
+    try:
+        path = Path(item).expanduser()
+        named = isinstance(item, Path) or path.suffix.lower() in SUFFIXES
+        return path.resolve() if named or path.is_file() or is_lerobot(path) else None
+    except (RuntimeError, ValueError) as error:  # no such user, a zero byte
+        raise ValueError(f"{str(item)!r} names no file ({error}): give its whole path") from error
+
+
+def _from_disk(
+    path: Path, name: str, episode_steps: int | None, columns: ColumnNames | None, cache: bool
+) -> Source:
+    """A file or folder, through the cache unless `cache` says no."""
+    if is_lerobot(path):
+        files = lerobot_files(path)
+    else:
+        _require_file(path, name)
+        files = [path]
+    reader = partial(_read_file, path, name, episode_steps, columns)
+    named = {} if columns is None else {"columns": dict(columns)}
+    identity = {"source": str(path), "episode_steps": episode_steps, **named}
+    source = cached(identity, files, reader) if cache else reader()
+    source.name = name  # another spelling of the same path is the same entry
+    return source
+
+
 def _require_file(path: Path, name: str) -> None:
     what = (
         f"expected a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file with columns such as "
@@ -90,7 +112,7 @@ def _require_file(path: Path, name: str) -> None:
     if path.is_dir():
         raise IsADirectoryError(
             f"{what}, got the folder {name}: give the file in it; Minari datasets are named by "
-            "their id"
+            "their id, those of LeRobot are folders with meta/info.json"
         )
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist: {what}")
@@ -103,6 +125,10 @@ def _read_file(
 ) -> Source:
     suffix = path.suffix.lower()
     try:
+        if path.is_dir():
+            if episode_steps is not None:
+                raise ValueError("expected no episode_steps: LeRobot says where episodes end")
+            return read_lerobot(path, name, columns)
         if suffix == ".npz":
             return _read_npz(path, name, episode_steps, columns)
         if suffix == ".csv":

@@ -26,7 +26,7 @@ class DataSource(Config):
         "ddice/pointmaze-umaze-v0",
         description=(
             "a Minari id, a .npz (arrays, OGBench or D4RL), a .hdf5 or .h5 (D4RL, robomimic), "
-            "a .csv, or a list of these"
+            "a .csv, a folder of LeRobot, or a list of these"
         ),
     )
     goal: Literal["fixed", "observed"] | None = Field(
