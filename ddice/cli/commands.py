@@ -32,11 +32,16 @@ from ddice.cli.command import Run, names_modules, refuse
 from ddice.core.reading import plain_text
 from ddice.parts.loop import Terminated, TrainingDiverged
 from ddice.parts.watcher import WatcherFailed
+from ddice.runs.comparison import CellsFailed
 from ddice.runs.options import explain
 
 COMMANDS = (
     train, status, evaluate, diagnose, picture, compare, export, share, data, presets, cache,
     plugins, completion,
+)  # fmt: skip
+# what is said in its own words, without where it was raised
+EXPLAINED = (
+    ValueError, TypeError, OSError, ImportError, TrainingDiverged, WatcherFailed, CellsFailed,
 )  # fmt: skip
 EXAMPLES = """\
 examples:
@@ -74,7 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return command(options, rest) or 0
     except ValidationError as error:
         return _fail(explain(error, options.takes_fields))
-    except (ValueError, TypeError, OSError, ImportError, TrainingDiverged, WatcherFailed) as error:
+    except EXPLAINED as error:
         return _fail(str(error))
     except Terminated as error:
         print(f"\n{error}", file=sys.stderr)

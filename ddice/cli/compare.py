@@ -18,8 +18,9 @@ from ddice.cli.command import (
     read_fields,
 )
 from ddice.core.storage import write_bytes
-from ddice.runs.comparison import Comparison, compare, render_table
+from ddice.runs.comparison import CellsFailed, Comparison, Result, compare, render_table
 from ddice.runs.comparison.curves_plot import plot_curves
+from ddice.runs.comparison.groups import by_dataset
 from ddice.runs.comparison.plan import plan
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.metrics_figure import plot_metrics
@@ -30,6 +31,8 @@ FIRST = (
     "backends",
     "extractors",
     "seeds",
+    "datasets",
+    "executor.kind",
     "recipe.data.source",
     "recipe.data.env",
     "recipe.steps.prior",
@@ -43,8 +46,8 @@ FIRST = (
 def register(commands: Any) -> None:
     """Add the command."""
     text = (
-        "Train and score backends x extractors on one dataset; print the table, behaviour "
-        "policy first."
+        "Train and score backends x extractors on one dataset or several; print the table, "
+        "behaviour policy first."
     )
     command = add_command(commands, "compare", _compare, text, Comparison, FIRST)
     text = "the recipe to start from: see ddice presets"
@@ -57,6 +60,8 @@ def register(commands: Any) -> None:
         action="store_true",
         help="print what is left to do and its predicted time, train nothing",
     )
+    text = "do nothing but the policies that failed before"
+    command.add_argument("--only-failed", action="store_true", help=text)
     add_training_options(command)
 
 
@@ -70,6 +75,24 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
         return
     listeners(options, folder)  # what is missing is said before anything is trained
     with drawn(lambda ended: _draw(folder, ended)):
+        results, failed = _results(comparison, folder, options)
+    if results:
+        table = render_table(results)
+        write_bytes(folder / "table.md", (table + "\n").encode())
+        for name, rows in by_dataset(results).items():
+            place = folder if name is None else folder / name
+            plot(partial(plot_scores, rows, place / "scores.png"))
+            plot(partial(plot_curves, rows, folder, place / "curves.png"))
+        print(f"\n{table}\n\nresults, plots and policies: {folder}")
+    if failed is not None:
+        raise failed
+
+
+def _results(
+    comparison: Comparison, folder: Path, options: argparse.Namespace
+) -> tuple[list[Result], CellsFailed | None]:
+    """What there is, and what failed."""
+    try:
         results = compare(
             comparison,
             folder,
@@ -77,28 +100,28 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
             checkpoint_every=options.checkpoint_every,
             listeners=lambda policy: listeners(options, policy),
             trust_env=options.trust_env,
+            only_failed=options.only_failed,
         )
-    table = render_table(results)
-    write_bytes(folder / "table.md", (table + "\n").encode())
-    plot(lambda: plot_scores(results, folder / "scores.png"))
-    plot(lambda: plot_curves(results, folder, folder / "curves.png"))
-    print(f"\n{table}\n\nresults, plots and policies: {folder}")
+    except CellsFailed as error:
+        return error.results, error
+    return results, None
 
 
 def _print_plan(comparison: Comparison, folder: Path, trust_env: Sequence[str]) -> None:
-    data = comparison.recipe.data.load(trust_env)
-    tasks = plan(comparison, folder, data, trust_env=trust_env)
+    tasks = plan(comparison, folder, trust_env=trust_env)
     for task in tasks:
         time = duration(task.seconds) if task.count else "found trained"
         print(f"{task.name:44} {task.count:9,} {task.unit:8} {time:>13}")
     total = duration(sum(task.seconds for task in tasks))
-    curves = "" if comparison.recipe.evaluation.every is None else "; learning curves come on top"
+    asked = any(task.recipe.evaluation.every is not None for task in comparison.tasks)
+    curves = "; learning curves come on top" if asked else ""
     print(f"time: {total} as measured now; more while this machine does other things{curves}")
 
 
 def _draw(folder: Path, ended: str) -> None:
     """The metrics of every policy, where they or their end are newer than their picture."""
-    for metrics in sorted(folder.glob("seed-*/*/metrics")):
+    with_datasets = folder.glob("*/seed-*/*/metrics")
+    for metrics in sorted([*folder.glob("seed-*/*/metrics"), *with_datasets]):
         policy, scores = metrics.parent, metrics.parent / "evaluation.json"
         drawn_from = [*metrics.iterdir(), *([scores] if scores.exists() else [])]
         picture = policy / "metrics.png"

@@ -4,19 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from ddice.core.locks import NO_LOCKS
 from ddice.core.reading import read_json
 from ddice.core.storage import write_json
 
 # Only what a digest can have named is an entry, so that `clear` deletes nothing else.
 KEY = re.compile("[0-9a-f]{32}")
+LOCK = ".lock"
+POLL = 0.2  # seconds between two looks at the lock of an entry that another process makes
 
 
 def cache_folder() -> Path:
@@ -34,6 +41,10 @@ def cache_folder() -> Path:
         raise OSError(
             "this user has no home folder to keep the cache in: set DDICE_CACHE to a folder"
         ) from error
+
+
+class Busy(Exception):
+    """Another process makes this entry now."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,30 @@ class Entry:
             return self.folder.lstat().st_size
         files = (path for path in self.folder.rglob("*") if path.is_file() or path.is_symlink())
         return sum(path.lstat().st_size for path in files)
+
+    @contextlib.contextmanager
+    def held(self, on_busy: Callable[[], None]) -> Iterator[None]:
+        """Make the entry alone. `on_busy` is called when another process makes it; unless it
+        raises, that process is waited for. The operating system frees what a killed one held.
+
+        On a file system without locks nobody waits: what two processes make is the same, and files
+        are written whole.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK)
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                on_busy()
+                lock.acquire(poll_interval=POLL)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        try:
+            yield
+        finally:
+            lock.release()
 
     def describe(self, about: dict[str, Any]) -> None:
         """Write down what the entry is, for `ddice cache list`."""

@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 
 CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_INFO, OWN_MEMORY = Path("/proc/meminfo"), Path("/proc/self/status")
+# of the control group that a container runs in: its limit, and what it uses
+GROUP_LIMIT, GROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 
 
 def processor() -> str:
@@ -35,6 +38,30 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not everywhere
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_available() -> int | None:
+    """Bytes that new processes may take without swapping; None where the system does not say."""
+    free = _kilobytes(MEMORY_INFO, "MemAvailable")
+    try:
+        of_group = int(GROUP_LIMIT.read_text()) - int(GROUP_USED.read_text())
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return free
+    return of_group if free is None else min(free, of_group)
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process held so far; None where the system does not say."""
+    return _kilobytes(OWN_MEMORY, "VmHWM")
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(found[0]) if found else None
 
 
 def device_name(device: torch.device | str) -> str:

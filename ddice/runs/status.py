@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 import warnings
@@ -15,6 +14,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from pydantic import Field, ValidationError
 
 from ddice.core.config import Config
+from ddice.core.locks import NO_LOCKS
 from ddice.core.reading import plain_text, read_json
 from ddice.core.storage import content_digest, write_json
 from ddice.runs.alarms.report import LABELS
@@ -22,11 +22,29 @@ from ddice.runs.alarms.report import LABELS
 EVERY = 1.0  # seconds between two writes within a stage
 GRACE = 0.5  # seconds to wait for a lock: those who read the status hold it for an instant
 FILE, LOCK, MARKER = ".status.json", ".lock", ".lock.marker"
-# what file systems without locks answer: some network and container mounts
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 DIGEST = "digest"  # of all else in the file
 LIMIT = 1 << 20  # bytes of a status
 ENDS = (KeyboardInterrupt, SystemExit)
+
+
+class WorkerStatus(Config):
+    """What a worker process of a comparison is doing; `seconds_left` is of the stage."""
+
+    policy: str
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+
+
+class GridStatus(Config):
+    """How far a comparison is, in policies; `workers` by their numbers, where it has any."""
+
+    done: int
+    failed: int
+    of: int
+    seconds_left: float | None = None
+    workers: dict[str, WorkerStatus] = Field(default_factory=dict)
 
 
 class Status(Config):
@@ -49,6 +67,7 @@ class Status(Config):
         default_factory=dict, description="the steps of metrics that are not of this step"
     )
     message: str = ""
+    grid: GridStatus | None = Field(None, description="of a comparison")
 
 
 class Reporter:
@@ -70,6 +89,12 @@ class Reporter:
         nothing: dict[str, Any] = {"stage": "", "step": 0, "steps": 0, "metrics": {}, "earlier": {}}
         self._change(policy=name, seconds_left=None, warnings=(), **nothing)
         self._write()
+
+    def grid(self, grid: GridStatus, now: bool = False) -> None:
+        """How far the comparison is; written `now`, or with what comes next."""
+        self._change(grid=grid)
+        if now or time.monotonic() - self._written >= EVERY:
+            self._write()
 
     def warn(self, text: str) -> None:
         """A stage is trained, and its alarms ask for something."""
@@ -104,7 +129,10 @@ class Reporter:
 
     def end(self, state: Literal["finished", "stopped", "failed"], message: str = "") -> None:
         """The last word."""
-        self._change(state=state, message=message, seconds_left=None)
+        grid = self.status.grid
+        if grid is not None:
+            grid = grid.model_copy(update={"seconds_left": None, "workers": {}})
+        self._change(state=state, message=message, seconds_left=None, grid=grid)
         self._write()
 
     def _change(self, **fields: Any) -> None:
@@ -227,7 +255,7 @@ def describe(status: Status) -> str:
         "failed": f"failed {ago} ago: {status.message}",
         "killed": f"no longer running, last word {ago} ago: run the same command again to go on",
     }[status.state]
-    lines = [first]
+    lines = [first, *_grid_lines(status)]
     if status.policy:
         lines.append(f"{'policy':12}{status.policy}")
     if status.stage:
@@ -238,6 +266,18 @@ def describe(status: Status) -> str:
     return "\n".join(plain_text(line) for line in lines)
 
 
+def _grid_lines(status: Status) -> Iterator[str]:
+    grid = status.grid
+    if grid is None:
+        return
+    failed = f", {grid.failed} failed" if grid.failed else ""
+    left = "" if grid.seconds_left is None else f", {_duration(grid.seconds_left)} left"
+    yield f"{'policies':12}{grid.done} of {grid.of} done{failed}{left}"
+    for number, worker in grid.workers.items():
+        at = f": {_place(worker)}" if worker.stage else ""
+        yield f"{f'worker {number}':12}{worker.policy}{at}"
+
+
 def _metric(status: Status, name: str) -> str:
     value = status.metrics[name]
     shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
@@ -245,7 +285,7 @@ def _metric(status: Status, name: str) -> str:
     return f"{name:32}{shown}{at}"
 
 
-def _place(status: Status) -> str:
+def _place(status: Status | WorkerStatus) -> str:
     if not status.stage:
         return "its start"
     return f"{status.stage}, step {status.step:,} of {status.steps:,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Training(Stages):
     its checkpoint, or trained.
 
     only_found: raise FileNotFoundError in place of training, for those who only look.
+    wait_for: the stages that are waited for while another process trains them, None for all; of
+    the others `cache.Busy` is raised.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Training(Stages):
         checkpoint_every: int = CHECKPOINT_EVERY,
         say: Say = print,
         only_found: bool = False,
+        wait_for: Collection[str] | None = None,
         listeners: Sequence[loop.Listener] = (),
         trust_env: Sequence[str] = (),
     ):
@@ -81,6 +84,7 @@ class Training(Stages):
         self.checkpoint_every = checkpoint_every
         self.say = say
         self.only_found = only_found
+        self.wait_for = wait_for
         self.listeners = listeners
         self.on_warning: Say = lambda text: None
         self._heard: Curves = {}
@@ -109,17 +113,31 @@ class Training(Stages):
         if stage.start == stage.stop:
             return
         entry = cache.entry(stage.name, self._key(stage))
-        self._discard_damaged(stage.name, entry.state, STATE)
-        self._discard_damaged(stage.name, entry.checkpoint, loop.CHECKPOINT)
-        if entry.state.exists():
-            self._restore(stage, entry)
-        elif self.only_found:
+        # Without the lock: what is whole stays as it is, and its folder may be read-only.
+        if self._restored(stage, entry):
+            return
+        if self.only_found:
             raise FileNotFoundError(
                 f"the trained {stage.name} is not in the cache {cache.cache_folder()}: run the "
                 "recipe again with ddice train"
             )
-        else:
-            self._run(stage, entry)
+        with entry.held(lambda: self._on_busy(stage)):
+            if not self._restored(stage, entry):  # by whom we have waited for
+                self._discard_damaged(stage.name, entry.checkpoint, loop.CHECKPOINT)
+                self._run(stage, entry)
+
+    def _on_busy(self, stage: Stage) -> None:
+        if self.wait_for is not None and stage.name not in self.wait_for:
+            raise cache.Busy(stage.name)
+        self.say(f"{stage.name}: another process trains it at this moment, which is waited for")
+
+    def _restored(self, stage: Stage, entry: cache.Entry) -> bool:
+        """Whether the trained stage was in the cache, from where it is then taken."""
+        self._discard_damaged(stage.name, entry.state, STATE)
+        found = entry.state.exists()
+        if found:
+            self._restore(stage, entry)
+        return found
 
     def seen(self) -> Curves:
         """The metrics so far: of the run folder, which an interrupted run left there too, else of

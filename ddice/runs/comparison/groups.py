@@ -11,8 +11,16 @@ from ddice.runs.comparison.store import Result
 Group = tuple[str | None, str]
 
 
+def by_dataset(results: Sequence[Result]) -> dict[str | None, list[Result]]:
+    """Results by dataset, in order of appearance; None where a comparison names none."""
+    found: dict[str | None, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.dataset, []).append(result)
+    return found
+
+
 def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
-    """Results by (backend, extractor), in order of appearance."""
+    """Results of one dataset by (backend, extractor), in order of appearance."""
     groups: dict[Group, list[Result]] = {}
     for result in results:
         groups.setdefault((result.backend, result.extractor), []).append(result)

@@ -10,11 +10,11 @@ from pathlib import Path
 from ddice.core import cache
 from ddice.core.storage import load_tensors
 from ddice.data import Transitions
-from ddice.parts.loop import CHECKPOINT, resolve_device
+from ddice.parts.loop import CHECKPOINT
 from ddice.parts.stage import Stage
 from ddice.policies.evaluation.pace import evaluation_seconds
+from ddice.runs.comparison.cells import Shelf, plan_jobs
 from ddice.runs.comparison.grid import Cell, Comparison
-from ddice.runs.comparison.runner import check_all
 from ddice.runs.comparison.store import Results, cell_key
 from ddice.runs.forecast import forecast_stage, set_step
 from ddice.runs.training import Training
@@ -76,7 +76,8 @@ class _Plan(Training):
             "backend": f"backend {self.cell.backend}",
             "extractor": f"extractor {self.cell.extractor} of {self.cell.backend}",
         }
-        return names.get(stage.name, f"{self.cell.backend} with {self.cell.extractor}")
+        joint = f"{self.cell.backend} with {self.cell.extractor}"
+        return _of(self.cell, names.get(stage.name, joint))
 
 
 def _quiet(text: str) -> None:
@@ -95,29 +96,31 @@ def _left(stage: Stage, entry: cache.Entry) -> int:
 
 
 def plan(
-    comparison: Comparison, run: Path, data: Transitions, *, trust_env: Sequence[str] = ()
+    comparison: Comparison,
+    run: Path,
+    data: Transitions | None = None,
+    *,
+    trust_env: Sequence[str] = (),
 ) -> list[Task]:
     """What is left to do in the run folder, in order, but for learning curves. Nothing is trained,
-    kept or written. trust_env: as for `compare`. Raises what `compare` raises before it trains.
+    kept or written. data, trust_env: as for `compare`. Raises what `compare` raises before it
+    trains.
     """
     comparison.require_episodes()
-    data = data.to(resolve_device(comparison.recipe.device))
-    known, results = _Known(), Results(run / "results.jsonl")
-    settings = comparison.recipe.evaluation
-    if settings.every is not None:
-        cells = [
-            (cell, Training(cell.recipe, data, say=_quiet, trust_env=trust_env))
-            for cell in comparison.cells()
-        ]
-        check_all(cells, _quiet)
+    known, results, shelf = _Known(), Results(run / "results.jsonl"), Shelf(trust_env, data)
+    if any(task.recipe.evaluation.every is not None for task in comparison.tasks):
+        plan_jobs(comparison, shelf, _quiet)
     for cell in comparison.cells():
-        if results.find(cell_key(cell, data)) is not None:
+        found, settings = shelf.of(cell.recipe), cell.recipe.evaluation
+        if results.find(cell_key(cell, found.whole)) is not None:
             continue
-        name = f"playing {cell.extractor}" + (f" of {cell.backend}" if cell.backend else "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts that have learned nothing: they have not
-            planned = _Plan(cell, data, known, trust_env)
+            planned = _Plan(cell, found.whole, known, trust_env)
             policy = planned.train(with_backend=cell.backend is not None).policy
+        name = _of(
+            cell, f"playing {cell.extractor}" + (f" of {cell.backend}" if cell.backend else "")
+        )
         if name not in known.paces:
             seconds = evaluation_seconds(
                 policy,
@@ -128,3 +131,7 @@ def plan(
             known.paces[name] = seconds / settings.episodes
         known.add(name, "episodes", settings.episodes)
     return list(known.tasks.values())
+
+
+def _of(cell: Cell, name: str) -> str:
+    return name if cell.dataset is None else f"{cell.dataset}: {name}"

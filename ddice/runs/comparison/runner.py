@@ -1,28 +1,25 @@
-"""Run a comparison, one policy after the other; what was trained or scored before is found
-again.
-"""
+"""Run a comparison; what was trained or scored before is found again."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ddice.core.storage import write_json
 from ddice.data import Transitions
-from ddice.parts.loop import Listener, resolve_device
-from ddice.parts.part import effective_sample_size
-from ddice.parts.ratio_source import RatioSource
-from ddice.runs.comparison.grid import BEHAVIOUR, Cell, Comparison
-from ddice.runs.comparison.store import Result, Results, cell_key
-from ddice.runs.learning_curve import NoCurve, StageName
+from ddice.parts.loop import resolve_device
+from ddice.runs.comparison.board import Board, Listeners
+from ddice.runs.comparison.cells import Job, Shelf, plan_jobs, run_cell
+from ddice.runs.comparison.executors import Process, Serial
+from ddice.runs.comparison.failures import CellsFailed, cause_of, failed_before, trace_of
+from ddice.runs.comparison.grid import Comparison
+from ddice.runs.comparison.pool import Orders, Pool, affordable
+from ddice.runs.comparison.store import Result, Results
 from ddice.runs.made_with import record_made_with
-from ddice.runs.status import hold, require_free
-from ddice.runs.training import CHECKPOINT_EVERY, Say, Training, episodes_over
-
-DIAGNOSED_ROWS = 16_384  # enough for three digits of a mean ratio, and instant
+from ddice.runs.status import Reporter, hold, require_free
+from ddice.runs.training import CHECKPOINT_EVERY, Say
 
 
 def compare(
@@ -33,152 +30,128 @@ def compare(
     progress: bool = True,
     checkpoint_every: int = CHECKPOINT_EVERY,
     say: Say = print,
-    listeners: Callable[[Path], Sequence[Listener]] = lambda folder: (),
+    listeners: Listeners = lambda folder: (),
     trust_env: Sequence[str] = (),
+    only_failed: bool = False,
 ) -> list[Result]:
     """All results of a comparison in the order of its cells; the run folder gets comparison.json,
     results.jsonl and a folder for each policy.
 
     One process at a time works in a folder: a second one is refused with OSError. listeners: made
     for the folder of each policy, and called with stage, steps done, of steps, metrics. trust_env:
-    as for `ddice.evaluate` and `ddice.load_dataset`.
+    as for `ddice.evaluate` and `ddice.load_dataset`. only_failed: do nothing but what failed
+    before; results of others that are there are among those returned.
 
-    Raises ValueError, before anything is trained, when a backend and an extractor do not fit
-    together, nothing is to be played, or no policy can have the learning curve that was asked for.
+    A policy that fails does not stop the others: CellsFailed comes after them. Raises ValueError,
+    before anything is trained, when a backend and an extractor do not fit together, nothing is to
+    be played, or no policy can have the learning curve that was asked for.
     """
     comparison.require_episodes()
+    _require_readable(comparison, data)
     folder = Path(run)
     require_free(folder)
-    data = (comparison.recipe.data.load(trust_env) if data is None else data).to(
-        resolve_device(comparison.recipe.device)
-    )  # once for all cells
-    split = comparison.recipe.data.split(data)
-    trainings = [
-        Training(
-            cell.recipe,
-            split,
-            run=folder / cell.folder,
-            progress=progress,
-            checkpoint_every=checkpoint_every,
-            say=say,
-            trust_env=trust_env,
-        )
-        for cell in comparison.cells()
-    ]
-    cells = list(zip(comparison.cells(), trainings, strict=True))
-    stages = check_all(cells, say)
-    # The policies that are played while a backend trains come before those that find it trained.
-    order = sorted(
-        range(len(cells)),
-        key=lambda place: cells[place][0].backend is not None and stages[place] != "backend",
-    )
-    found: dict[int, Result] = {}
+    shelf = Shelf(trust_env, data)
+    jobs = plan_jobs(comparison, shelf, say)
     with hold(folder) as reporter:
+        results = Results(folder / "results.jsonl")
         write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
         record_made_with(folder, resolve_device(comparison.recipe.device))
-        results = Results(folder / "results.jsonl")
-        for number, place in enumerate(order, 1):
-            cell, training = cells[place]
-            key = cell_key(cell, data)
-            result = results.find(key)
-            if result is None:
-                reporter.policy(f"{_title(cell)}: {number} of {len(trainings)}")
-                training.listeners = (reporter, *listeners(folder / cell.folder))
-                training.on_warning = reporter.warn
-                result = _run_cell(cell, key, training, reporter)
-                results.append(result)
-            else:
-                _say_other_curve(cell, result, training)
-            # names may have changed since
-            found[place] = result.model_copy(
-                update={"backend": cell.backend, "extractor": cell.extractor}
-            )
-    return [found[place] for place in range(len(cells))]
+        for job in jobs:
+            _say_other_curve(job, results.find(job.key), say)
+        left = [job for job in jobs if results.find(job.key) is None]
+        if only_failed:
+            left = failed_before(folder, left)
+        executor = comparison.executor
+        workers = affordable(executor, len(left), say) if isinstance(executor, Process) else 1
+        done = sum(results.find(job.key) is not None for job in jobs)
+        board = Board(
+            left,
+            folder,
+            results,
+            reporter,
+            of=len(jobs),
+            done=done,
+            workers=workers,
+            say=say,
+            listeners=listeners,
+        )
+        if isinstance(executor, Serial):
+            _serial(board, shelf, reporter, progress, checkpoint_every)
+        elif left:
+            orders = Orders(comparison, folder, executor.threads, checkpoint_every, trust_env)
+            Pool(board, orders, workers, progress).work()
+    found = _in_order(jobs, results)
+    if board.causes:
+        causes = {job.cell.title: board.causes[job.number] for job in left if board.failed_at(job)}
+        raise CellsFailed(found, causes, len(jobs), folder)
+    return found
 
 
-def check_all(cells: Sequence[tuple[Cell, Training]], say: Say) -> list[StageName | None]:
-    """Check all trainings -> the stages of their learning curves. Those that cannot have the one
-    that was asked for go without, which is said; NoCurve where that are all of them.
-    """
-    stages: list[StageName | None] = []
-    without = 0
-    said = {BEHAVIOUR}  # of which nobody expects one
-    for cell, training in cells:
-        try:
-            stages.append(training.check(with_backend=cell.backend is not None))
-        except NoCurve as error:
-            without += 1
-            if without == len(cells):
-                raise
-            if _name(cell) not in said:
-                say(f"{_name(cell)}: no learning curve ({error})")
-            said.add(_name(cell))
-            training.recipe = training.recipe.without_curve
-            stages.append(training.check(with_backend=cell.backend is not None))
-    return stages
-
-
-def _say_other_curve(cell: Cell, result: Result, training: Training) -> None:
-    asked = training.recipe.evaluation.learning_curve
-    if asked is not None and asked != result.learning_curve:
-        training.say(
-            f"{_title(cell)}: found, with another learning curve than is asked for now, or without "
-            "one; it is not trained again for that"
+def _require_readable(comparison: Comparison, data: Transitions | None) -> None:
+    """Raise ValueError for data in memory that are not those of all cells."""
+    if data is None:
+        return
+    if comparison.datasets:
+        raise ValueError("expected no data where the comparison names its datasets: leave data out")
+    if not isinstance(comparison.executor, Serial):
+        raise ValueError(
+            "the data are in the memory of this process alone, and workers read them themselves: "
+            'save them and name the file as recipe.data.source, or use the executor "serial"'
         )
 
 
-def _name(cell: Cell) -> str:
-    return cell.extractor if cell.backend is None else f"{cell.backend} + {cell.extractor}"
-
-
-def _title(cell: Cell) -> str:
-    return f"{_name(cell)}, seed {cell.seed}"
-
-
-def _run_cell(cell: Cell, key: str, training: Training, listener: Listener) -> Result:
-    folder, progress, say = training.folder, training.progress, training.say
-    assert folder is not None
-    say(f"\n{_title(cell)}")
-    started = time.perf_counter()
-    trained = training.train(with_backend=cell.backend is not None)
-    seconds = time.perf_counter() - started
-    trained.policy.save(folder / "policy")
-    settings = cell.recipe.evaluation
-    scores = settings.evaluate(
-        trained.policy,
-        progress=progress,
-        on_step=episodes_over(listener, settings.episodes),
-        trust_env=training.trust_env,
-    )
-    assert scores is not None
-    write_json(folder / "evaluation.json", scores.model_dump(mode="json"))
-    say(f"  score {scores.mean:.1f}, clip rate {trained.policy.clip_rate:.2f}")
-    return Result(
-        key=key,
-        backend=cell.backend,
-        extractor=cell.extractor,
-        seed=cell.seed,
-        evaluation=scores,
-        clip_rate=trained.policy.clip_rate,
-        diagnostics={} if trained.backend is None else diagnose(trained.backend, training.data),
-        train_seconds=seconds,
-        learning_curve=training.recipe.evaluation.learning_curve,
-    )
-
-
-@torch.no_grad()
-def diagnose(backend: RatioSource, data: Transitions) -> dict[str, float]:
-    """Mean and effective sample size of a backend's ratios on a fixed sample of the data, and
-    its mean value where it has one.
-    """
-    batch = data.sample(min(DIAGNOSED_ROWS, len(data)), seed=0, step=0)
-    log_ratio = backend.log_ratio(batch)
-    found = {
-        "mean_ratio": float(log_ratio.exp().mean()),
-        "effective_sample_size": float(effective_sample_size(log_ratio, batch.weights)),
-    }
-    if backend.has_value:
-        found["value"] = float(backend.value(batch.observations).mean())
-    if backend.temperature is not None:
-        found["temperature"] = float(backend.temperature)
+def _in_order(jobs: Sequence[Job], results: Results) -> list[Result]:
+    """The results that are there, by the number of their cells, under the names of today."""
+    found = []
+    for job in sorted(jobs, key=lambda one: one.number):
+        result, cell = results.find(job.key), job.cell
+        names = {"dataset": cell.dataset, "backend": cell.backend, "extractor": cell.extractor}
+        if result is not None:
+            found.append(result.model_copy(update=names))
     return found
+
+
+def _say_other_curve(job: Job, result: Result | None, say: Say) -> None:
+    asked = job.cell.recipe.evaluation.learning_curve
+    if result is not None and asked is not None and asked != result.learning_curve:
+        say(
+            f"{job.cell.title}: found, with another learning curve than is asked for now, or "
+            "without one; it is not trained again for that"
+        )
+
+
+def _serial(
+    board: Board, shelf: Shelf, reporter: Reporter, progress: bool, checkpoint_every: int
+) -> None:
+    """One policy after the other, in this process."""
+    for job in board.left:
+        reporter.policy(f"{job.cell.title}: {board.number} of {board.of}")
+        board.say(f"\n{job.cell.title}")
+        board.begin(job, 0)
+        try:
+            result = run_cell(
+                job,
+                shelf.of(job.cell.recipe),
+                board.place(job),
+                progress=progress,
+                checkpoint_every=checkpoint_every,
+                say=board.say,
+                on_warning=partial(board.warn, job),
+                reporter=_Both(reporter, board, job),
+                trust_env=shelf.trust_env,
+            )
+        except Exception as error:
+            board.failed(job, cause_of(error), trace_of(error))
+        else:
+            board.done(job, result)
+
+
+class _Both:
+    """Tells the status and the board what one policy is at."""
+
+    def __init__(self, reporter: Reporter, board: Board, job: Job):
+        self.reporter, self.board, self.job = reporter, board, job
+
+    def __call__(self, stage: str, step: int, steps: int, metrics: Mapping[str, Any]) -> None:
+        self.reporter(stage, step, steps, metrics)
+        self.board.hear(0, self.job, stage, step, steps, metrics)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from ddice.core.config import Config
 from ddice.core.reading import parse_json, read_bytes
@@ -18,14 +20,32 @@ from ddice.policies.evaluation import Evaluation
 from ddice.runs.comparison.grid import Cell, policy_place
 
 DIGEST = "digest"
+SCHEMA_FIELD = "schema"
+SCHEMA = 2  # of a line; lines without one are of the first, which had fewer columns
+
+
+class MadeOn(Config):
+    """On what, and with what, a policy was trained and played."""
+
+    code: str = Field(description="digest of the source text of ddice")
+    versions: dict[str, str]
+    python: str
+    system: str
+    device: str
+    name: str = Field(description="of the processor, or of the graphics card")
+    cores: int
+    threads: int = Field(description="of PyTorch")
 
 
 class Result(Config):
-    """One policy's scores and how they came about. `seconds` of stages that were found trained
-    are those of finding them.
+    """One policy's scores and how they came about. Seconds of stages that were found trained are
+    those of finding them. None: written by an earlier version, which did not keep it.
     """
 
+    is_measured: ClassVar[bool] = True
+
     key: str
+    dataset: str | None = Field(None, description="its name, where the comparison has several")
     backend: str | None
     extractor: str
     seed: int
@@ -33,13 +53,20 @@ class Result(Config):
     clip_rate: float
     diagnostics: dict[str, float]
     train_seconds: float
-    # that was asked for; None without one
-    learning_curve: dict[str, Any] | None = None
+    train_cpu_seconds: float | None = None
+    learning_curve: dict[str, Any] | None = Field(
+        None, description="that was asked for; None without one"
+    )
+    source: str | tuple[str, ...] | None = None
+    fingerprint: str | None = Field(None, description="of the content of the data")
+    recipe: dict[str, Any] | None = None
+    made_on: MadeOn | None = None
+    alarms: tuple[str, ...] = Field((), description="what the alarms of its stages ask for")
 
     @property
     def folder(self) -> Path:
         """Its place below the run folder of the comparison."""
-        return policy_place(self.backend, self.extractor, self.seed)
+        return policy_place(self.dataset, self.backend, self.extractor, self.seed)
 
 
 def cell_key(cell: Cell, data: Transitions) -> str:
@@ -52,11 +79,16 @@ def cell_key(cell: Cell, data: Transitions) -> str:
     return cell.recipe.without_curve.digest(data=data.spec.fingerprint, **given)
 
 
+class NewerSchema(ValueError):
+    """A store of a later version of ddice."""
+
+
 class Results:
     """The file `results.jsonl` of a run folder: a line per policy, each with a digest of itself.
 
     A line that cannot be read, or is not as it was written, is said and kept in
-    `results.unreadable.jsonl`; its policy is then scored again.
+    `results.unreadable.jsonl`; its policy is then scored again. Raises NewerSchema, and changes
+    nothing, for lines of a later version of ddice.
     """
 
     def __init__(self, path: Path):
@@ -69,6 +101,8 @@ class Results:
         for number, line in enumerate(content.splitlines(), 1):
             try:
                 self.rows.append(_read(line))
+            except NewerSchema as error:
+                raise NewerSchema(f"{path}, line {number}: {error}") from None
             except ValueError as error:
                 unreadable.append(line.decode(errors="replace"))
                 self._say(number, error)
@@ -100,7 +134,7 @@ class Results:
 
 
 def _line(result: Result) -> str:
-    content = result.model_dump(mode="json")
+    content = {SCHEMA_FIELD: SCHEMA, **result.model_dump(mode="json")}
     return json.dumps({**content, DIGEST: content_digest(content)})
 
 
@@ -114,4 +148,10 @@ def _read(line: bytes) -> Result:
     digest = content.pop(DIGEST, None)
     if digest is not None and digest != content_digest(content):
         raise ValueError("it does not have the digest that was written with it")
+    schema = content.pop(SCHEMA_FIELD, 1)
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerSchema(
+            f"it has schema {schema}, and this version of ddice reads up to {SCHEMA}: use the "
+            "version that wrote it, or another --run"
+        )
     return Result.model_validate(content)

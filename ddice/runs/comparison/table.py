@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddice.core import statistics
-from ddice.runs.comparison.groups import grouped, run_means
+from ddice.runs.comparison.groups import by_dataset, grouped, run_means
 from ddice.runs.comparison.store import Result
 
 COLUMNS = (
@@ -24,8 +24,14 @@ COLUMNS = (
 
 def render_table(results: Sequence[Result]) -> str:
     """A Markdown table: mean score of the seeds with its sample deviation, IQM over seeds with a
-    95 % bootstrap interval, each seed, diagnostics.
+    95 % bootstrap interval, each seed, diagnostics. One for each dataset, where there are several.
     """
+    tables = {name: _table(rows) for name, rows in by_dataset(results).items()}
+    titled = [text if name is None else f"**{name}**\n\n{text}" for name, text in tables.items()]
+    return "\n\n".join(titled)
+
+
+def _table(results: Sequence[Result]) -> str:
     lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     lines += [_line(_row(*group, rows)) for group, rows in grouped(results).items()]
     evaluation = results[0].evaluation

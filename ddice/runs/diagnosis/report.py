@@ -26,6 +26,7 @@ WHOLE = ("score", "length")  # numbers with fewer digits
 class Saved:
     """A policy in a run folder."""
 
+    dataset: str | None
     backend: str | None
     extractor: str
     seed: int
@@ -41,6 +42,24 @@ def diagnosis(run: Path, *, trust: Sequence[str] = (), trust_env: Sequence[str] 
     the cache no more; ValueError for what cannot be read.
     """
     comparison, policies = _comparison(run, trust) or _recipe(run, trust)
+    texts = []
+    for task in comparison.tasks:
+        own = [one for one in policies if one.dataset == task.name]
+        title = "" if task.name is None else f"**{task.name}**\n\n"
+        if own or task.name is None:
+            text = _diagnosis(comparison.of_task(task), own, trust=trust, trust_env=trust_env)
+            texts.append(f"{title}{text}")
+    return "\n\n".join(texts)
+
+
+def _diagnosis(
+    comparison: Comparison,
+    policies: Sequence[Saved],
+    *,
+    trust: Sequence[str],
+    trust_env: Sequence[str],
+) -> str:
+    """The tables of one dataset."""
     data = comparison.recipe.data.load(trust_env)
     observations = data.sample(STATES, seed=0, step=0).observations
     # Of each seed, once: every policy of that seed is compared with it.
@@ -68,7 +87,7 @@ def _comparison(run: Path, trust: Sequence[str]) -> tuple[Comparison, list[Saved
         return None
     results = Results(run / "results.jsonl").rows
     policies = [
-        Saved(row.backend, row.extractor, row.seed, run / row.folder, row.evaluation)
+        Saved(row.dataset, row.backend, row.extractor, row.seed, run / row.folder, row.evaluation)
         for row in results
     ]
     return Comparison.read(read_json(path), trust=trust), policies
@@ -92,7 +111,7 @@ def _recipe(run: Path, trust: Sequence[str]) -> tuple[Comparison, list[Saved]]:
     )
     scores = run / "evaluation.json"
     found = Evaluation.model_validate(read_json(scores)) if scores.exists() else None
-    return comparison, [Saved(backend, extractor, recipe.seed, run / "policy", found)]
+    return comparison, [Saved(None, backend, extractor, recipe.seed, run / "policy", found)]
 
 
 def _saved_behaviour(policies: Sequence[Saved], seed: int, trust: Sequence[str]) -> Policy | None:
