@@ -532,6 +532,8 @@ def test_a_half_written_last_line_is_said_kept_and_does_not_swallow_the_next(
     with pytest.warns(UserWarning, match=r"line 2 cannot be read .*results\.unreadable\.jsonl"):
         results = Results(path)
     assert results.rows == ROWS[:1]
+    assert path.read_text().endswith(rest)  # reading changes nothing: somebody may be writing
+    results.mend()
     assert (tmp_path / "results.unreadable.jsonl").read_text() == rest + "\n"
     results.append(ROWS[1])
     assert Results(path).rows == ROWS[:2]
@@ -552,7 +554,9 @@ def test_no_change_of_a_results_file_goes_unsaid(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            rows = Results(path).rows
+            results = Results(path)
+            results.mend()
+        rows = results.rows
         assert all(row in ROWS for row in rows)
         kept = path.with_name("results.unreadable.jsonl")
         lines = kept.read_bytes().count(b"\n") if kept.exists() else 0
@@ -563,6 +567,19 @@ def test_results_of_an_earlier_version_have_no_digest(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text("".join(row.model_dump_json() + "\n" for row in ROWS))
     assert Results(path).rows == ROWS
+
+
+def test_results_of_a_later_version_are_refused_and_stay(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    Results(path).append(ROWS[0])
+    content = json.loads(path.read_text())
+    assert content["schema"] == 2
+    later = json.dumps({**content, "schema": 3, "a column of then": 1})
+    path.write_text(path.read_text() + later + "\n")
+    before = path.read_text()
+    with pytest.raises(ValueError, match=r"line 2: it .*schema 3, .* reads up to 2: use the vers"):
+        Results(path)
+    assert path.read_text() == before
 
 
 def test_metrics_that_cannot_be_read_are_said(tmp_path: Path) -> None:

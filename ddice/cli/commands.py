@@ -1,5 +1,5 @@
-"""The command line: ddice train | status | evaluate | diagnose | picture | compare | export |
-push | pull | data | presets | cache | plugins | completion.
+"""The command line: ddice train | status | evaluate | diagnose | picture | compare | results |
+export | push | pull | data | presets | cache | plugins | completion.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ddice.cli import (
     picture,
     plugins,
     presets,
+    results,
     share,
     status,
     train,
@@ -36,8 +37,8 @@ from ddice.runs.comparison import CellsFailed
 from ddice.runs.options import explain
 
 COMMANDS = (
-    train, status, evaluate, diagnose, picture, compare, export, share, data, presets, cache,
-    plugins, completion,
+    train, status, evaluate, diagnose, picture, compare, results, export, share, data, presets,
+    cache, plugins, completion,
 )  # fmt: skip
 # what is said in its own words, without where it was raised
 EXPLAINED = (

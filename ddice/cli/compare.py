@@ -23,7 +23,10 @@ from ddice.runs.comparison.curves_plot import plot_curves
 from ddice.runs.comparison.groups import by_dataset
 from ddice.runs.comparison.plan import plan
 from ddice.runs.comparison.scores_plot import plot_scores
+from ddice.runs.comparison.suites import SUITES
+from ddice.runs.comparison.table import render_published
 from ddice.runs.metrics_figure import plot_metrics
+from ddice.runs.options import Tree
 from ddice.runs.presets import PRESETS
 
 # what a first comparison changes; --help-all has the rest
@@ -52,6 +55,10 @@ def register(commands: Any) -> None:
     command = add_command(commands, "compare", _compare, text, Comparison, FIRST)
     text = "the recipe to start from: see ddice presets"
     command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help=text)
+    text = f"a comparison that has a name: {', '.join(SUITES)}"
+    command.add_argument("--suite", choices=SUITES, metavar="NAME", help=text)
+    text = "folder of the files that the suite reads"
+    command.add_argument("--files", metavar="FOLDER", default=".", help=text)
     command.add_argument("--config", metavar="FILE", help="JSON file of fields")
     text = "run folder; results that are there stay"
     command.add_argument("--run", metavar="FOLDER", required=True, help=text)
@@ -66,9 +73,9 @@ def register(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
-    base = {"recipe": PRESETS[options.preset].model_dump(mode="json")}
-    fields = read_fields(options, rest, base, Comparison)
-    comparison = Comparison.read(fields, trust=options.trust)
+    comparison = Comparison.read(_fields(options, rest), trust=options.trust)
+    if options.suite is not None:
+        SUITES[options.suite].require(comparison)
     folder = Path(options.run)
     if options.dry_run:
         _print_plan(comparison, folder, options.trust_env)
@@ -77,7 +84,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     with drawn(lambda ended: _draw(folder, ended)):
         results, failed = _results(comparison, folder, options)
     if results:
-        table = render_table(results)
+        published = render_published(comparison.datasets)
+        table = "\n\n".join(filter(None, [render_table(results), published]))
         write_bytes(folder / "table.md", (table + "\n").encode())
         for name, rows in by_dataset(results).items():
             place = folder if name is None else folder / name
@@ -86,6 +94,17 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
         print(f"\n{table}\n\nresults, plots and policies: {folder}")
     if failed is not None:
         raise failed
+
+
+def _fields(options: argparse.Namespace, rest: list[str]) -> Tree:
+    """Of the suite or the preset, overridden by --config and then by the dotted flags."""
+    if options.suite is None:
+        base: Tree = {"recipe": PRESETS[options.preset].model_dump(mode="json")}
+    elif options.preset == "default":
+        base = SUITES[options.suite].comparison(Path(options.files))
+    else:
+        raise ValueError("a suite has a preset of its own: leave --preset out")
+    return read_fields(options, rest, base, Comparison)
 
 
 def _results(

@@ -58,12 +58,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     """Add a line to a file; on a full disk half of it may be written, and no line before it is
-    lost.
+    lost. A `durable` one is there after the machine went down, too.
     """
     with _explained(path), path.open("a") as file:
         file.write(line + "\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def json_bytes(content: Any) -> bytes:

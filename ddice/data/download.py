@@ -34,17 +34,25 @@ def missing(dataset_id: str, cause: str) -> str:
     )
 
 
+def why_not(dataset_id: str) -> str | None:
+    """`missing`, where a dataset cannot be downloaded; None where that may be tried."""
+    if dataset_id.startswith("ddice/"):
+        return missing(dataset_id, "never published")
+    host, port = _server()
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return missing(dataset_id, "HF_HUB_OFFLINE is set")
+    if not _reachable(host, port):
+        return missing(dataset_id, f"no network: {host} cannot be reached")
+    return None
+
+
 def obtain(dataset_id: str) -> None:
     """Download a published dataset into the local Minari folder. Raises FileNotFoundError with
     `missing` when that is impossible.
     """
-    if dataset_id.startswith("ddice/"):
-        raise FileNotFoundError(missing(dataset_id, "never published"))
-    host, port = _server()
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        raise FileNotFoundError(missing(dataset_id, "HF_HUB_OFFLINE is set"))
-    if not _reachable(host, port):
-        raise FileNotFoundError(missing(dataset_id, f"no network: {host} cannot be reached"))
+    cause = why_not(dataset_id)
+    if cause is not None:
+        raise FileNotFoundError(cause)
     import minari
 
     try:

@@ -26,6 +26,11 @@ class Dataset(Config):
         default_factory=dict, description="fields of the recipe: data.source, evaluation.episodes"
     )
 
+    published: dict[str, float] = Field(
+        default_factory=dict, description="scores of others by method, said below the table"
+    )
+    published_by: str = Field("", description="where these stand")
+
     def recipe_from(self, base: Recipe, name: str, trust: Sequence[str] = ()) -> Recipe:
         """The whole recipe. Raises ValueError, which says where, for a field or preset that there
         is not; trust: as for `Recipe.read`.
@@ -35,6 +40,9 @@ class Dataset(Config):
                 f"datasets.{name}.preset: {unknown_name(self.preset, PRESETS, 'preset')}"
             )
         begin = base if self.preset is None else PRESETS[self.preset]
+        if unknown := sorted(set(self.recipe) - set(Recipe.model_fields)):
+            problem = unknown_name(unknown[0], Recipe.model_fields, "field of Recipe")
+            raise ValueError(f"datasets.{name}.recipe: {problem}")
         try:
             return _changed(begin, self.recipe, trust)
         except ValidationError as error:
@@ -49,8 +57,6 @@ def _changed(base: Recipe, changes: dict[str, Any], trust: Sequence[str]) -> Rec
     somebody's own class is read from JSON only where its module is trusted.
     """
     tree = base.model_dump(mode="json")
-    if unknown := sorted(set(changes) - set(tree)):
-        raise ValueError(unknown_name(unknown[0], tree, "field of Recipe"))
     fields = {
         name: merge(tree[name], changes[name]) if name in changes else getattr(base, name)
         for name in tree

@@ -17,6 +17,7 @@ from ddice.runs.comparison.cells import Shelf, plan_jobs
 from ddice.runs.comparison.grid import Cell, Comparison
 from ddice.runs.comparison.store import Results, cell_key
 from ddice.runs.forecast import forecast_stage, set_step
+from ddice.runs.split import Split
 from ddice.runs.training import Training
 
 
@@ -49,7 +50,7 @@ class _Known:
 class _Plan(Training):
     """Measures a few steps of each stage in place of training it; what is in the cache is done."""
 
-    def __init__(self, cell: Cell, data: Transitions, known: _Known, trust_env: Sequence[str]):
+    def __init__(self, cell: Cell, data: Split, known: _Known, trust_env: Sequence[str]):
         # Keys leave the learning curve out, and so does the plan.
         recipe = cell.recipe.without_curve
         super().__init__(recipe, data, progress=False, say=_quiet, trust_env=trust_env)
@@ -116,7 +117,7 @@ def plan(
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of parts that have learned nothing: they have not
-            planned = _Plan(cell, found.whole, known, trust_env)
+            planned = _Plan(cell, found.split, known, trust_env)
             policy = planned.train(with_backend=cell.backend is not None).policy
         name = _of(
             cell, f"playing {cell.extractor}" + (f" of {cell.backend}" if cell.backend else "")

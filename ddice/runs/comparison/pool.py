@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ddice.core.config import Config
 from ddice.core.machine import cores, memory_available, peak_memory
 from ddice.core.reading import parse_json
 from ddice.parts.loop import Terminated
@@ -77,30 +76,11 @@ class Orders:
         self.threads = threads
         self.content = {
             "comparison": comparison.model_dump(mode="json"),
-            # what is in this process already may be imported by workers too
-            "trust": sorted(set(_modules(comparison))),
             "folder": str(folder.resolve()),
             "threads": threads,
             "checkpoint_every": checkpoint_every,
             "trust_env": list(trust_env),
         }
-
-
-def _modules(value: Any) -> Iterator[str]:
-    """The modules of all configurations in a tree that are not of this package, and those of
-    functions that it names.
-    """
-    if isinstance(value, Config):
-        if not type(value).__module__.startswith("ddice."):
-            yield type(value).__module__
-        for name in type(value).model_fields:
-            yield from _modules(getattr(value, name))
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _modules(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _modules(item)
 
 
 @dataclass

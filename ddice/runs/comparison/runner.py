@@ -54,6 +54,7 @@ def compare(
     jobs = plan_jobs(comparison, shelf, say)
     with hold(folder) as reporter:
         results = Results(folder / "results.jsonl")
+        results.mend()
         write_json(folder / "comparison.json", comparison.model_dump(mode="json"))
         record_made_with(folder, resolve_device(comparison.recipe.device))
         for job in jobs:

@@ -61,6 +61,7 @@ class Result(Config):
     fingerprint: str | None = Field(None, description="of the content of the data")
     recipe: dict[str, Any] | None = None
     made_on: MadeOn | None = None
+    foreign: bool = Field(False, description="of others, who may not say all of it: 0 then")
     alarms: tuple[str, ...] = Field((), description="what the alarms of its stages ask for")
 
     @property
@@ -86,30 +87,37 @@ class NewerSchema(ValueError):
 class Results:
     """The file `results.jsonl` of a run folder: a line per policy, each with a digest of itself.
 
-    A line that cannot be read, or is not as it was written, is said and kept in
-    `results.unreadable.jsonl`; its policy is then scored again. Raises NewerSchema, and changes
-    nothing, for lines of a later version of ddice.
+    Reading changes nothing, and may happen while a comparison appends. A line that cannot be read,
+    or is not as it was written, is said. Raises NewerSchema for lines of a later version of ddice.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.rows: list[Result] = []
+        self._damaged: list[str] = []
+        self._ends = True
         if not path.exists():
             return
         content = read_bytes(path)
-        unreadable = []
+        self._ends = content.endswith(b"\n") or not content
         for number, line in enumerate(content.splitlines(), 1):
             try:
                 self.rows.append(_read(line))
             except NewerSchema as error:
                 raise NewerSchema(f"{path}, line {number}: {error}") from None
             except ValueError as error:
-                unreadable.append(line.decode(errors="replace"))
+                self._damaged.append(line.decode(errors="replace"))
                 self._say(number, error)
-        for text in unreadable:
+
+    def mend(self) -> None:
+        """For who holds the run folder: keep what cannot be read in `results.unreadable.jsonl`, so
+        that its policies are scored again.
+        """
+        for text in self._damaged:
             append_line(self._unreadable, text)
-        if unreadable or not content.endswith(b"\n"):
-            write_bytes(path, "".join(_line(row) + "\n" for row in self.rows).encode())
+        if self._damaged or not self._ends:
+            write_bytes(self.path, "".join(_line(row) + "\n" for row in self.rows).encode())
+        self._damaged, self._ends = [], True
 
     @property
     def _unreadable(self) -> Path:
@@ -118,8 +126,8 @@ class Results:
     def _say(self, number: int, error: ValueError) -> None:
         reason = str(error).partition("\n")[0]
         warnings.warn(
-            f"{self.path}, line {number} cannot be read ({reason}): its policy is scored again, "
-            f"and the line is kept in {self._unreadable}",
+            f"{self.path}, line {number} cannot be read ({reason}): ddice compare scores its "
+            f"policy again, and keeps the line in {self._unreadable}",
             UserWarning,
             stacklevel=3,
         )
@@ -129,7 +137,9 @@ class Results:
         return next((row for row in self.rows if row.key == key), None)
 
     def append(self, result: Result) -> None:
-        append_line(self.path, _line(result))
+        """Write a line, which is on the disk when this returns."""
+        self.mend()
+        append_line(self.path, _line(result), durable=True)
         self.rows.append(result)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ddice.core import statistics
+from ddice.runs.comparison.datasets import Dataset
 from ddice.runs.comparison.groups import by_dataset, grouped, run_means
 from ddice.runs.comparison.store import Result
 
@@ -29,6 +30,17 @@ def render_table(results: Sequence[Result]) -> str:
     tables = {name: _table(rows) for name, rows in by_dataset(results).items()}
     titled = [text if name is None else f"**{name}**\n\n{text}" for name, text in tables.items()]
     return "\n\n".join(titled)
+
+
+def render_published(datasets: Mapping[str, Dataset]) -> str:
+    """A Markdown table of what others published on these datasets; empty where that is nothing."""
+    rows = [
+        _line((name, method, f"{score:.1f}", dataset.published_by))
+        for name, dataset in datasets.items()
+        for method, score in dataset.published.items()
+    ]
+    head = ("dataset", "method", "published score", "in")
+    return "\n".join([_line(head), "|" + "---|" * len(head), *rows]) if rows else ""
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -60,7 +72,9 @@ def _row(backend: str | None, extractor: str, results: Sequence[Result]) -> list
         for result in results
         if "effective_sample_size" in result.diagnostics
     ]
-    speeds = [result.evaluation.decisions_per_second for result in results]
+    timed = [result.evaluation for result in results if result.evaluation.policy_seconds]
+    speeds = [evaluation.decisions_per_second for evaluation in timed]
+    clipped = [result.clip_rate for result in results if not result.foreign]
     return [
         backend or "",
         extractor,
@@ -68,6 +82,6 @@ def _row(backend: str | None, extractor: str, results: Sequence[Result]) -> list
         interval,
         " ".join(f"{score:.1f}" for score in scores[:, 0]),
         f"{np.mean(sizes):.2f}" if sizes else "",
-        f"{np.mean([result.clip_rate for result in results]):.2f}",
-        f"{np.median(speeds):.0f}",
+        f"{np.mean(clipped):.2f}" if clipped else "",
+        f"{np.median(speeds):.0f}" if speeds else "",
     ]
