@@ -24,13 +24,13 @@ def register(commands: Any) -> None:
     command.add_argument("--csv", metavar="FILE", help="write a CSV, a row per policy")
     command.add_argument("--parquet", metavar="FILE", help="write a Parquet file")
     text = "a CSV of other people's methods, with columns of ours, to stand beside ours"
-    command.add_argument("--with", metavar="FILE", dest="others", action="append", help=text)
+    command.add_argument("--with", metavar="FILE", action="append", default=[], help=text)
 
 
 def _results(options: argparse.Namespace, rest: list[str]) -> None:
     ours = read_results(Path(options.path))
     results = [*ours]
-    for other in options.others or ():
+    for other in vars(options)["with"]:
         results += foreign_results(Path(other), ours)
     if options.csv is not None:
         write_csv(results, Path(options.csv))
