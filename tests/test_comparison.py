@@ -16,6 +16,7 @@ import small
 from pydantic import ValidationError
 
 from ddice import load_policy
+from ddice.core.storage import content_digest
 from ddice.dice_backends import GivenRatio, OptiDice, PiecewiseF
 from ddice.extractors import GuideThenSelect, SelectOnly
 from ddice.parts import loop
@@ -573,9 +574,11 @@ def test_results_of_a_later_version_are_refused_and_stay(tmp_path: Path) -> None
     path = tmp_path / "results.jsonl"
     Results(path).append(ROWS[0])
     content = json.loads(path.read_text())
+    del content["digest"]
     assert content["schema"] == 2
-    later = json.dumps({**content, "schema": 3, "a column of then": 1})
-    path.write_text(path.read_text() + later + "\n")
+    later = {**content, "schema": 3, "a column of then": 1}
+    line = json.dumps({**later, "digest": content_digest(later)})
+    path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
     with pytest.raises(ValueError, match=r"line 2: it .*schema 3, .* reads up to 2: use the vers"):
         Results(path)

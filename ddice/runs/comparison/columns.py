@@ -37,7 +37,7 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
         episode_seed(row.evaluation.seed, episode) for episode in range(len(row.evaluation.returns))
     ],
     "deterministic": lambda row: row.evaluation.deterministic,
-    "decision_ms": lambda row: _measured(row, 1000 / row.evaluation.decisions_per_second),
+    "decision_ms": lambda row: _measured(row, _milliseconds(row)),
     "evaluation_seconds": lambda row: _measured(row, row.evaluation.seconds),
     "train_seconds": lambda row: _measured(row, row.train_seconds),
     "train_cpu_seconds": lambda row: row.train_cpu_seconds,
@@ -61,6 +61,10 @@ COLUMNS: dict[str, Callable[[Result], Any]] = {
     "threads": lambda row: _made_on(row, "threads"),
     "key": lambda row: row.key,
 }
+
+
+def _milliseconds(row: Result) -> float:
+    return 1000 * row.evaluation.policy_seconds / sum(row.evaluation.lengths)
 
 
 def _measured(row: Result, number: float) -> float | None:
