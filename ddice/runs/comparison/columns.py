@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ddice.core.storage import write_bytes
+from ddice.data.parquet import parquet_bytes
 from ddice.policies.evaluation.playing import episode_seed
 from ddice.runs.comparison.store import MadeOn, Result
 
 Cells = dict[str, Any]
-PARQUET = "a Parquet file needs pyarrow: pip install 'ddice[parquet]', or take --csv"
 
 # name -> what it is. Docs: docs/comparisons.md.
 COLUMNS: dict[str, Callable[[Result], Any]] = {
@@ -107,12 +107,4 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 
 def write_parquet(results: Sequence[Result], path: Path) -> None:
     """Lists as lists. Raises ImportError without pyarrow."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(PARQUET) from error
-    table = pyarrow.Table.from_pylist(records(results))
-    sink = io.BytesIO()
-    pyarrow.parquet.write_table(table, sink)
-    write_bytes(path, sink.getvalue())
+    write_bytes(path, parquet_bytes(records(results)))
