@@ -30,15 +30,17 @@ def stop(number, frame):
 signal.signal(signal.SIGTERM, stop)
 time.sleep(600)
 """
-# Imported by Python itself before all else: what a machine with a GPU need not have.
+# Imported by Python itself before all else: what a machine with a GPU need not have is not found.
 BARE = """
 import sys
-class Absent:
-    names = {"gymnasium", "minari", "h5py", "matplotlib", "mujoco", "onnx", "onnxruntime", "scipy"}
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+ABSENT = {"gymnasium", "minari", "h5py", "matplotlib", "mujoco", "onnx", "onnxruntime", "scipy"}
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] not in ABSENT:
+            return super().find_spec(name, path, target)
+sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
 """
 
 
