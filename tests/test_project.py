@@ -36,3 +36,10 @@ def test_the_citation_is_of_this_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert found(r"^version: (.*)$", citation) == found(r'^version = "(.*)"', PROJECT)
     assert found(r"^license: (.*)$", citation) == found(r'^license = "(.*)"', PROJECT)
+
+
+def test_the_changelog_dates_this_version_below_what_is_to_come() -> None:
+    headings = found(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text())
+    (version,) = found(r'^version = "(.*)"', PROJECT)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", headings[1])

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -47,6 +48,20 @@ def import_function(name: str, field: str) -> Any:
 # float32 ends near 1e38: this leaves eight decades for what is multiplied.
 LARGEST_NUMBER = 1e30
 LARGEST_COUNT = 2**31 - 1  # of steps, rows, units, episodes; nothing here could hold as many
+
+
+def plain_count(value: Any, name: str) -> int:
+    """A whole number as an int, whatever integers came: numpy's, a tensor. Raises TypeError, which
+    names it, for what is none.
+    """
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"expected {name} to be a whole number, got {value!r}")
+
+
 SEEDS = ("seed", "seeds")  # end the names of fields that take any integer
 TAGS = ("kind", "rule")  # the fields that say which member of a union a configuration is
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddice.core.config import LARGEST_COUNT, unknown_name
-from ddice.data.source import Leaves, Source, leaves_of, numeric
+from ddice.data.source import Leaves, Source, leaves_of, numeric, without_gaps
 
 KEYS = (
     "observations",
@@ -245,7 +245,10 @@ def column_of(data: Mapping[str, Any], key: str) -> np.ndarray | None:
     """
     if data.get(key) is None:
         return None
-    column = np.asarray(data[key]) if key == "episode_ids" else numeric(data[key], key)
+    if key == "episode_ids":  # which may be text
+        column = np.asarray(without_gaps(data[key], key))
+    else:
+        column = numeric(data[key], key)
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
     if column.ndim != 1:

@@ -40,6 +40,7 @@ def read_hdf5(
 
     try:
         with h5py.File(path, "r") as file:
+            _require_inside(file)
             if columns is not None:
                 return read_table(Nodes(file), name, columns=columns, episode_steps=episode_steps)
             if is_robomimic(file):
@@ -50,11 +51,19 @@ def read_hdf5(
                     "of the dataset"
                 )
             found = {key: _values(node) if key in COLUMNS else None for key, node in file.items()}
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises each of them for damage
         raise ValueError(
             f"cannot be read as HDF5 ({error}): it is truncated, or another kind of file"
         ) from error
     return read_d4rl(found, name, episode_steps)
+
+
+def _require_inside(file: Any) -> None:
+    """Raise ValueError for links that lead out of the file, which are not followed, or nowhere."""
+    for key in file:
+        outside = type(file.get(key, getlink=True)).__name__ == "ExternalLink"
+        if outside or file.get(key) is None:
+            raise ValueError(f"expected {key} in the file itself, got a link that leads elsewhere")
 
 
 class Nodes(Mapping[str, Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from ddice.data.allowed import require_allowed
 from ddice.data.checks import BYTES
 from ddice.data.environment import clean_record, register_robotics, space_shapes
-from ddice.data.minari_store import SOURCE_KEY, dataset_metadata
+from ddice.data.minari_store import DAMAGED, SOURCE_KEY, dataset_metadata
 from ddice.data.paths import keys_of, leaf_at
 from ddice.data.source import Bounds, Leaves, Source, leaves_of
+
+SHOWN = 200  # characters of an error of a library below
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def read_minari(item: Any, trust_env: Sequence[str] = ()) -> Source:
 
     if isinstance(item, str):
         _require_spaces(item, trust_env)
-    dataset = minari.load_dataset(item) if isinstance(item, str) else item
+    name = item if isinstance(item, str) else f"the dataset in {item.storage.data_path}"
+    with _undamaged(name):
+        dataset = minari.load_dataset(item) if isinstance(item, str) else item
     shapes, bounds = _supported(dataset)
     # Decoding by Minari itself would cost a millisecond per episode.
     native = getattr(dataset.storage, "FORMAT", "") == "hdf5"
@@ -47,14 +52,30 @@ def read_minari(item: Any, trust_env: Sequence[str] = ()) -> Source:
     source = _stack(dataset.id, shapes, bounds, read, dataset.episode_indices)
     metadata = dataset.storage.metadata
     source.dataset_id = dataset.id
-    if native and (lost := _lost(main, int(dataset.storage.total_episodes))):
-        source.notes.append(lost)
+    if native:
+        with _undamaged(name):
+            lost = _lost(main, int(dataset.storage.total_episodes))
+        source.notes += [] if lost is None else [lost]
     source.env_spec = metadata.get("eval_env_spec") or metadata.get("env_spec")
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is not None and high is not None and low != high:
-        source.reference = (float(low), float(high))
+        with _undamaged(name):
+            source.reference = (float(low), float(high))
         source.reference_source = str(metadata.get(SOURCE_KEY, "Minari"))
     return source
+
+
+@contextlib.contextmanager
+def _undamaged(name: str) -> Iterator[None]:
+    """Raise ValueError for what Minari and HDF5 raise for files that are not as they wrote them:
+    errors of many kinds, some without a word.
+    """
+    try:
+        yield
+    except (LookupError, AssertionError, AttributeError, *(TypeError, ValueError), OSError,
+            RuntimeError) as error:  # fmt: skip
+        said = f"{type(error).__name__} {str(error)[:SHOWN]}".strip()
+        raise ValueError(f"{name} cannot be read ({said}): {DAMAGED}") from error
 
 
 def _require_spaces(dataset_id: str, trust_env: Sequence[str]) -> None:
@@ -134,27 +155,34 @@ def _read_hdf5(
             return array(group, "actions", np.float64, h5py.h5t.NATIVE_DOUBLE)
         return array(group, "actions", np.float32, h5py.h5t.NATIVE_FLOAT)
 
-    def episodes(indices: Sequence[int]) -> Iterator[Episode]:
+    def episode(file: Any, index: int) -> Episode:
         number = h5py.h5t.NATIVE_FLOAT
-        with h5py.File(path, "r") as file:
+        group = h5py.h5g.open(file.id, f"episode_{index}".encode())
+        leaves = {
+            leaf: array(
+                group,
+                "/".join(("observations", *keys_of(leaf))),  # a "/" in a key: a group
+                np.float32,
+                number,
+            )
+            for leaf in shapes
+        }
+        return Episode(
+            leaves,
+            actions(group),
+            array(group, "rewards", np.float32, number),
+            array(group, "terminations", np.bool_, boolean),
+            array(group, "truncations", np.bool_, boolean),
+        )
+
+    def episodes(indices: Sequence[int]) -> Iterator[Episode]:
+        with _undamaged(str(path)):
+            file = h5py.File(path, "r")
+        with file:
             for index in indices:
-                group = h5py.h5g.open(file.id, f"episode_{index}".encode())
-                leaves = {
-                    leaf: array(
-                        group,
-                        "/".join(("observations", *keys_of(leaf))),  # a "/" in a key: a group
-                        np.float32,
-                        number,
-                    )
-                    for leaf in shapes
-                }
-                yield Episode(
-                    leaves,
-                    actions(group),
-                    array(group, "rewards", np.float32, number),
-                    array(group, "terminations", np.bool_, boolean),
-                    array(group, "truncations", np.bool_, boolean),
-                )
+                with _undamaged(f"episode {index} of {path}"):
+                    one = episode(file, index)
+                yield one
 
     return episodes
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ddice.core.reading import read_json
 from ddice.data.download import missing, obtain
 
 SOURCE_KEY = "ddice_ref_source"
 """In the metadata: where its reference scores come from."""
+
+DAMAGED = (
+    "it is damaged, or of a version of Minari that the installed one does not read; delete it, and "
+    "make or download it again"
+)
 
 
 def is_minari(item: Any) -> bool:
@@ -20,9 +25,13 @@ def is_minari(item: Any) -> bool:
 
 def has_dataset(dataset_id: str) -> bool:
     """Whether a complete dataset of this id lies in the local Minari folder
-    (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
+    (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`). Raises ValueError for one whose metadata
+    do not count its episodes.
     """
-    return int(dataset_metadata(dataset_id).get("total_episodes", 0)) > 0
+    count = dataset_metadata(dataset_id).get("total_episodes", 0)
+    if not isinstance(count, int):
+        raise ValueError(f"{dataset_id} cannot be read (total_episodes is {count!r}): {DAMAGED}")
+    return count > 0
 
 
 def dataset_metadata(dataset_id: str) -> dict[str, Any]:
@@ -31,9 +40,10 @@ def dataset_metadata(dataset_id: str) -> dict[str, Any]:
     """
     require_id(dataset_id)
     try:
-        return dict(json.loads((dataset_folder(dataset_id) / "data" / "metadata.json").read_text()))
+        found = read_json(dataset_folder(dataset_id) / "data" / "metadata.json")
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def dataset_folder(dataset_id: str) -> Path:

@@ -22,6 +22,13 @@ from ddice.data.ogbench import is_ogbench, read_ogbench
 from ddice.data.source import Source
 from ddice.data.tables import CsvTable, frame_table, is_frame
 
+SHOWN = 100  # characters of a name in a message
+NOT_ZIPPED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, MemoryError, KeyError),
+)
+"""What zipfile and numpy raise for a damaged .npz, and for an encrypted one."""
+
 SUFFIXES = (".npz", ".csv", ".hdf5", ".h5")
 
 
@@ -82,9 +89,12 @@ def _path_of(item: Any) -> Path | None:
     try:
         path = Path(item).expanduser()
         named = isinstance(item, Path) or path.suffix.lower() in SUFFIXES
-        return path.resolve() if named or path.is_file() or is_lerobot(path) else None
-    except (RuntimeError, ValueError) as error:  # no such user, a zero byte
-        raise ValueError(f"{str(item)!r} names no file ({error}): give its whole path") from error
+        there = path.is_file() or is_lerobot(path)
+        return path.resolve() if named or there else None
+    # no such user, a zero byte, too long a name
+    except (RuntimeError, ValueError, OSError) as error:
+        shown = repr(str(item)[:SHOWN])
+        raise ValueError(f"{shown} names no file ({str(error)[:SHOWN]})") from error
 
 
 def _from_disk(
@@ -184,5 +194,5 @@ def _read_npz(
             if "terminals" in file and "timeouts" in file:
                 return read_d4rl(file, name, episode_steps)
             return read_table(file, name, columns=None, episode_steps=episode_steps)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except NOT_ZIPPED as error:
         raise ValueError(f"cannot be read as a .npz ({error}): it is damaged") from error

@@ -90,14 +90,7 @@ def numeric(values: Any, name: str) -> np.ndarray:
     """
     if isinstance(values, torch.Tensor):
         values = _plain_tensor(values, name)
-    if isinstance(values, np.ma.MaskedArray):
-        missing = int(np.ma.getmaskarray(values).sum())
-        if missing:
-            raise ValueError(
-                f"expected {name} without gaps, got a masked array with {missing} masked values: "
-                "remove these rows, or fill them and say so"
-            )
-        values = values.data
+    values = without_gaps(values, name)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -119,6 +112,19 @@ def numeric(values: Any, name: str) -> np.ndarray:
             "the episodes along the first axis"
         )
     return array
+
+
+def without_gaps(values: Any, name: str) -> Any:
+    """`values`, without the mask if they have one. Raises ValueError where it hides some."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    missing = int(np.ma.getmaskarray(values).sum())
+    if missing:
+        raise ValueError(
+            f"expected {name} without gaps, got a masked array with {missing} masked values: "
+            "remove these rows, or fill them and say so"
+        )
+    return values.data
 
 
 NARROW_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2")

@@ -42,12 +42,15 @@ class CsvTable(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            names = next(reader, [])
-            if not names or len(set(names)) < len(names):
-                raise ValueError(f"expected a first row with a name for each column, got {names}")
-            self._rows = [(reader.line_num, row) for row in reader if row]
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.reader(file)
+                names = next(reader, [])
+                self._rows = [(reader.line_num, row) for row in reader if row]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot be read as a table in UTF-8: {error}") from error
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"expected a first row with a name for each column, got {names}")
         for line, row in self._rows:
             if len(row) != len(names):
                 raise ValueError(f"line {line}: expected {len(names)} values, got {len(row)}")

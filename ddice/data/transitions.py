@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddice.core.config import plain_count
 from ddice.core.randomness import Seed, generator, randint
 from ddice.data.batch import Batch, InitialBatch
 from ddice.data.description import Description, Provenance, describe
@@ -123,6 +124,7 @@ class Transitions:
         A pure function of (seed, step) and the kind of device; a sequence of seeds gives a leading
         axis whose slice i is what seed i draws alone.
         """
+        batch_size = plain_count(batch_size, "batch_size")
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         # Streams apart: data with and without initial observations draw the same transitions.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ddice.core.config import plain_count
 from ddice.core.randomness import Seed
 from ddice.data import Batch, Transitions
 from ddice.parts import loop
@@ -154,6 +155,9 @@ def alone(part: Trainable, *, steps: int | None, name: str | None = None) -> Sta
         steps = 0
     if steps is None:
         raise TypeError(f"{part.kind} is trained: say for how many steps, such as steps=20_000")
+    steps = plain_count(steps, "steps")
+    if steps < 0:
+        raise ValueError(f"expected steps of at least 0, got {steps}")
     name = part.kind if name is None else name
     return Stage(
         name=name,

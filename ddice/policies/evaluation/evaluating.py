@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ddice.core.config import plain_count
 from ddice.core.randomness import one_seed
 from ddice.data.spec import Spec
 from ddice.data.stepping import LONGEST
@@ -54,6 +55,8 @@ def evaluate(
     first step), when it fails, does not end or remembers, and for actions or rewards that are not
     finite; ImportError with what to install when the environment cannot be made.
     """
+    episodes, parallel = plain_count(episodes, "episodes"), plain_count(parallel, "parallel")
+    max_episode_steps = plain_count(max_episode_steps, "max_episode_steps")
     if min(episodes, parallel, max_episode_steps) < 1:
         raise ValueError(
             "expected at least one episode, one copy of the environment and one step, got "

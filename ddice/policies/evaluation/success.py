@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KEYS = ("success", "is_success", "goal_achieved", "goal_reached", "task_success", "solved")
+KEYS = (
+    *("success", "is_success", "goal_achieved", "goal_reached", "task_success", "solved"),
+    *("is_solved", "succeeded", "episode_success", "task_completed", "reached_goal", "goal_met"),
+    "arrive_dest",
+)
 """Names under which environments report it; the first one that says something counts."""
 
 
