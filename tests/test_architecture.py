@@ -47,6 +47,7 @@ HEAVY = {
     "stable_baselines3",
     "huggingface_hub",
     "pyarrow",
+    "jinja2",
 }
 # imports triton, which finds its kernels in modules alone; nobody imports it with a module
 KERNELS = "policies.engines.kernels"

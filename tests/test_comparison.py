@@ -22,6 +22,13 @@ from ddice.extractors import GuideThenSelect, SelectOnly
 from ddice.parts import loop
 from ddice.policies.evaluation import Evaluation
 from ddice.runs.comparison import Comparison, Result, Results, compare, render_table
+from ddice.runs.comparison.differences import (
+    PAIRED,
+    difference,
+    over_tasks,
+    seed_differences,
+    what_seeds_tell,
+)
 from ddice.runs.comparison.grid import BEHAVIOUR
 from ddice.runs.comparison.scores_plot import plot_scores
 from ddice.runs.comparison.store import cell_key
@@ -477,28 +484,67 @@ def test_the_table_by_hand() -> None:
         "score, mean (std)",
         "IQM [95 %]",
         "each seed",
+        "minus behaviour [95 %]",
+        "minus best other [95 %]",
         "ratios' effective sample size",
         "clip rate",
         "decisions/s",
     ]
-    assert lines[:2] == [f"| {' | '.join(columns)} |", "|---|---|---|---|---|---|---|---|"]
+    assert lines[:2] == [f"| {' | '.join(columns)} |", "|" + "---|" * 10]
     # Seeds 15 and 25: mean 20, deviation 10 / sqrt 2 = 7.07; the IQM of two trims nothing; the
     # bootstrap reaches from one seed to the other. 100 steps in 0.5 s and in 1.5 s: the median of
-    # 200 and 66.7 decisions/s.
-    assert (
-        lines[2]
-        == "|  | behaviour policy | 20.0 (7.1) | 20.0 [15.0, 25.0] | 15.0 25.0 |  | 0.20 | 133 |"
+    # 200 and 66.7 decisions/s. Ahead of a + x by (10 + 18) / 2 = 14 and (11 + 19) / 2 = 15 on the
+    # two seeds that both have: 14.5, standard error 1 / 2, Student's factor of one degree 12.706.
+    assert lines[2] == (
+        "|  | behaviour policy | 20.0 (7.1) | 20.0 [15.0, 25.0] | 15.0 25.0 |  | "
+        "+14.5 [8.1, 20.9] |  | 0.20 | 133 |"
     )
     # Seeds 1, 10, 100: mean 37, deviation sqrt((36^2 + 27^2 + 63^2) / 2) = 54.7; trimming int(3 /
     # 4) = 0 values leaves the mean.
     assert lines[3].startswith(
-        "| a | x | 37.0 (54.7) | 37.0 [1.0, 100.0] | 1.0 10.0 100.0 | 0.40 | 0.00 | 67 |"
+        "| a | x | 37.0 (54.7) | 37.0 [1.0, 100.0] | 1.0 10.0 100.0 | -14.5 [-20.9, -8.1] | "
+        "-14.5 [-20.9, -8.1] | 0.40 | 0.00 | 67 |"
     )
-    assert lines[4] == "| b | x | 7.0 |  | 7.0 |  | 0.00 | 100 |"
+    # One episode where the others have two: there are no pairs.
+    assert lines[4] == "| b | x | 7.0 |  | 7.0 |  |  |  | 0.00 | 100 |"
     assert lines[5:] == [
         "",
         "Scores: normalised by hand; 2 episodes per seed in Maze-v3, last checkpoint.",
+        f"{PAIRED} {what_seeds_tell(3)}",
     ]
+    assert "2 to 5 points comes out wrong in 19 %" in what_seeds_tell(3)
+    assert "with 5 seeds" in what_seeds_tell(7)
+    assert "wrong in 10 %" in what_seeds_tell(7)
+    assert "1 seed cannot rank" in what_seeds_tell(1)
+
+
+def test_paired_differences_by_hand() -> None:
+    behaviour, policy = ROWS[:2], ROWS[2:5]
+    pairs = seed_differences(policy, behaviour)
+    assert {seed: found.tolist() for seed, found in pairs.items()} == {0: [-10, -18], 1: [-11, -19]}
+    # Of one seed, -10 and -18: the interval is over episodes, 14 off by 4 times 12.706.
+    alone = difference(policy[:1], behaviour)
+    assert (alone.mean, alone.over) == (-14, "episodes")
+    reach = 4 * 12.7062
+    assert (alone.low, alone.high) == pytest.approx((-14 - reach, -14 + reach), rel=1e-5)
+    # A single number has no interval, and what has no pairs no difference.
+    single = difference(ROWS[5:], [result("c", "x", 0, [5.0])])
+    assert (single.mean, single.low, single.high) == (2, -np.inf, np.inf)
+    assert str(single) == "+2.0"
+    assert not single.is_above
+    assert difference(ROWS[5:], behaviour) is None
+    other_units = [
+        row.model_copy(update={"evaluation": row.evaluation.model_copy(update={"label": "raw"})})
+        for row in behaviour
+    ]
+    assert difference(policy, other_units) is None
+    # Two tasks, ahead by 14 and 15, and by 1 and 3: (14.5 + 2) / 2, variances 1/4 and 1 of the
+    # means, freedom (5/4)^2 / (1/16 + 1) = 1.47, rounded down to 1.
+    ahead = [result("d", "x", 0, [11.0, 21.0]), result("d", "x", 1, [23.0, 33.0])]
+    both = over_tasks([(behaviour, policy), (ahead, behaviour)])
+    reach = 12.7062 * (5 / 4) ** 0.5 / 2
+    assert both.mean == pytest.approx(8.25)
+    assert (both.low, both.high) == pytest.approx((8.25 - reach, 8.25 + reach), rel=1e-5)
 
 
 def test_the_iqm_trims_a_quarter_on_either_side() -> None:

@@ -188,10 +188,13 @@ def test_the_interval_of_wilson() -> None:
 
 @pytest.mark.slow
 def test_all_definitions_are_those_of_rliable() -> None:
-    """In an environment where the authors' own package can be imported."""
-    reason = "rliable, the authors' own package, cannot be imported here"
-    metrics = pytest.importorskip("rliable.metrics", reason=reason, exc_type=ImportError)
-    library = pytest.importorskip("rliable.library", reason=reason, exc_type=ImportError)
+    """In an environment where the authors' own package can be imported: arch, on which it stands,
+    breaks with pandas 3.
+    """
+    try:
+        from rliable import library, metrics
+    except Exception as error:
+        pytest.skip(f"rliable cannot be imported here: {error!r}")
     generator = np.random.default_rng(8)
     for runs, tasks in ((3, 1), (5, 4), (10, 7)):
         ours = generator.normal(0.5, size=(runs, tasks))
@@ -204,7 +207,7 @@ def test_all_definitions_are_those_of_rliable() -> None:
         chance = metrics.probability_of_improvement(ours, theirs)
         assert statistics.probability_of_improvement(ours, theirs) == pytest.approx(chance)
         thresholds = np.linspace(-2, 2, 9)
-        profile = library.run_score_deviation(ours, thresholds)
+        profile = [library.run_score_deviation(ours, one) for one in thresholds]
         np.testing.assert_allclose(statistics.performance_profile(ours, thresholds), profile)
     _, intervals = library.get_interval_estimates(
         {"ours": ours}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=4000

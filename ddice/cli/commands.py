@@ -1,5 +1,5 @@
 """The command line: ddice train | status | evaluate | diagnose | picture | compare | results |
-export | push | pull | data | presets | cache | plugins | completion.
+report | export | push | pull | data | presets | cache | plugins | completion.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ddice.cli import (
     picture,
     plugins,
     presets,
+    report,
     results,
     share,
     status,
@@ -37,8 +38,8 @@ from ddice.runs.comparison import CellsFailed
 from ddice.runs.options import explain
 
 COMMANDS = (
-    train, status, evaluate, diagnose, picture, compare, results, export, share, data, presets,
-    cache, plugins, completion,
+    train, status, evaluate, diagnose, picture, compare, results, report, export, share, data,
+    presets, cache, plugins, completion,
 )  # fmt: skip
 # what is said in its own words, without where it was raised
 EXPLAINED = (
@@ -58,6 +59,7 @@ examples:
   ddice picture runs/umaze
   ddice compare --run runs/grid --backends piecewise_f,optidice \\
     --extractors weighted_bc,guide_then_select --seeds 0,1,2
+  ddice report runs/grid
 """
 
 

@@ -1,4 +1,4 @@
-"""Results of a comparison by policy, whatever their seed."""
+"""Results of a comparison by task and by policy, whatever their seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddice.runs.comparison.grid import BEHAVIOUR
 from ddice.runs.comparison.store import Result
 
 Group = tuple[str | None, str]
@@ -30,3 +31,20 @@ def grouped(results: Sequence[Result]) -> dict[Group, list[Result]]:
 def run_means(results: Sequence[Result]) -> np.ndarray:
     """The mean score of each seed, (R, 1): runs x one task."""
     return np.array([[result.evaluation.mean] for result in results])
+
+
+def group_name(group: Group) -> str:
+    """For people."""
+    backend, extractor = group
+    return extractor if backend is None else f"{backend} + {extractor}"
+
+
+def behaviour_of(groups: dict[Group, list[Result]]) -> list[Result]:
+    """The results of the behaviour policy, none where there is none."""
+    return groups.get((None, BEHAVIOUR), [])
+
+
+def best_other(groups: dict[Group, list[Result]], group: Group) -> Group | None:
+    """The other policy of the highest mean score over seeds; None for a policy alone."""
+    others = [other for other in groups if other != group]
+    return max(others, key=lambda other: run_means(groups[other]).mean(), default=None)

@@ -8,7 +8,15 @@ import numpy as np
 
 from ddice.core import statistics
 from ddice.runs.comparison.datasets import Dataset
-from ddice.runs.comparison.groups import by_dataset, grouped, run_means
+from ddice.runs.comparison.differences import PAIRED, difference, what_seeds_tell
+from ddice.runs.comparison.groups import (
+    Group,
+    behaviour_of,
+    best_other,
+    by_dataset,
+    grouped,
+    run_means,
+)
 from ddice.runs.comparison.store import Result
 
 COLUMNS = (
@@ -17,6 +25,8 @@ COLUMNS = (
     "score, mean (std)",
     "IQM [95 %]",
     "each seed",
+    "minus behaviour [95 %]",
+    "minus best other [95 %]",
     "ratios' effective sample size",
     "clip rate",
     "decisions/s",
@@ -25,7 +35,8 @@ COLUMNS = (
 
 def render_table(results: Sequence[Result]) -> str:
     """A Markdown table: mean score of the seeds with its sample deviation, IQM over seeds with a
-    95 % bootstrap interval, each seed, diagnostics. One for each dataset, where there are several.
+    95 % bootstrap interval, each seed, paired differences, diagnostics. One for each dataset, where
+    there are several.
     """
     tables = {name: _table(rows) for name, rows in by_dataset(results).items()}
     titled = [text if name is None else f"**{name}**\n\n{text}" for name, text in tables.items()]
@@ -44,14 +55,17 @@ def render_published(datasets: Mapping[str, Dataset]) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
+    groups = grouped(results)
     lines = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
-    lines += [_line(_row(*group, rows)) for group, rows in grouped(results).items()]
+    lines += [_line(_row(group, groups)) for group in groups]
     evaluation = results[0].evaluation
     lines += [
         "",
         f"Scores: {evaluation.label}; {len(evaluation.returns)} episodes per seed in "
         f"{evaluation.env_id}, last checkpoint.",
     ]
+    if len(groups) > 1:
+        lines += [f"{PAIRED} {what_seeds_tell(max(map(len, groups.values())))}"]
     return "\n".join(lines)
 
 
@@ -59,8 +73,9 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _row(backend: str | None, extractor: str, results: Sequence[Result]) -> list[str]:
+def _row(group: Group, groups: dict[Group, list[Result]]) -> list[str]:
     """The cells of one policy."""
+    results = groups[group]
     scores = run_means(results)
     mean, interval = f"{scores.mean():.1f}", ""
     if len(results) > 1:  # one seed says nothing about the spread
@@ -75,13 +90,21 @@ def _row(backend: str | None, extractor: str, results: Sequence[Result]) -> list
     timed = [result.evaluation for result in results if result.evaluation.policy_seconds]
     speeds = [evaluation.decisions_per_second for evaluation in timed]
     clipped = [result.clip_rate for result in results if not result.foreign]
+    behaviour, other = behaviour_of(groups), best_other(groups, group)
     return [
-        backend or "",
-        extractor,
+        group[0] or "",
+        group[1],
         mean,
         interval,
         " ".join(f"{score:.1f}" for score in scores[:, 0]),
+        "" if results is behaviour else _minus(results, behaviour),
+        "" if other is None else _minus(results, groups[other]),
         f"{np.mean(sizes):.2f}" if sizes else "",
         f"{np.mean(clipped):.2f}" if clipped else "",
         f"{np.median(speeds):.0f}" if speeds else "",
     ]
+
+
+def _minus(first: Sequence[Result], second: Sequence[Result]) -> str:
+    found = difference(first, second)
+    return "" if found is None else str(found)
