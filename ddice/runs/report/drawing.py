@@ -23,7 +23,7 @@ INKED = (
     "xtick.color",
     "ytick.color",
 )
-STYLE: dict[str, Any] = {
+STYLE = {
     **dict.fromkeys(INKED, INK),
     "grid.color": GREY,
     "grid.alpha": 0.3,
@@ -55,7 +55,8 @@ def draw(name: str, title: str, caption: str, make: Callable[[], Figure]) -> Dra
     except ImportError as error:
         raise ImportError("a report needs matplotlib: pip install 'ddice[report]'") from error
     # The salt names what is defined inside: figures on a page must not share names.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    style: dict[Any, Any] = {**STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         figure = make()
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
