@@ -199,9 +199,9 @@ def test_the_tables_by_hand(written: Path) -> None:
 
 def test_what_is_not_there_is_said(written: Path) -> None:
     text = written.read_text()
-    assert "1 cells of the grid have no result" in text
+    assert "Cells of the grid without a result: 1<" in text
     assert "b &lt;1&gt; + bc, seed 1" in text
-    assert "2 results in the store are left out" in text
+    assert "has no more or has scored again: 2." in text
     assert "the sign of a true difference of 2 to 5 points comes out wrong in 19 %" in text
 
 

@@ -20,7 +20,7 @@ from ddice.runs.report.tables import Aggregate, latency
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 5.0, 3.6  # inches
+WIDTH, HEIGHT = 4.4, 3.3  # inches
 ROW = 0.36  # inches of a policy
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
