@@ -197,11 +197,42 @@ def test_the_tables_by_hand(written: Path) -> None:
     assert processes[1][1] == "ddice compare --run x"
 
 
+def test_datasets_and_methods_of_others(tmp_path: Path) -> None:
+    """Two tasks, and a method of others on one of them: it stands there, not in the aggregate."""
+    sources = {"one": {"recipe": {"data": {"source": "a.npz"}}}}
+    sources["two"] = {"recipe": {"data": {"source": "b.npz"}}, "published": {"them": 12.5}}
+    fields = {"backends": ["optidice"], "extractors": ["weighted_bc"], "datasets": sources}
+    sources["two"]["published_by"] = "a paper"
+    comparison = Comparison.model_validate(fields)
+    write_json(tmp_path / "comparison.json", comparison.model_dump(mode="json"))
+    for name, score in (("one", 10.0), ("two", 30.0)):
+        behaviour = row(None, BEHAVIOUR, 0, [score, score])
+        policy = row("optidice", "weighted_bc", 0, [2 * score, 4 * score])
+        for one in (behaviour, policy):
+            named = one.model_copy(update={"dataset": name})
+            Results(tmp_path / "results.jsonl").append(named)
+    columns = "dataset,extractor,seed,returns,reference_random,reference_expert"
+    other = tmp_path / "others.csv"
+    other.write_text(f'{columns}\ntwo,theirs,0,"[40, 60]",0,100\n')
+    assert main(["report", str(tmp_path), "--with", str(other)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    aggregate, one, _, two, *_ = Page(text).tables
+    # Ahead by 20 and 60 on average; episodes 10, 30 and 30, 90: variances of means 100 and 900,
+    # freedom 1000^2 / (100^2 + 900^2) = 1.2, rounded down; (40 -+ 12.706 sqrt(1000) / 2).
+    assert aggregate[2][:5] == ["optidice", "weighted_bc", "60.0", "60.0", "60.0"]
+    assert aggregate[2][7] == "+40.0 [-160.9, 240.9] of episodes"
+    assert [line[1] for line in one[1:]] == [BEHAVIOUR, "weighted_bc"]
+    assert two[3][1:3] == ["theirs", "50.0"]
+    assert two[3][-1] == "of others"
+    assert two[3][5] == "+20.0 [-107.1, 147.1] of episodes"
+    assert "Published in a paper, not run here: them 12.5." in text
+
+
 def test_what_is_not_there_is_said(written: Path) -> None:
     text = written.read_text()
     assert "Cells of the grid without a result: 1<" in text
     assert "b &lt;1&gt; + bc, seed 1" in text
-    assert "has no more or has scored again: 2." in text
+    assert "has no more: 1." in text
     assert "the sign of a true difference of 2 to 5 points comes out wrong in 19 %" in text
 
 
@@ -257,7 +288,10 @@ def test_folders_that_hold_no_results(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "holds no comparison: expected a folder" in capsys.readouterr().err
     write_json(tmp_path / "comparison.json", COMPARISON.model_dump(mode="json"))
     assert main(["report", str(tmp_path)]) == 1
-    assert "has no result of its comparison yet" in capsys.readouterr().err
+    assert "with at least one policy done" in capsys.readouterr().err
+    Results(tmp_path / "results.jsonl").append(row("c", "bc", 0, [1.0]))
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no result of the comparison in comparison.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ddice.cli.command import add_command, add_trust
@@ -23,8 +22,11 @@ def register(commands: Any) -> None:
     """Add the command."""
     command = add_command(commands, "report", _report, TEXT)
     command.add_argument("path", help="a run folder of ddice compare")
+    text = "a CSV of other people's methods, as for ddice results, to stand beside ours"
+    command.add_argument("--with", metavar="FILE", action="append", default=[], help=text)
     add_trust(command)
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    print(write_report(Path(options.path), trust=options.trust))
+    others = vars(options)["with"]
+    print(write_report(options.path, others=others, trust=options.trust))

@@ -45,10 +45,12 @@ def diagnostic_table(task: Task, folder: Path, repeats: Sequence[str]) -> Table:
         means = {name: mean_of(alarms[group], name) for name in shown}
         cells = [Cell(group[0] or ""), Cell(group[1])]
         cells += [number(mean_of([row.diagnostics for row in rows], one), 2) for one in DIAGNOSTICS]
-        cells.append(number(float(np.mean([row.clip_rate for row in rows])), 2))
+        clipped = [row.clip_rate for row in rows if not row.foreign]
+        cells.append(number(float(np.mean(clipped)) if clipped else None, 2))
         cells += [number(means[name], 3) for name in shown]
         if shown:
-            asked = _verdict(means, task.recipes[group])
+            recipe = task.recipes.get(group)
+            asked = "" if recipe is None else _verdict(means, recipe)
             cells.append(Cell(asked) if asked else NOTHING)
         table.rows.append(cells)
     return table

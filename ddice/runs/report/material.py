@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ddice.core.reading import parse_json, read_bytes, read_json
+from ddice.runs.comparison.foreign import foreign_results
 from ddice.runs.comparison.grid import Cell, Comparison
-from ddice.runs.comparison.groups import Group, group_name
-from ddice.runs.comparison.store import Result, Results
+from ddice.runs.comparison.groups import Group
+from ddice.runs.comparison.reading import read_results
+from ddice.runs.comparison.store import Result
 from ddice.runs.made_with import FILE
 from ddice.runs.recipe import Recipe
 
@@ -21,7 +23,9 @@ ASSETS = "report"  # the folder beside the page
 
 @dataclass(frozen=True)
 class Task:
-    """One dataset with the results of every policy on it, seeds in the order of the comparison."""
+    """One dataset with the results of every policy on it, seeds in the order of the comparison;
+    policies of others have no recipe.
+    """
 
     name: str
     groups: dict[Group, list[Result]]
@@ -40,9 +44,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Material:
-    """A run folder of `ddice compare`, read. missing: cells without a result; left_out: results of
-    cells that the comparison has not, or has scored again since; made_with: a line for each process
-    that worked in the folder.
+    """A run folder of `ddice compare`, read. missing: cells without a result; left_out: how many
+    results are of cells that the comparison has no more; made_with: a line for each process that
+    worked in the folder.
     """
 
     folder: Path
@@ -58,9 +62,10 @@ class Material:
         return max(len(rows) for task in self.tasks for rows in task.groups.values())
 
 
-def read_material(folder: Path, trust: Sequence[str] = ()) -> Material:
-    """Raises FileNotFoundError where the folder holds no comparison, and ValueError for one without
-    a result; trust: as for `ddice.load_policy`.
+def read_material(folder: Path, trust: Sequence[str] = (), others: Sequence[Path] = ()) -> Material:
+    """others: CSV files of other people's results, to stand beside ours. Raises FileNotFoundError
+    where the folder holds no comparison or not one result, ValueError for results of another
+    comparison only and what `foreign_results` raises; trust: as for `ddice.load_policy`.
     """
     path = folder / CONFIG
     if not path.exists():
@@ -69,39 +74,34 @@ def read_material(folder: Path, trust: Sequence[str] = ()) -> Material:
             "compare"
         )
     comparison = Comparison.read(read_json(path), trust=trust)
-    rows = Results(folder / "results.jsonl").rows
-    latest = {_place(row): row for row in rows}
-    tasks: dict[str, Task] = {}
+    rows = read_results(folder)
+    found = {_place(row): row for row in rows}
+    tasks: dict[str | None, Task] = {}
     missing = []
     for cell in comparison.cells():
-        row = latest.get(_place(cell))
-        group = (cell.backend, cell.extractor)
+        row = found.pop(_place(cell), None)
         if row is None:
-            missing.append(f"{_task_name(cell)}: {group_name(group)}, seed {cell.seed}")
+            missing.append(cell.title)
             continue
-        task = tasks.setdefault(_task_name(cell), Task(_task_name(cell), {}, {}))
+        name = cell.dataset or str(cell.recipe.data.source)
+        task = tasks.setdefault(cell.dataset, Task(name, {}, {}))
+        group = (cell.backend, cell.extractor)
         task.groups.setdefault(group, []).append(row)
         task.recipes.setdefault(group, cell.recipe)
     if not tasks:
-        raise ValueError(f"{folder} has no result of its comparison yet: run ddice compare first")
-    shown = sum(len(found) for task in tasks.values() for found in task.groups.values())
+        raise ValueError(f"{folder} has no result of the comparison in {CONFIG}: run ddice compare")
+    for other in others:
+        for row in foreign_results(other, rows):
+            groups = tasks[row.dataset].groups
+            groups.setdefault((row.backend, row.extractor), []).append(row)
+    made_with = tuple(_processes(folder / FILE))
     return Material(
-        folder,
-        comparison,
-        tuple(tasks.values()),
-        tuple(missing),
-        len(rows) - shown,
-        tuple(_processes(folder / FILE)),
+        folder, comparison, tuple(tasks.values()), tuple(missing), len(found), made_with
     )
 
 
 def _place(what: Cell | Result) -> tuple[str | None, str | None, str, int]:
-    # Comparisons of one dataset do not name it.
-    return getattr(what, "dataset", None), what.backend, what.extractor, what.seed
-
-
-def _task_name(cell: Cell) -> str:
-    return _place(cell)[0] or str(cell.recipe.data.source)
+    return what.dataset, what.backend, what.extractor, what.seed
 
 
 def _processes(path: Path) -> list[dict[str, Any]]:

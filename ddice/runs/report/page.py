@@ -55,16 +55,18 @@ class Section:
     drawings: list[Drawing] = field(default_factory=list)
 
 
-def write_report(run: str | Path, *, trust: Sequence[str] = ()) -> Path:
+def write_report(
+    run: str | Path, *, others: Sequence[str | Path] = (), trust: Sequence[str] = ()
+) -> Path:
     """Write report.html into the run folder of a comparison, its figures as PNG files into
     report/, and there the configuration that repeats each policy alone -> the page.
 
-    The same results give the same bytes. Raises FileNotFoundError where there is no comparison,
-    ValueError for one without results, ImportError with what to install; trust: as for
-    `ddice.load_policy`.
+    The same results give the same bytes. others: CSV files of other people's results, to stand
+    beside ours. Raises what `read_material` raises, and ImportError with what to install; trust: as
+    for `ddice.load_policy`.
     """
     folder = Path(run)
-    material = read_material(folder, trust)
+    material = read_material(folder, trust, [Path(other) for other in others])
     repeats = _repeats(material)
     sections = [
         _over_all(material),
@@ -113,7 +115,11 @@ def _repeats(material: Material) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for task in material.tasks:
         commands = []
-        for group, recipe in task.recipes.items():
+        for group in task.groups:
+            if group not in task.recipes:
+                commands.append("")
+                continue
+            recipe = task.recipes[group]
             names = [name for name in (task.name, *group) if name is not None]
             place = f"{ASSETS}/{slug(*names)}.json"
             seeds = [row.seed for row in task.groups[group]]
@@ -169,6 +175,10 @@ def _of_task(material: Material, task: Task, repeats: dict[str, list[str]]) -> S
         ("Scores", score_table(task, curves, commands)),
         ("Ratios and alarms, means over seeds", diagnostic_table(task, material.folder, commands)),
     ]
+    dataset = material.comparison.datasets.get(task.name)
+    if dataset is not None and dataset.published:
+        scores = ", ".join(f"{name} {score:.1f}" for name, score in dataset.published.items())
+        section.notes.append(f"Published in {dataset.published_by}, not run here: {scores}.")
     if not curves:
         section.notes.append(
             "No learning curves: recipe.evaluation.every was not set, or the metrics are not kept "

@@ -97,7 +97,8 @@ def score_table(task: Task, curves: Sequence[ScoreCurve], repeats: Sequence[str]
             cells.append(success(rows))
         if curves:
             cells.append(number(_best_seen(curves, group)))
-        cells += [number(latency(rows), 2), number(sum(row.train_seconds for row in rows), 0)]
+        seconds = [row.train_seconds for row in rows if not row.foreign]
+        cells += [number(latency(rows), 2), number(sum(seconds) if seconds else None, 0)]
         table.rows.append(cells)
     return table
 
