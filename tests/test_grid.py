@@ -118,6 +118,15 @@ def test_a_dataset_may_begin_with_the_preset_of_its_domain() -> None:
     assert [list(task.backends) for task in named.tasks] == [["iql"], ["iql"]]
 
 
+def test_a_recipe_that_no_dataset_reads_is_refused() -> None:
+    """Else its steps would be said and not done."""
+    datasets = {"walk": {"preset": "locomotion"}}
+    with pytest.raises(ValueError, match="recipe is read by no dataset"):
+        Comparison.model_validate({"datasets": datasets, "recipe": {"steps": {"prior": 5}}})
+    both = {**datasets, "maze": "m"}
+    Comparison.model_validate({"datasets": both, "recipe": {"steps": {"prior": 5}}})
+
+
 def test_names_of_sources() -> None:
     assert {
         name: one["recipe"]["data"]["source"]

@@ -138,6 +138,11 @@ class Comparison(Config):
                 object.__setattr__(self, "backends", {backend.kind: backend})
             if not self.extractors:
                 object.__setattr__(self, "extractors", {extractor.kind: extractor})
+        elif all(one.preset for one in self.datasets.values()) and self.recipe != Recipe():
+            raise ValueError(
+                "recipe is read by no dataset, because each begins with a preset of its own: give "
+                "its fields as datasets.NAME.recipe, or leave a preset out"
+            )
         trust = () if info.context is None else info.context.get(TRUST, ())
         for task in self._tasks(trust):
             self._check_names(task)
