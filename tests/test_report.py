@@ -22,6 +22,7 @@ from ddice.extractors import GuideThenSelect, SelectOnly, WeightedBC
 from ddice.policies.evaluation import Evaluation
 from ddice.runs.comparison import Comparison, Result, Results
 from ddice.runs.comparison.grid import BEHAVIOUR
+from ddice.runs.comparison.store import MadeOn
 from ddice.runs.report import write_report
 from ddice.runs.report.material import alone, read_material
 
@@ -56,6 +57,18 @@ def row(backend: str | None, extractor: str, seed: int, scores: list[float]) -> 
         clip_rate=0.25,
         diagnostics={"mean_ratio": 1.1, "effective_sample_size": 0.3 + 0.1 * seed},
         train_seconds=7.0,
+        fingerprint="f00d",
+        alarms=("V has run ahead",) if extractor == "bc" else (),
+        made_on=MadeOn(
+            code="c0de",
+            versions={"torch": "2.9"},
+            python="3.11",
+            system="Linux",
+            device="cpu",
+            name="a processor",
+            cores=2,
+            threads=1,
+        ),
     )
 
 
@@ -132,7 +145,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_tables_by_hand(written: Path) -> None:
     page = Page(written.read_text())
-    over_seeds, scores, ratios, protocol, processes = page.tables
+    over_seeds, scores, ratios, protocol, machines, processes = page.tables
     assert scores[0] == [
         "backend",
         "extractor",
@@ -192,8 +205,10 @@ def test_the_tables_by_hand(written: Path) -> None:
     assert ratios[2][2:4] == ["1.10", "0.35"]
     assert ratios[0][-3:] == ["value bias", "the alarms ask", "repeat"]
     assert ratios[2][-3] == "2.000"
-    assert ratios[2][-2].startswith("V stands 2.0 deviations above the returns")
-    assert protocol[1][2:5] == ["Maze-v3", "0, 1", "2"]
+    assert [line[-2] for line in ratios[1:]] == ["", "V has run ahead", "", "V has run ahead"]
+    assert protocol[1][2:6] == ["f00d", "Maze-v3", "0, 1", "2"]
+    versions = "python 3.11, torch 2.9"
+    assert machines[1:] == [["7", "a processor, Linux", "cpu", "2, 1", versions, "c0de"]]
     assert processes[1][1] == "ddice compare --run x"
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ddice.extractors import SelectingConfig
 from ddice.runs.alarms.report import LABELS, last_numbers
-from ddice.runs.alarms.verdicts import of_backend
-from ddice.runs.comparison.store import Result
+from ddice.runs.comparison.store import MadeOn, Result
 from ddice.runs.metrics import read_metrics
 from ddice.runs.recipe import Recipe
 from ddice.runs.report.material import Material, Task
-from ddice.runs.report.tables import NOTHING, Cell, Table, number
+from ddice.runs.report.tables import Cell, Table, number
 
 DIAGNOSTICS = {
     "mean_ratio": "1 where the ratios hold: mean over a fixed sample of the data",
@@ -38,20 +37,19 @@ def diagnostic_table(task: Task, folder: Path, repeats: Sequence[str]) -> Table:
     columns |= {_short(name): hint for name, hint in DIAGNOSTICS.items()}
     columns |= {"clip rate": CLIP_RATE}
     columns |= {_short(name): LABELS[name] for name in shown}
-    if shown:
-        columns["the alarms ask"] = "of the average seed"
+    with_warnings = any(row.alarms for rows in task.groups.values() for row in rows)
+    if with_warnings:
+        columns["the alarms ask"] = "what was said when a stage of any seed was trained"
     table = Table(columns, repeats=list(repeats))
     for group, rows in task.groups.items():
-        means = {name: mean_of(alarms[group], name) for name in shown}
         cells = [Cell(group[0] or ""), Cell(group[1])]
         cells += [number(mean_of([row.diagnostics for row in rows], one), 2) for one in DIAGNOSTICS]
         clipped = [row.clip_rate for row in rows if not row.foreign]
         cells.append(number(float(np.mean(clipped)) if clipped else None, 2))
-        cells += [number(means[name], 3) for name in shown]
-        if shown:
-            recipe = task.recipes.get(group)
-            asked = "" if recipe is None else _verdict(means, recipe)
-            cells.append(Cell(asked) if asked else NOTHING)
+        cells += [number(mean_of(alarms[group], name), 3) for name in shown]
+        if with_warnings:
+            said = dict.fromkeys(text for row in rows for text in row.alarms)
+            cells.append(Cell("; ".join(said)))
         table.rows.append(cells)
     return table
 
@@ -71,19 +69,13 @@ def mean_of(seeds: Sequence[Mapping[str, float]], name: str) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _verdict(means: Mapping[str, float | None], recipe: Recipe) -> str:
-    extractor = recipe.extractor
-    candidates = extractor.candidates if isinstance(extractor, SelectingConfig) else 1
-    known = {name: value for name, value in means.items() if value is not None}
-    return "; ".join(of_backend(known, candidates))
-
-
 def protocol_table(material: Material) -> Table:
     """What was played and trained on every task."""
     columns = dict.fromkeys(
         (
             "task",
             "data",
+            "fingerprint",
             "environment",
             "seeds",
             "episodes per seed",
@@ -105,6 +97,7 @@ def protocol_table(material: Material) -> Table:
             [
                 Cell(task.name),
                 Cell(_data(recipe)),
+                Cell(first.fingerprint or "not kept"),
                 Cell(played.env_id or "unnamed"),
                 Cell(", ".join(map(str, seeds))),
                 number(len(played.returns), 0),
@@ -140,6 +133,33 @@ def provenance_table(material: Material) -> Table:
                 Cell(str(one.get("command", ""))),
                 Cell(", ".join(machine)),
                 Cell(", ".join(f"{name} {found}" for name, found in versions.items() if found)),
+            ]
+        )
+    return table
+
+
+def machine_table(material: Material) -> Table:
+    """On what, and with what, the policies were trained and played, as their rows say."""
+    counts = Counter(
+        row.made_on.model_dump_json()
+        for task in material.tasks
+        for rows in task.groups.values()
+        for row in rows
+        if row.made_on is not None
+    )
+    names = ("policies", "machine", "device", "cores, threads", "versions", "code")
+    table = Table(dict.fromkeys(names, ""))
+    for text, count in sorted(counts.items()):
+        made = MadeOn.model_validate_json(text)
+        versions = {"python": made.python, **made.versions}
+        table.rows.append(
+            [
+                number(count, 0),
+                Cell(f"{made.name}, {made.system}"),
+                Cell(made.device),
+                Cell(f"{made.cores}, {made.threads}"),
+                Cell(", ".join(f"{name} {version}" for name, version in versions.items())),
+                Cell(made.code),
             ]
         )
     return table

@@ -15,7 +15,12 @@ from ddice.core.storage import write_bytes, write_json
 from ddice.runs.comparison.curves_plot import ScoreCurve, score_curves
 from ddice.runs.comparison.differences import PAIRED, what_seeds_tell
 from ddice.runs.comparison.groups import Group
-from ddice.runs.report.diagnostics import diagnostic_table, protocol_table, provenance_table
+from ddice.runs.report.diagnostics import (
+    diagnostic_table,
+    machine_table,
+    protocol_table,
+    provenance_table,
+)
 from ddice.runs.report.drawing import Drawing, draw
 from ddice.runs.report.figures import (
     Look,
@@ -239,6 +244,9 @@ def _protocol(material: Material) -> Section:
         ],
         [("Protocol", protocol_table(material))],
     )
+    machines = machine_table(material)
+    if machines.rows:
+        section.tables.append(("Machines", machines))
     if material.made_with:
         section.tables.append(("Processes", provenance_table(material)))
     else:
