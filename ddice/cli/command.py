@@ -168,7 +168,7 @@ def add_listeners(command: argparse.ArgumentParser) -> None:
         help="write tensorboard/ into the run folder",
     )
     text = (
-        "call it every 100 steps, and at every point of a learning curve, as "
+        "call it every 100 steps and at every point of a curve, as "
         "function(stage, step, steps, metrics)"
     )
     command.add_argument("--hook", metavar="MODULE:FUNCTION", help=text)

@@ -37,12 +37,10 @@ FIRST = (
     "datasets",
     "executor.kind",
     "recipe.data.source",
-    "recipe.data.env",
     "recipe.steps.prior",
     "recipe.steps.backend",
     "recipe.steps.extractor",
     "recipe.evaluation.episodes",
-    "recipe.device",
 )
 
 
@@ -55,7 +53,7 @@ def register(commands: Any) -> None:
     command = add_command(commands, "compare", _compare, text, Comparison, FIRST)
     text = "the recipe to start from: see ddice presets"
     command.add_argument("--preset", default="default", choices=PRESETS, metavar="NAME", help=text)
-    text = f"a comparison that has a name: {', '.join(SUITES)}"
+    text = "a comparison by name: see docs/comparisons.md"
     command.add_argument("--suite", choices=SUITES, metavar="NAME", help=text)
     text = "folder of the files that the suite reads"
     command.add_argument("--files", metavar="FOLDER", default=".", help=text)
@@ -65,7 +63,7 @@ def register(commands: Any) -> None:
     command.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what is left to do and its predicted time, train nothing",
+        help="print what is left and its predicted time, no more",
     )
     text = "do nothing but the policies that failed before"
     command.add_argument("--only-failed", action="store_true", help=text)
