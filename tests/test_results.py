@@ -210,11 +210,13 @@ def test_a_method_of_others_stands_in_the_table(
     assert row.evaluation.decisions_per_second == pytest.approx(500)
     assert main(["results", str(run_folder), "--with", str(path)]) == 0
     table = capsys.readouterr().out
-    assert "| theirs | their method | 50.0 |  | 50.0 |  |  | 500 |" in table
+    assert "| theirs | their method | 50.0 |  | 50.0 |  |  |  |  | 500 |" in table
     # what they did not measure is empty, not 0
-    assert "| their method | 50.0 |  | 50.0 |  |  |  |" in render_table(
-        foreign_results(write(path), ROWS)
-    )
+    (row,) = foreign_results(write(path), ROWS)
+    assert "| their method | 50.0 |  | 50.0 |  |  |  |  |  |" in render_table([row])
+    assert row.evaluation.seed == -1  # so that nothing is taken for a pair with our episodes
+    (row,) = foreign_results(write(path, evaluation_seed=4), ROWS)
+    assert row.evaluation.seed == 4
     (record,) = records(foreign_results(path, ROWS))
     assert [record[name] for name in ("clip_rate", "decision_ms", "train_seconds")] == [None] * 3
 
@@ -234,7 +236,7 @@ def test_what_we_wrote_is_read_again(run_folder: Path, tmp_path: Path) -> None:
         ({"returns": "no column"}, "lacks the columns returns: expected those"),
         ({"scoer": 1}, "has the columns 'scoer', which nobody reads"),
         ({"dataset": "c"}, "row 2: the dataset 'c' is none of ours: there are 'b', 'a'"),
-        ({"seed": "x"}, "expected a whole number as the seed, got 'x'"),
+        ({"seed": "x"}, "expected a whole number as a seed, got 'x'"),
         ({"returns": "71.5"}, r"expected returns as a list of numbers, .*got '71\.5'"),
         ({"returns": "[NaN]"}, "expected returns as a list of numbers"),
         ({"extractor": ""}, "extractor is empty"),

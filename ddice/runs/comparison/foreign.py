@@ -23,6 +23,8 @@ from ddice.runs.comparison.store import Result
 NEEDED = ("dataset", "extractor", "seed", "returns", "reference_random", "reference_expert")
 # what makes no difference to a mean over hundreds of episodes
 TOLERANCE = 1e-6
+# of an evaluation that does not say: none of ours, so that nothing is paired with its episodes
+UNKNOWN_SEED = -1
 
 
 def foreign_results(path: Path, ours: Sequence[Result]) -> list[Result]:
@@ -99,6 +101,7 @@ def _evaluation(where: str, row: dict[str, Any], like: Evaluation) -> Evaluation
     pace = _number(where, "decision_ms", row.get("decision_ms"))
     return like.model_copy(
         update={
+            "seed": _whole(where, row.get("evaluation_seed") or UNKNOWN_SEED),
             "returns": returns,
             "scores": scores,
             "lengths": tuple(steps),
@@ -138,7 +141,7 @@ def _whole(where: str, text: Any) -> int:
     try:
         return int(text)
     except (TypeError, ValueError):
-        raise ValueError(f"{where}: expected a whole number as the seed, got {text!r}") from None
+        raise ValueError(f"{where}: expected a whole number as a seed, got {text!r}") from None
 
 
 def _number(where: str, column: str, text: Any) -> float | None:
