@@ -168,6 +168,14 @@ def test_identity_follows_the_ratios_of_the_data(data: Transitions) -> None:
     assert backend.identity(data) != first
 
 
+def test_uniform_weights_are_ones(data: Transitions) -> None:
+    uniform = GivenRatio(source="uniform").build(data.spec)
+    batch = data.sample(16, seed=0, step=0)
+    assert torch.equal(uniform.ratio(batch), torch.ones(16))
+    ones = GivenRatio(source=np.ones(data.spec.source_rows)).build(data.spec)
+    assert uniform.identity(data) == ones.identity(data)
+
+
 def test_weights_and_ratios_are_different_things(data: Transitions) -> None:
     """Batch weights enter the diagnostics, never the ratios."""
     backend = GivenRatio(source=WEIGHTS).build(data.spec)

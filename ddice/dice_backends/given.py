@@ -27,6 +27,7 @@ from ddice.parts.fitting import Fits, GoesOn
 from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 
 NUMPY = ".npy"  # ends the name of a file of weights; other names are of functions
+UNIFORM = "uniform"  # names the weights that prefer no row
 RatioFunction = Callable[[Batch], Tensor]
 
 
@@ -58,7 +59,7 @@ def _digest(value: Any) -> str:
 
 class GivenRatio(Config, Fits["GivenRatioBackend"]):
     """Weights w >= 0, one per source row (an array or the path of a .npy file), or a callable batch
-    -> w (B,) (or its "module:function").
+    -> w (B,) (or its "module:function"); or "uniform", w = 1: extractors then clone the behaviour.
 
     `q` is a callable (observations (B, S), actions (B, A) in [-1, 1]) -> (M, B) or (B,), or its
     "module:function"; without it only one candidate can be sampled. A JSON recipe can hold names
@@ -68,7 +69,9 @@ class GivenRatio(Config, Fits["GivenRatioBackend"]):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     kind: Literal["given"] = "given"
-    source: Any = Field(description='array, path of a .npy file, callable, or "module:function"')
+    source: Any = Field(
+        description='array, path of a .npy file, callable, "module:function", or "uniform"'
+    )
     q: Any = Field(
         None, description='callable or "module:function"; needed for more than one candidate'
     )
@@ -134,6 +137,8 @@ class GivenRatioBackend(GoesOn):
         source = config.source
         if isinstance(source, str) and source.endswith(NUMPY):
             source = _read_npy(Path(source))
+        elif isinstance(source, str) and source == UNIFORM:
+            source = np.ones(spec.source_rows)
         elif isinstance(source, str):
             source = import_function(source, "source")
         if isinstance(source, np.ndarray):
