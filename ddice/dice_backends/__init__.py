@@ -6,6 +6,7 @@ from ddice.core.plugins import Door
 from ddice.dice_backends.advantage import AdvantageHead
 from ddice.dice_backends.backup import LambdaReturns, OneStep
 from ddice.dice_backends.base import Backend, BackendConfig
+from ddice.dice_backends.calibration import CalibratedRatio, Calibration
 from ddice.dice_backends.diagnostics import ratio_metrics
 from ddice.dice_backends.given import GivenRatio, GivenRatioBackend
 from ddice.dice_backends.iql import Iql
@@ -36,6 +37,8 @@ __all__ = [
     "AveragedCritic",
     "Backend",
     "BackendConfig",
+    "CalibratedRatio",
+    "Calibration",
     "CorrectedRatio",
     "CriticEnsemble",
     "DeterministicDice",

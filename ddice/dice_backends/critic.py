@@ -127,15 +127,23 @@ class CriticBackend(WarmStartBackend):
         """Add the axis of the ensemble members behind that of the seeds."""
         return x.unsqueeze(len(self.seed_shape))
 
+    @torch.no_grad()
+    def reduced_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Averaged Q, reduced over its members: the one that V and the ratio see, (*seeds, B)."""
+        return self._reduced_q(self.encoder(observations), actions)
+
+    @torch.no_grad()
+    def _reduced_q(self, features: Tensor, actions: Tensor) -> Tensor:
+        # A minimum or a lower bound over the members counters overestimation. Shapes: (*seeds, M,
+        # B, 1) -> (*seeds, M, B) -> (*seeds, B).
+        q = self.target(self._members(features), self._members(actions)).squeeze(-1)
+        return self.config.reduction.reduce(q)
+
     def _advantage(self, features: Tensor, actions: Tensor, values: Tensor) -> Tensor:
         """Averaged Q, reduced over its members, less V, (*seeds, B)."""
-        # A = Q_bar(s, a) - V(s), where a minimum or a lower bound over the members counters
-        # overestimation. Q_bar is a constant here, so that A carries a gradient to V alone:
-        # otherwise the V loss would push Q down. Shapes: (*seeds, M, B, 1) -> (*seeds, M, B) ->
-        # (*seeds, B).
-        with torch.no_grad():
-            q = self.target(self._members(features), self._members(actions)).squeeze(-1)
-        return self.config.reduction.reduce(q) - values
+        # A = Q_bar(s, a) - V(s). Q_bar is a constant here, so that A carries a gradient to V
+        # alone: otherwise the V loss would push Q down.
+        return self._reduced_q(features, actions) - values
 
     def _regression(
         self,

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ddice.core.randomness import Seed
-from ddice.data import Spec
+from ddice.data import Spec, Transitions
+from ddice.dice_backends.calibration import Calibration
 from ddice.dice_backends.critic import CriticBackend, CriticConfig
 from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise, SoftChi2
 from ddice.parts.part import weighted_mean
@@ -51,6 +52,10 @@ class PairConfig(CriticConfig, abstract=True):
 
     value_weight: float = Field(
         1.0, gt=0, description="coefficient of V, and the mean ratio of every state"
+    )
+
+    calibration: Calibration | None = Field(
+        None, description="once it is trained, solve V anew on actions of the prior, in every state"
     )
 
     @property
@@ -111,6 +116,15 @@ class PairBackend(CriticBackend):
                 f"{shift:.3g}: values are then no returns",
                 stacklevel=4,
             )
+
+    def identity(self, data: Transitions) -> str:
+        """See `Part.identity`. What becomes of the ratios afterwards is no training."""
+        return self.config.digest(
+            without=("calibration",),
+            part=type(self).__name__,
+            seed=self.seed,
+            data=data.spec.fingerprint,
+        )
 
     def value_loss(self, advantage: Tensor, values: Tensor, weights: Tensor) -> Tensor:
         """E[f*(y) + c V / temperature] with y = advantage / temperature."""

@@ -170,6 +170,18 @@ def alone(part: Trainable, *, steps: int | None, name: str | None = None) -> Sta
     )
 
 
+class Sweep(Trainable, Protocol):
+    """A part that is ready when it has gone through all rows once."""
+
+    def steps_over(self, data: Transitions) -> int:
+        """The steps that takes."""
+
+
+def whole(part: Sweep, data: Transitions, *, name: str | None = None) -> Stage:
+    """The steps of a part that are left until it has gone through all rows of `data`."""
+    return alone(part, steps=part.steps_over(data) - part.step, name=name)
+
+
 def run_stage(
     stage: Stage,
     data: Transitions,  # on the device of the parts

@@ -11,7 +11,7 @@ from ddice.core.reading import parse_json, read_bytes
 from ddice.parts.loop import IDENTITY, METRICS_LIMIT, WATCHER, read_place
 from ddice.parts.watcher import Watcher
 
-STAGES = ("prior", "backend", "extractor", "joint")
+STAGES = ("prior", "backend", "calibration", "extractor", "joint")
 EXPECTED = "_expected"  # "mean_ratio_expected" is what "mean_ratio" should be
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]

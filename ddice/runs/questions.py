@@ -14,7 +14,7 @@ PLAY = "How well does it play?"
 OTHER = "What else was measured?"
 QUESTIONS = (PRIOR, RATIOS, CRITIC, POLICY, PLAY, OTHER)
 # of metrics that nobody has described: a part of one's own, a plugin
-OF_STAGE = {"prior": PRIOR, "backend": CRITIC, "extractor": POLICY}
+OF_STAGE = {"prior": PRIOR, "backend": CRITIC, "calibration": RATIOS, "extractor": POLICY}
 OF_WATCHER = {"evaluation": PLAY}
 
 
@@ -41,6 +41,7 @@ READINGS = {
     ("backend", "lam"): Reading(RATIOS, "settles"),
     ("backend", "correction_loss"): Reading(RATIOS, "flat at the end"),
     ("backend", "factor_loss"): Reading(RATIOS, "falls, then is flat"),
+    ("calibration", "value_error"): Reading(RATIOS, "of the trained V: below 1, it was not needed"),
     ("extractor", "effective_sample_size"): Reading(RATIOS, "as that of the backend"),
     ("extractor", "floor_rate"): Reading(RATIOS, "ratios at the floor: few"),
     ("extractor", "cap_rate"): Reading(RATIOS, "ratios at the cap: few"),

@@ -11,6 +11,7 @@ from ddice.core.config import Config
 from ddice.data import Transitions, load_dataset
 from ddice.data.allowed import require_allowed_id
 from ddice.dice_backends import AnyBackend, PiecewiseF
+from ddice.dice_backends.semi_gradient import PairConfig
 from ddice.diffusion.prior import AnyPrior, DiffusionPrior
 from ddice.extractors import AnyExtractor, GuideThenSelect
 from ddice.policies import evaluation
@@ -183,7 +184,21 @@ class Recipe(Config):
                 "joint training needs an extractor that learns from the backend: use schedule "
                 '"staged" with select_only'
             )
+        if self.schedule == "joint" and self._is_calibrated:
+            raise ValueError(
+                "a backend is calibrated once it is trained, and in joint training it never "
+                'stands still: use schedule "staged", or leave backend.calibration out'
+            )
         return self
+
+    @property
+    def _is_calibrated(self) -> bool:
+        return isinstance(self.backend, PairConfig) and self.backend.calibration is not None
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether anything reads a prior: the extractor, or the calibration of the backend."""
+        return self.extractor.needs_prior or self._is_calibrated
 
     @property
     def without_curve(self) -> Recipe:

@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from ddice.data import Batch, Transitions
+from ddice.dice_backends.semi_gradient import PairBackend
 from ddice.diffusion.prior import Prior
 from ddice.extractors import Extractor
 from ddice.parts import loop
 from ddice.parts.ratio_source import RatioSource
-from ddice.parts.stage import Stage, Update, alone
+from ddice.parts.stage import Stage, Update, alone, whole
 from ddice.parts.watcher import Watcher
 from ddice.policies import evaluation
 from ddice.runs.alarms.looked import Looked
@@ -91,7 +92,7 @@ class Stages(ABC):
             warnings.simplefilter("ignore")  # what parts warn of is said when they are trained
             # Built to be looked at only. Random numbers follow from seed and name, so that these
             # parts change nothing in those that are trained.
-            if recipe.extractor.needs_prior:
+            if recipe.needs_prior:
                 prior = recipe.prior.build(spec, recipe.seed)
             if with_backend:
                 backend = recipe.backend.build(spec, recipe.seed)
@@ -114,7 +115,7 @@ class Stages(ABC):
         steps, extractor = recipe.steps, recipe.extractor
         together = recipe.schedule == "joint"
         asked = {
-            "prior": extractor.needs_prior,
+            "prior": recipe.needs_prior,
             "backend": backend is not None and backend.trains,
             "extractor": extractor.needs_ratio and not together,
         }
@@ -131,12 +132,12 @@ class Stages(ABC):
         """Do every stage: prior, then backend, then extractor (or the last two together). The
         behaviour policy needs no backend.
         """
-        prior = self.prior() if self.recipe.extractor.needs_prior else None
+        prior = self.prior() if self.recipe.needs_prior else None
         if not with_backend:
             return prior, None, self.extractor(prior, None)
         if self.recipe.schedule == "joint":
             return prior, *self.joint(prior)
-        backend = self.backend(prior)
+        backend = self.calibrated(self.backend(prior), prior)
         return prior, backend, self.extractor(prior, backend)
 
     def prior(self) -> Prior:
@@ -153,6 +154,17 @@ class Stages(ABC):
         stage = alone(part, name="backend", steps=self.recipe.steps.backend)
         watchers = self.watchers("backend", prior=prior, backend=part)
         self.do(dataclasses.replace(stage, watchers=watchers))
+        return part
+
+    def calibrated(self, backend: RatioSource, prior: Prior | None) -> RatioSource:
+        """The ratios of the backend, calibrated where its configuration asks for it."""
+        if not isinstance(backend, PairBackend) or backend.config.calibration is None:
+            return backend
+        assert prior is not None  # `needs_prior`
+        part = backend.config.calibration.build(
+            self.data.spec, self.recipe.seed, backend=backend, prior=prior
+        )
+        self.do(whole(part, self.data))
         return part
 
     def extractor(self, prior: Prior | None, backend: RatioSource | None) -> Extractor:

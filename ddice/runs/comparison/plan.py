@@ -75,6 +75,7 @@ class _Plan(Training):
         names = {
             "prior": "prior",
             "backend": f"backend {self.cell.backend}",
+            "calibration": f"calibration of {self.cell.backend}",
             "extractor": f"extractor {self.cell.extractor} of {self.cell.backend}",
         }
         joint = f"{self.cell.backend} with {self.cell.extractor}"
