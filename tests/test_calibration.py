@@ -11,8 +11,9 @@ from torch import Tensor
 from ddice.core.config import Config
 from ddice.data import Transitions
 from ddice.dice_backends import Calibration, FDice, PiecewiseF
-from ddice.dice_backends.calibration import CalibratedRatio, balancing_values
+from ddice.dice_backends.calibration import CalibratedRatio
 from ddice.dice_backends.divergences import KL, Piecewise, SoftChi2
+from ddice.dice_backends.semi_gradient import balancing_values
 from ddice.diffusion.networks import MLP, ResidualScore
 from ddice.diffusion.prior import DiffusionPrior
 from ddice.extractors import GaussianBC

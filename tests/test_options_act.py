@@ -30,6 +30,7 @@ from ddice.dice_backends import (
     PiecewiseF,
 )
 from ddice.dice_backends.backup import AnyBackup
+from ddice.dice_backends.calibration import Calibration
 from ddice.dice_backends.critic import AnySelector
 from ddice.dice_backends.divergences import Alpha, Divergence, NumericDivergence
 from ddice.dice_backends.optidice import AnyExpectation
@@ -152,6 +153,8 @@ OTHER: dict[str, Any] = {
     "critic_members": 3,
     "reduction": LowerBound(pessimism=2.0),
     "backup": LambdaReturns(refresh_every=2),
+    "calibration": Calibration(actions=2),
+    "actions": 3,
     "lam": 0.1,
     "refresh_every": 2,
     "pessimism": 2.0,
@@ -258,6 +261,9 @@ def backend(config: Any) -> Tensor:
         metrics = part.update(data().sample(size, seed=0, step=step), step=step)
     full = data().full()
     q = part.q(full.observations, full.actions)
+    settings = getattr(config, "calibration", None)
+    if settings is not None:
+        part = settings.fit(data(), backend=part, prior=trained_prior(), progress=False)
     return tensors(part.log_ratio(full), q.amin(0), *metrics.values())
 
 
@@ -298,6 +304,10 @@ def selector(config: Any) -> Tensor:
 
 def reduction(config: Any) -> Tensor:
     return backend(PiecewiseF(**PAIR, reduction=config))
+
+
+def calibration(config: Any) -> Tensor:
+    return backend(PiecewiseF(**PAIR, temperature="ess:0.5", calibration=config))
 
 
 def backup(config: Any) -> Tensor:
@@ -401,6 +411,7 @@ UNIONS: tuple[tuple[Any, Any], ...] = (
     (FittedQEvaluation, fitted_q),
     (AnySelector, selector),
     (AnyReduction, reduction),
+    (Calibration, calibration),
     (AnyBackup, backup),
     (AnyExpectation, expectation),
     (Divergence, divergence),

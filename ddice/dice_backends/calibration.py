@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from pydantic import Field
@@ -17,7 +17,6 @@ from typing_extensions import Self
 from ddice.core.config import Config
 from ddice.core.randomness import Seed, plain_seed, randn
 from ddice.data import Batch, Spec, Transitions
-from ddice.dice_backends.divergences import FDivergence
 from ddice.diffusion.samplers import Diffusion, DiffusionSampler
 from ddice.diffusion.solvers import FEW_STEPS, AnySolver
 from ddice.diffusion.trained_prior import TrainedPrior
@@ -27,35 +26,44 @@ from ddice.parts.part import effective_sample_size, weighted_mean
 from ddice.parts.ratio_source import FlowStart, QCallable, RatioKind, RatioSource
 from ddice.parts.stage import run_stage, whole
 
-if TYPE_CHECKING:
-    from ddice.dice_backends.semi_gradient import PairBackend
-
-HALVINGS = 40  # of an interval of values or of log temperatures: to the end of float32
+HALVINGS = 40  # of an interval of log temperatures: to the end of float32
 # The temperature is found within this factor of the trained one, on as many rows at most.
 FURTHEST = 1e3
 ROWS = 16_384
 
 
-def balancing_values(
-    q: Tensor,  # (..., K), of actions of the behaviour policy
-    temperature: Tensor,  # ()
-    divergence: FDivergence,
-    mean: float,
-) -> Tensor:
-    """V (...) with sum_k (f*)'((q_k - V) / temperature) / K = mean: E[w | s] = mean, by bisection.
+class CriticPair(RatioSource, Protocol):
+    """The trained Q, and the ratio that follows from it and from a V."""
 
-    The equation that the V loss leads to, with the expectation over actions in place of a network.
-    """
-    # All y = (q - V) / temperature have w above `mean` at the lower end and below it at the upper
-    # one, for a convex f with f'(1) = 0.
-    reach = temperature * (2 + 2 * mean + abs(math.log(mean)))
-    low, high = q.amin(-1) - reach, q.amax(-1) + reach
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        ratio = torch.exp(divergence.log_ratio((q - middle[..., None]) / temperature))
-        above = ratio.mean(-1) > mean
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return (low + high) / 2
+    @property
+    def discount(self) -> float: ...
+
+    @property
+    def temperature(self) -> Tensor: ...
+
+    @property
+    def target_size(self) -> float | None:
+        """The effective sample size that the temperature was found for; None for a fixed one."""
+
+    @property
+    def q(self) -> QCallable: ...
+
+    def reduced_q(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """The one Q that the ratio sees, (B,)."""
+
+    def balancing_values(
+        self,
+        q: Tensor,  # (B, K), of actions of the behaviour policy
+        temperature: Tensor,  # ()
+    ) -> Tensor:
+        """V (B,) for which the ratios of each state average what they should."""
+
+    def log_ratio_at(
+        self,
+        advantage: Tensor,  # (B,)
+        temperature: Tensor,  # ()
+    ) -> Tensor:
+        """log w, (B,)."""
 
 
 class Calibration(Config):
@@ -71,7 +79,7 @@ class Calibration(Config):
     batch_size: int = Field(1024, ge=1, description="rows of a step")
 
     def build(
-        self, spec: Spec, seed: Seed = 0, *, backend: PairBackend, prior: TrainedPrior
+        self, spec: Spec, seed: Seed = 0, *, backend: CriticPair, prior: TrainedPrior
     ) -> CalibratedRatio:
         """Raises ValueError for several seeds that were trained together."""
         return CalibratedRatio(self, spec, seed, backend, prior)
@@ -80,7 +88,7 @@ class Calibration(Config):
         self,
         data: Transitions,
         *,
-        backend: PairBackend,
+        backend: CriticPair,
         prior: TrainedPrior,
         seed: Seed = 0,
         progress: bool = True,
@@ -121,10 +129,10 @@ class CalibratedRatio(GoesOn):
         config: Calibration,
         spec: Spec,
         seed: Seed,
-        backend: PairBackend,
+        backend: CriticPair,
         prior: TrainedPrior,
     ):
-        if backend.seed_shape or prior.seed_shape:
+        if not isinstance(backend.seed, int) or not isinstance(prior.seed, int):
             raise ValueError(
                 "Calibration is for one seed: take one of those that were trained together with "
                 "select(i), of the backend and of the prior"
@@ -200,17 +208,13 @@ class CalibratedRatio(GoesOn):
         """exp(log_ratio), (B,)."""
         return torch.exp(self.log_ratio(batch))
 
-    def _values(self, q: Tensor, temperature: Tensor) -> Tensor:
-        config = self.backend.config
-        return balancing_values(q, temperature, config.f, config.value_weight)
-
     def _log_ratio(
         self,
         q: Tensor,  # (B, 1 + K)
         temperature: Tensor,  # ()
     ) -> Tensor:  # (B,)
-        y = (q[:, 0] - self._values(q, temperature)) / temperature
-        return self.backend.config.f.log_ratio(y)
+        values = self.backend.balancing_values(q, temperature)
+        return self.backend.log_ratio_at(q[:, 0] - values, temperature)
 
     @torch.no_grad()
     def _find_temperature(self) -> Tensor:
@@ -263,7 +267,8 @@ class CalibratedRatio(GoesOn):
         self._temperature = None
         self.step = step + 1
         trained = self.backend.temperature
-        off = (self.backend.value(rows.observations) - self._values(q, trained)) / trained
+        exact = self.backend.balancing_values(q, trained)
+        off = (self.backend.value(rows.observations) - exact) / trained
         return {"value_error": weighted_mean(off.square(), rows.weights).sqrt()}
 
     def until(self, step: int) -> Self:
@@ -280,7 +285,7 @@ class CalibratedRatio(GoesOn):
         return "+".join([own, *read])
 
     def to(self, device: torch.device | str) -> Self:
-        self.backend.to(device)
+        self.backend.to(torch.device(device))
         self._q = self._q.to(device)
         return self
 

@@ -23,6 +23,8 @@ from ddice.dice_backends.critic import CriticBackend, CriticConfig
 from ddice.dice_backends.divergences import Divergence, FDivergence, Piecewise, SoftChi2
 from ddice.parts.part import weighted_mean
 
+HALVINGS = 40  # of an interval of values: to the end of float32
+
 
 def value_loss(
     y: Tensor,
@@ -45,6 +47,28 @@ def value_loss(
     return weighted_mean(
         divergence.conjugate(y) + value_weight * values / temperature[..., None], weights
     )
+
+
+def balancing_values(
+    q: Tensor,  # (..., K), of actions of the behaviour policy
+    temperature: Tensor,  # ()
+    divergence: FDivergence,
+    mean: float,
+) -> Tensor:
+    """V (...) with sum_k (f*)'((q_k - V) / temperature) / K = mean: E[w | s] = mean, by bisection.
+
+    The equation that the V loss leads to, with the expectation over actions in place of a network.
+    """
+    # All y = (q - V) / temperature have w above `mean` at the lower end and below it at the upper
+    # one, for a convex f with f'(1) = 0.
+    reach = temperature * (2 + 2 * mean + abs(math.log(mean)))
+    low, high = q.amin(-1) - reach, q.amax(-1) + reach
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        ratio = torch.exp(divergence.log_ratio((q - middle[..., None]) / temperature))
+        above = ratio.mean(-1) > mean
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (low + high) / 2
 
 
 class PairConfig(CriticConfig, abstract=True):
@@ -140,6 +164,14 @@ class PairBackend(CriticBackend):
     def log_ratio_of(self, advantage: Tensor) -> Tensor:
         """log (f*)'(advantage / temperature)."""
         return self.config.f.log_ratio(self.scaled(advantage))
+
+    def log_ratio_at(self, advantage: Tensor, temperature: Tensor) -> Tensor:
+        """The same at another temperature, ()."""
+        return self.config.f.log_ratio(advantage / temperature)
+
+    def balancing_values(self, q: Tensor, temperature: Tensor) -> Tensor:
+        """V (B,) with E[w | s] = value_weight over the actions of q (B, K); temperature ()."""
+        return balancing_values(q, temperature, self.config.f, self.config.value_weight)
 
     def diagnostics(self, advantage: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """The mean ratio to expect, and the share of y past the cut of the divergence."""
