@@ -18,6 +18,8 @@ from torch import Tensor
 from ddice.cli import main
 from ddice.core.randomness import randn
 from ddice.data import Transitions
+from ddice.dice_backends import FDice
+from ddice.diffusion.networks import MLP
 from ddice.diffusion.prior import DiffusionPrior, Prior
 from ddice.diffusion.solvers import FEW_STEPS
 from ddice.extractors import SelectOnly
@@ -177,6 +179,28 @@ def test_candidates_are_those_that_a_policy_of_the_prior_selects_among(
     assert "member_agreement" not in look(alone)
 
 
+def test_v_is_compared_with_what_balances_the_ratios_of_a_state(
+    data: Transitions, prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With KL, T log E[e^(q / T)] over the data's action and those of the prior: V three
+    temperatures above it everywhere is off by 3.
+    """
+    network = MLP(hidden=(8,))
+    config = FDice(divergence="kl", temperature=0.2, value=network, critic=network)
+    backend = config.build(data.spec, 0)
+    watcher = CandidatesWatcher(backend, prior, Looked(data, None), 100)
+    batch = data.at(some_rows(data))
+    policy = SelectOnly(candidates=watching.ACTIONS, solver=FEW_STEPS).build(data.spec, 0, prior)
+    noise = randn(SEED, "alarms/candidates", 0, (STATES, watching.ACTIONS, 2))
+    with torch.no_grad():
+        candidates = policy.sampler()(batch.observations, noise).clamp(-1, 1)
+        actions = [batch.actions, *candidates.unbind(1)]
+        q = torch.stack([backend.reduced_q(batch.observations, action) for action in actions], -1)
+    exact = 0.2 * (torch.logsumexp(q / 0.2, -1) - math.log(len(actions)))
+    monkeypatch.setattr(type(backend), "value", lambda self, observations: exact + 0.6)
+    assert look(watcher)["value_error"] == pytest.approx(3, abs=1e-3)
+
+
 def test_a_prior_is_looked_at_with_the_same_noise_each_time(
     data: Transitions, prior: Prior
 ) -> None:
@@ -302,6 +326,8 @@ def test_selection_that_cannot_be_trusted_is_complained_of_once_and_with_every_r
         ({"alarms/value_bias": 1.1}, "V stands 1.1 deviations above"),
         ({"alarms/value_bias": 0.9}, ""),
         ({"alarms/value_bias": -3.0}, ""),
+        ({"candidates/value_error": 1.1}, "V is 1.1 temperatures off"),
+        ({"candidates/value_error": 0.9}, ""),
         ({"mean_ratio": 6.1}, "the mean ratio is 6.1 where it should be 1"),
         ({"mean_ratio": 1.9}, ""),
         ({"mean_ratio": 0.4}, "mean ratio"),
@@ -313,6 +339,12 @@ def test_each_threshold(changes: dict[str, float], trips: str) -> None:
     found = verdicts.of_backend({**MAZE, **changes}, candidates=2)
     assert len(found) == bool(trips)
     assert not trips or trips in found[0]
+
+
+def test_what_a_calibration_mends_is_not_complained_of() -> None:
+    numbers = {**MAZE, "candidates/value_error": 9.0, "mean_ratio": 6.0}
+    assert len(verdicts.of_backend(numbers, candidates=1)) == 2
+    assert verdicts.of_backend(numbers, candidates=1, calibrated=True) == []
 
 
 def test_v_is_complained_of_whatever_is_selected() -> None:
@@ -412,7 +444,8 @@ def test_a_comparison_tells_its_status(
     )
     heard: list[str] = []
     compare(comparison, tmp_path / "run", progress=False, say=heard.append)
-    texts = {one.policy.split(",")[0]: one.warnings for one in written}
+    # Before the first and after the last the grid is at no policy.
+    texts = {one.policy.split(",")[0]: one.warnings for one in written if one.policy}
     assert {policy: len(found) for policy, found in texts.items()} == {
         "behaviour policy": 0,
         "piecewise_f + select_only": 1,

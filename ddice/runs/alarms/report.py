@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ddice.dice_backends.semi_gradient import PairConfig
 from ddice.extractors import SelectingConfig
 from ddice.parts.stage import Stage
 from ddice.runs.alarms.verdicts import of_backend, of_prior
@@ -23,6 +24,7 @@ LABELS = {
     "candidates/prior_above_data": f"{OF_PRIOR} above the data's, in deviations of Q",
     "candidates/prior_above_data_share": f"{OF_PRIOR} above the data's, share of states",
     "candidates/member_agreement": "rank agreement of the critic's members on candidates",
+    "candidates/value_error": "V off from where ratios average 1, in temperatures",
     "candidates/choices_at_edge": "choices at the bounds, share of coordinates",
     "candidates/candidates_at_edge": "candidates at the bounds, share of coordinates",
     "alarms/td_error": "TD error, rows of the training",
@@ -62,4 +64,6 @@ def verdicts(stage: Stage, curves: Curves, recipe: Recipe) -> list[str]:
     last = {name: curve[-1][1] for name, curve in ended.items()}
     extractor = recipe.extractor
     candidates = extractor.candidates if isinstance(extractor, SelectingConfig) else 1
-    return of_backend(last, candidates)
+    backend = recipe.backend
+    calibrated = isinstance(backend, PairConfig) and backend.calibration is not None
+    return of_backend(last, candidates, calibrated=calibrated)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddice.core.randomness import rand, randn
 from ddice.data import Batch, Transitions
 from ddice.dice_backends.base import Backend
+from ddice.dice_backends.semi_gradient import PairBackend
 from ddice.diffusion.prior import Prior
 from ddice.diffusion.samplers import Diffusion, DiffusionSampler
 from ddice.diffusion.solvers import FEW_STEPS
@@ -185,6 +186,7 @@ class CandidatesWatcher:
             return {}
         members = candidate_scores(self.backend, self._looked_at, self._candidates)
         of_data, scores = member_scores(self.backend, self._looked_at).mean(0), members.mean(0)
+        off = {"value_error": self._value_error()} if isinstance(self.backend, PairBackend) else {}
         chosen = scores.argmax(-1)[:, None, None]  # (B, 1, 1), which take_along_dim broadcasts
         choices = self._candidates.take_along_dim(chosen, 1)
         return known(
@@ -194,8 +196,23 @@ class CandidatesWatcher:
                 "member_agreement": agreement(members),
                 "choices_at_edge": share_at_edge(choices),
                 "candidates_at_edge": share_at_edge(self._candidates),
+                **off,
             }
         )
+
+    def _value_error(self) -> Tensor:
+        """How far V is from where the ratios of a state average what they should, over states: root
+        mean square, in temperatures.
+        """
+        backend, batch = self.backend, self._looked_at
+        assert isinstance(backend, PairBackend)
+        # The data's own action is one more of the behaviour policy.
+        actions = torch.cat([batch.actions[:, None], self._candidates], 1)
+        states = batch.observations.repeat_interleave(actions.shape[1], 0)
+        q = backend.reduced_q(states, actions.flatten(0, 1)).view(actions.shape[:2])
+        exact = backend.balancing_values(q, backend.temperature)
+        off: Tensor = (backend.value(batch.observations) - exact) / backend.temperature
+        return off.square().mean().sqrt()
 
 
 def alarms(
