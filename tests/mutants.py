@@ -141,7 +141,7 @@ MUTANTS = (
     Mutant("the temperature under V dropped", "value_loss", "V / T[..., None]", "V", CRITIC),
     Mutant(
         "the larger of two critics",
-        "_advantage",
+        "_reduced_q",
         "self.config.reduction.reduce(Q)",
         "Q.amax(-2)",
         CRITIC,
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     Mutant(
         "the live critic for the averaged one",
-        "_advantage",
+        "_reduced_q",
         "self.target(X, Y)",
         "self.critic(X, Y)",
         CRITIC,

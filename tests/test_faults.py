@@ -87,6 +87,8 @@ def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        # As many threads as here: how sums are split decides about their last bits.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     stopped = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert stopped.returncode == 143, stopped.stderr

@@ -226,9 +226,9 @@ def test_datasets_and_methods_of_others(tmp_path: Path) -> None:
         for one in (behaviour, policy):
             named = one.model_copy(update={"dataset": name})
             Results(tmp_path / "results.jsonl").append(named)
-    columns = "dataset,extractor,seed,returns,reference_random,reference_expert"
+    columns = "dataset,extractor,seed,evaluation_seed,returns,reference_random,reference_expert"
     other = tmp_path / "others.csv"
-    other.write_text(f'{columns}\ntwo,theirs,0,"[40, 60]",0,100\n')
+    other.write_text(f'{columns}\ntwo,theirs,0,0,"[40, 60]",0,100\n')
     assert main(["report", str(tmp_path), "--with", str(other)]) == 0
     text = (tmp_path / "report.html").read_text()
     aggregate, one, _, two, *_ = Page(text).tables

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ddice.core.locks import NO_LOCKS
 from ddice.core.reading import read_json
-from ddice.core.storage import write_json
+from ddice.core.storage import explained, write_json
 
 # Only what a digest can have named is an entry, so that `clear` deletes nothing else.
 KEY = re.compile("[0-9a-f]{32}")
@@ -104,8 +104,8 @@ class Entry:
         On a file system without locks nobody waits: what two processes make is the same, and files
         are written whole.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK)
+        with explained(self.folder / LOCK):  # which makes the folder
+            lock = FileLock(self.folder / LOCK)
         try:
             try:
                 lock.acquire(timeout=0)

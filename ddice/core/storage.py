@@ -23,7 +23,7 @@ HEADER_SIZE = 8  # bytes, in which a safetensors file says how long its header i
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Errors of writing name the file and what to do; those of a full disk do neither by
     themselves.
     """
@@ -45,7 +45,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     # not mkstemp: its files are private, these follow the umask
     # Beside the file, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with _explained(path):
+    with explained(path):
         try:
             with temporary.open("xb") as file:
                 file.write(content)
@@ -62,7 +62,7 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     """Add a line to a file; on a full disk half of it may be written, and no line before it is
     lost. A `durable` one is there after the machine went down, too.
     """
-    with _explained(path), path.open("a") as file:
+    with explained(path), path.open("a") as file:
         file.write(line + "\n")
         if durable:
             file.flush()

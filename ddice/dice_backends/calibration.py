@@ -141,7 +141,8 @@ class CalibratedRatio(GoesOn):
         self.backend, self.prior = backend, prior
         self.batch_size = config.batch_size
         self.step = 0
-        # Q of the data's action, then of the others; NaN for rows that are not of the data.
+        # Q of the data's action, then of the others: all alike, so that w = 1, until a row is
+        # reached; NaN for rows that are not of the data.
         self._q = torch.full(
             (spec.source_rows, 1 + config.actions),
             torch.nan,
@@ -187,15 +188,17 @@ class CalibratedRatio(GoesOn):
 
     @property
     def temperature(self) -> Tensor:
-        """The temperature in force, (). Raises ValueError before all rows are done."""
+        """The temperature in force, (): for the rows that are done."""
         if self._temperature is None:
             self._temperature = self._find_temperature()
         return self._temperature
 
     @torch.no_grad()
     def log_ratio(self, batch: Batch) -> Tensor:
-        """log w of each row, (B,). Raises ValueError for rows of other data."""
-        inside = int(batch.rows.max()) < len(self._q)
+        """log w of each row, (B,), 0 where it is not reached yet. Raises ValueError before the
+        first step, and for rows of other data.
+        """
+        inside = self.step > 0 and int(batch.rows.max()) < len(self._q)
         q = self._q[batch.rows] if inside else None
         if q is None or bool(q[:, 0].isnan().any()):
             raise ValueError(
@@ -236,8 +239,10 @@ class CalibratedRatio(GoesOn):
     # -- training, as far as there is one
 
     def prepare(self, data: Transitions) -> None:
-        """The rows of these data are calibrated."""
+        """The rows of these data are to be calibrated."""
         self._data = data
+        new = self._q[data.rows, 0].isnan()
+        self._q[data.rows[new]] = 0.0
 
     def steps_over(self, data: Transitions) -> int:
         """Steps after which all rows are done."""
@@ -253,7 +258,8 @@ class CalibratedRatio(GoesOn):
         if step != self.step:
             raise ValueError(f"expected update(batch, step={self.step}), got step={step}")
         data, count = self._data, self.config.actions
-        first = step * self.batch_size
+        # Beyond the end it begins anew, as in a forecast of few rows.
+        first = step % self.steps_over(data) * self.batch_size
         last = min(first + self.batch_size, len(data))
         rows = data.at(torch.arange(first, last, dtype=torch.int64, device=data.device))
         shape = (last - first, count, self.spec.actions.size)
