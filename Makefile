@@ -27,7 +27,7 @@ ARGS = $(RUN_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reproduce tables test kernels wheel docs bench gpu clean
+.PHONY: help setup run reproduce tables test gate kernels wheel docs bench gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test: $(INSTALLED) ## ruff, mypy and the tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+gate: $(INSTALLED) ## the tests that take longest of those that every change must pass: processes that are killed, commands of the pages
+	$(VENV)/bin/pytest -n 2 -m gate
 
 docs: $(INSTALLED) ## the pages of docs/ and a reference made of the docstrings, in build/site/index.html
 	$(VENV)/bin/mkdocs build --strict --quiet

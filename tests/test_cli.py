@@ -375,6 +375,7 @@ def assert_whole_grid(folder: Path, episode: int) -> None:
     )
 
 
+@pytest.mark.gate
 def test_every_backend_with_every_extractor_on_arrays(npz: Path, tmp_path: Path, run: Run) -> None:
     status, output, errors = run("compare", *grid_options(npz), *whole_grid(), "--run", "g")
     assert status == 0, errors

@@ -41,6 +41,7 @@ def run_page(name: str, maze: str, folder: Path, patch: pytest.MonkeyPatch) -> d
     return namespace
 
 
+@pytest.mark.gate
 @pytest.mark.filterwarnings(
     "ignore:.*rows dropped", "ignore:.*no `?timeouts", "ignore:the guidance network is constant"
 )

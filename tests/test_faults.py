@@ -67,6 +67,7 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.gate
 def test_sigterm_saves_says_how_to_go_on_and_exits_with_143(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,7 @@ def test_a_curve_of_a_backend_is_drawn_before_others_find_it_trained(npz: Path) 
 # -- processes
 
 
+@pytest.mark.gate
 def test_workers_give_what_one_process_gives(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +295,7 @@ def test_workers_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- failures
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("kind", ["serial", "process"])
 def test_a_policy_that_fails_is_said_and_the_others_are_there(
     kind: str, npz: Path, tmp_path: Path
@@ -480,6 +482,7 @@ def test_a_grid_that_is_killed_at_random_ends_complete_and_as_if_it_had_not_been
     assert numbers(go(asked, run)) == numbers(expected)
 
 
+@pytest.mark.gate
 def test_a_worker_that_dies_again_and_again_fails_its_policy(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def exact_ratios(ratio, pole: float, rewards: Array, behaviour: Array) -> Array:
     return ratio((rewards - high[:, None]) / TEMPERATURE)
 
 
+@pytest.mark.gate
 @pytest.mark.oracle
 @pytest.mark.parametrize("case", CASES)
 def test_a_bandit_against_bisection(case: str) -> None:

@@ -110,6 +110,7 @@ def test_the_public_names() -> None:
     assert Path(ddice.__file__).with_name("py.typed").exists()
 
 
+@pytest.mark.gate
 def test_the_example(maze: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, but for the dataset's name, fewer steps and episodes, and a device that is
     there.

@@ -56,6 +56,7 @@ def test_snippets_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
+@pytest.mark.gate
 def test_commands_run(
     small_maze: str,
     tmp_path: Path,

@@ -201,6 +201,7 @@ def test_optidice_reaches_the_exact_dual(kind: str) -> None:
     assert abs(rows[1] - 1) > 0.02  # the loops of the absorbing state belong to the mean
 
 
+@pytest.mark.gate
 def test_optidice_with_sparse_ratios() -> None:
     trained = Trained(OptiDice(divergence="half_pearson", rewards=(), **TRUE), ending(), 2500)
     for i, (problem, solution) in enumerate(

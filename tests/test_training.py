@@ -192,6 +192,7 @@ def undisturbed(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Undistur
     return found
 
 
+@pytest.mark.gate
 def test_kill_in_each_stage_and_resume(
     npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_kill_in_each_stage_and_resume(
         assert [(line["stage"], line["step"]) for line in lines] == [(stage, 100), (stage, 200)]
 
 
+@pytest.mark.gate
 def test_kill_in_joint_training_and_resume(
     npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +244,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.gate
 def test_kill_while_policy_and_scores_are_written(
     npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +277,7 @@ def test_kill_while_policy_and_scores_are_written(
     assert load_policy(run / "policy").act(np.zeros(3)).shape == (1,)
 
 
+@pytest.mark.gate
 def test_ctrl_c(
     npz: Path, tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
