@@ -140,6 +140,13 @@ MUTANTS = (
     Mutant("value_weight dropped", "value_loss", "W * V / T", "V / T", VALUE),
     Mutant("the temperature under V dropped", "value_loss", "V / T[..., None]", "V", CRITIC),
     Mutant(
+        "ratios that add up to what they should average",
+        "balancing_values",
+        "R.mean(-1) > M",
+        "R.sum(-1) > M",
+        "tests/test_calibration.py::test_values_of_kl_are_a_logarithm_of_a_mean",
+    ),
+    Mutant(
         "the larger of two critics",
         "_reduced_q",
         "self.config.reduction.reduce(Q)",
