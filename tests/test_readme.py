@@ -20,6 +20,7 @@ SNIPPETS = blocks(README, "python")
 COMMANDS = commands(README)
 
 
+@pytest.mark.gate
 def test_snippets_run(small_maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the snippets leave behind is what the README says: actions of the stated shapes,
     weights that reach the policy, a policy on disk.
