@@ -112,7 +112,7 @@ def test_a_dataset_may_begin_with_the_preset_of_its_domain() -> None:
     preset = PRESETS["locomotion"]
     assert walk.recipe.data.source == "w"
     assert (walk.recipe.steps, walk.backends) == (preset.steps, {"piecewise_f": preset.backend})
-    assert walk.extractors == {"weighted_bc": preset.extractor}
+    assert walk.extractors == {"guide_then_select": preset.extractor}
     assert maze.backends == {"piecewise_f": PRESETS["default"].backend}
     named = Comparison.model_validate({"datasets": datasets, "backends": "iql"})
     assert [list(task.backends) for task in named.tasks] == [["iql"], ["iql"]]
