@@ -46,9 +46,13 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run a command for so many seconds at most, into NAME.log; how it ended."""
     log, started = folder / f"{name}.log", time.perf_counter()
+    # Unbuffered, so that what it said last stands last, an error behind all that it printed.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("w") as file:
         # A group of its own, so that nothing that it has started outlives it.
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, start_new_session=True, env=environment
+        )
         try:
             code = process.wait(seconds)
             outcome = OUTCOMES.get(code, "failed")
