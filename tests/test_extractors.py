@@ -100,6 +100,7 @@ def assert_optimum(policy: Policy, tolerance: float) -> None:
         assert gained == pytest.approx(reaches - behaves, rel=0.25)
 
 
+@pytest.mark.gate
 @pytest.mark.oracle
 def test_guidance_reaches_the_known_optimum() -> None:
     """Means 0.1 +- 0.067 where the behaviour has +- 0.3; measured within 0.015."""
@@ -114,6 +115,7 @@ def test_weighted_cloning_reaches_the_known_optimum() -> None:
     )
 
 
+@pytest.mark.gate
 @pytest.mark.oracle
 def test_weighted_cloning_cuts_what_weighs_nothing() -> None:
     """Weights 0 and 1 by the sign of a - m: samples follow the half normal distribution.

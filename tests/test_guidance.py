@@ -141,6 +141,7 @@ def test_rates_in_the_metrics() -> None:
     )
 
 
+@pytest.mark.gate
 @pytest.mark.oracle
 def test_the_gradient_of_an_exponential_tilt() -> None:
     """w = exp(b a): log E[w | a_t] is linear in a_t with slope b alpha std^2 / (alpha^2 std^2 +

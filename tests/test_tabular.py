@@ -187,6 +187,7 @@ def test_the_oracle_of_the_dual_is_right(kind: str) -> None:
     assert primal == pytest.approx(solution.minimum, abs=1e-6)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("kind", ["soft_chi2", "kl", "piecewise"])
 def test_optidice_reaches_the_exact_dual(kind: str) -> None:
     trained = Trained(

@@ -65,6 +65,7 @@ def test_the_pair_on_fifty_states(config) -> None:
     np.testing.assert_allclose(means, 1, atol=TARGET)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "kind",
     [

@@ -302,6 +302,7 @@ def learned(name: str) -> GuideThenSelectExtractor:
     return extractor.fit(samples(), backend=ratios, steps=1500, progress=False)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "mixture"])
 def test_the_learned_gradient_and_its_samples(name: str) -> None:
     """The gradient where guided samples are, in root mean square, and their energy distance to p w,
